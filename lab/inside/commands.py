@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Run the system's network programs; the only place of the laboratory that does."""
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def _run(argv: list[str], text: str | None) -> None:
+    done = subprocess.run(argv, input=text, text=True, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise OSError(f"{' '.join(argv)}: {done.stderr.strip()}" + (f" in: {text}" if text else ""))
+
+
+def ip(*lines: str) -> None:
+    """Run lines of ip(8) in order, in one process. OSError with ip's own words."""
+    _run(["ip", "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def ip_if_there(*lines: str) -> None:
+    """As ip(), but a line that fails (what it removes is gone already) does not matter."""
+    subprocess.run(
+        ["ip", "-force", "-batch", "-"], input="\n".join(lines) + "\n", text=True, capture_output=True, check=False
+    )
+
+
+def nft(text: str) -> None:
+    """Load an nftables script as one transaction. OSError with nft's own words."""
+    _run(["nft", "-f", "-"], text)
+
+
+def nft_if_there(text: str) -> bool:
+    """As nft(), and tell whether it was accepted."""
+    done = subprocess.run(["nft", "-f", "-"], input=text, text=True, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def purge_connections(addresses: Iterable[str]) -> None:
+    """Forget every tracked connection from or to these addresses."""
+    for address in addresses:
+        for side in ("-s", "-d"):
+            # Exit status 1 is "none found"; anything worse would show in the connections themselves.
+            subprocess.run(["conntrack", "-D", side, address], capture_output=True, check=False)
+
+
+def sysctl(**values: int | str) -> None:
+    """Set kernel parameters of this network namespace; "__" in a name stands for the slash (ipv4__ip_forward)."""
+    for name, value in values.items():
+        Path("/proc/sys/net", name.replace("__", "/")).write_text(str(value), encoding="ascii")

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The kernel calls that Python does not offer: namespaces, mounts, the parent-death signal.
+
+Thin wrappers over libc; every failure is an OSError with the call's own words. Sources: unshare(2), setns(2), mount(2),
+pivot_root(2), mount_setattr(2), prctl(2).
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+
+# Order matters: the user namespace first (it gives the right to join the others), mount last (paths change with it).
+KINDS = ("user", "pid", "net", "uts", "ipc", "mnt")
+
+_MNT_DETACH = 2
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_SIGKILL = 9
+# The numbers of these calls are the same on x86-64 and arm64 except pivot_root.
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_SYS_MOUNT_SETATTR = 442
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_MOUNT_ATTR_RDONLY = 0x1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def unshare(flags: int) -> None:
+    """Move this process (for the PID namespace: its later children) into new namespaces."""
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def setns(fd: int) -> None:
+    """Join the namespace behind an open /proc/PID/ns/KIND."""
+    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(0)), "setns")
+
+
+def mount(source: str, target: Path, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """Mount, or change a mount (flags as in mount(2))."""
+    result = _libc.mount(
+        source.encode(), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), options.encode() or None
+    )
+    _check(result, f"mount {kind or source} on {target}")
+
+
+def unmount(target: Path) -> None:
+    """Detach a mount and everything below it, now; the kernel frees it when the last user is gone."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(_MNT_DETACH)), f"unmount {target}")
+
+
+def make_read_only(target: Path) -> None:
+    """Make a mount and all mounts below it read-only, keeping their other flags (Linux 5.12 or later)."""
+    attr = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(target),
+        ctypes.c_uint(_AT_RECURSIVE),
+        ctypes.byref(attr),
+        ctypes.c_size_t(ctypes.sizeof(attr)),
+    )
+    _check(result, f"mount_setattr {target}")
+
+
+def change_root(new_root: Path) -> None:
+    """Make new_root (a mount point) the root of this mount namespace and drop the old root."""
+    number = _SYS_PIVOT_ROOT.get(os.uname().machine)
+    if number is None:
+        raise OSError(f"the laboratory does not know the machine type {os.uname().machine}")
+    os.chdir(new_root)
+    # pivot_root(".", ".") stacks the old root on the new one, so no directory for it is needed (see pivot_root(2)).
+    _check(_libc.syscall(ctypes.c_long(number), b".", b"."), "pivot_root")
+    unmount(Path())
+    os.chdir("/")
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent process ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "prctl")
+
+
+def set_process_name(name: str) -> None:
+    """Set the name that ps shows (15 characters)."""
+    _check(_libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
+
+
+def open_namespaces(pid: int) -> list[int]:
+    """File descriptors of the process's namespaces, in the order of KINDS; the caller closes them."""
+    return [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in KINDS]
+
+
+def join(fds: Iterable[int]) -> None:
+    """Join the namespaces of open_namespaces(); only children are in the PID namespace.
+
+    The process must have a single thread (setns(2)). A namespace it is already in is left alone.
+    """
+    for kind, fd in zip(KINDS, fds, strict=True):
+        own = os.stat(f"/proc/self/ns/{kind}" if kind != "pid" else "/proc/self/ns/pid_for_children")
+        if not os.path.samestat(own, os.fstat(fd)):
+            setns(fd)
+    os.chdir("/")
+
+
+def keep_only(fds: Iterable[int]) -> None:
+    """Close every file descriptor except the standard three and those given."""
+    kept = sorted({0, 1, 2, *fds})
+    for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        os.closerange(low + 1, high)
+
+
+def leave(status: int) -> None:
+    """End a forked process without running the parent's exit handlers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

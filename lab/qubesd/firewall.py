@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The firewall of one qube: its ordinary rules and its forwards, as qubesd with the extension holds them.
+
+The file is read once, at the first use. Every save writes both lists and then fires firewall-changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from portfwd.dom0.store import Contents, StoredForward, StoreError, load, save
+from portfwd.model.ordinary import OrdinaryRule
+
+if TYPE_CHECKING:
+    from lab.qubesd.qube import Qube
+
+_NOT_IN_QUBESDB = ("expire",)
+
+
+class Firewall:
+    """`rules` are the ordinary ones; assign to it, then save()."""
+
+    def __init__(self, vm: Qube, path: Path) -> None:
+        self._vm = vm
+        self._path = path
+        self._contents = load(path)
+        self._timer: asyncio.TimerHandle | None = None
+        self.rules: list[OrdinaryRule] = list(self._contents.rules)
+
+    @property
+    def forwards(self) -> tuple[StoredForward, ...]:
+        """The forwards; StoreError when the file holds some that cannot be read."""
+        if self._contents.damage:
+            raise StoreError(self._contents.damage)
+        return self._contents.forwards
+
+    def save(self) -> None:
+        """Write the present rules with the forwards as they are."""
+        self._write(self.forwards)
+
+    def save_forwards(self, forwards: Iterable[StoredForward]) -> None:
+        """Replace the forwards."""
+        if self._contents.damage:
+            raise StoreError(self._contents.damage)
+        self._write(tuple(forwards))
+
+    def clone(self, other: Firewall) -> None:
+        """Take over the ordinary rules of another qube, without saving. Forwards are not inherited."""
+        self.rules = list(other.rules)
+
+    def live_rules(self) -> list[OrdinaryRule]:
+        """The rules that have not expired."""
+        return [rule for rule in self.rules if not _is_over(rule)]
+
+    def qdb_entries(self, family: int) -> dict[str, str]:
+        """The keys below /qubes-firewall/ADDRESS/ for one family: the policy, then rules by their place in the list."""
+        entries = {"policy": "drop"}
+        other = "dst4" if family == 6 else "dst6"
+        for place, rule in enumerate(self.rules):
+            words = _words(rule)
+            if other not in words and not _is_over(rule):
+                kept = (f"{key}={value}" for key, value in words.items() if key not in _NOT_IN_QUBESDB)
+                entries[f"{place:04}"] = " ".join(kept)
+        return entries
+
+    def close(self) -> None:
+        """End the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _write(self, forwards: tuple[StoredForward, ...]) -> None:
+        rules = self.live_rules()
+        contents = Contents(tuple(rules), forwards)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        save(self._path, contents)
+        self._contents = contents
+        self._vm.fire_event("firewall-changed")
+        self._arm()
+
+    def _arm(self) -> None:
+        """Wake up at the next expiry. As in qubesd, a qubesd that has just started has no such timer."""
+        self.close()
+        ends = [end for rule in self.rules if (end := _expiry(rule)) is not None and not _is_over(rule)]
+        if ends:
+            delay = max(0.0, min(ends) + 1 - time.time())
+            self._timer = asyncio.get_running_loop().call_later(min(delay, 86400.0), self._expired)
+
+    def _expired(self) -> None:
+        self.rules = self.live_rules()
+        try:
+            self.save()
+        except StoreError as error:
+            self._vm.log.error("firewall save error: %s", error)
+
+
+def _words(rule: OrdinaryRule) -> dict[str, str]:
+    options = rule.api_line().partition("comment=")[0]
+    return dict(word.split("=", 1) for word in options.split())
+
+
+def _expiry(rule: OrdinaryRule) -> int | None:
+    words = _words(rule)
+    return int(words["expire"]) if "expire" in words else None
+
+
+def _is_over(rule: OrdinaryRule) -> bool:
+    end = _expiry(rule)
+    return end is not None and end < time.time()

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The program: python3 -I -m portfwd.agent. Runs as root in a qube; logs to stderr for the journal."""
+
+import logging
+import sys
+
+from portfwd.agent.agent import Agent
+from portfwd.agent.events import NFT_GROUP, RulesetWatch
+from portfwd.agent.firewall import Firewall
+from portfwd.agent.flows import Conntrack
+from portfwd.agent.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener
+from portfwd.agent.nft import LibNft
+from portfwd.agent.systemd import notify
+from portfwd.agent.uplinks import GROUPS, neighbours, uplink_addresses
+from portfwd.wire.qdb_client import open_qubesdb
+
+_UPLINKS_MAX = 32
+
+
+def main() -> int:
+    """Run until told to stop; the forwards stay as they are, and their expiry is the kernel's."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    nft = LibNft()
+    agent = Agent(
+        firewall=Firewall(nft, Conntrack()),
+        open_database=open_qubesdb,
+        near=neighbours,
+        uplinks=lambda: " ".join(str(address) for _, address in uplink_addresses()[:_UPLINKS_MAX]),
+        ruleset=Listener(NETLINK_NETFILTER, (NFT_GROUP,)),
+        links=Listener(NETLINK_ROUTE, GROUPS),
+        touched=RulesetWatch(nft.generations).touched,
+        ready=lambda: notify("READY=1"),
+    )
+    agent.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The agent's loop: hears QubesDB, the kernel and the clock, and keeps the firewall equal to what dom0 wants.
+
+Nothing is polled: every source of change is a file descriptor or a deadline. Single-threaded but for name resolution.
+"""
+
+import contextlib
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from portfwd.agent.desired import Desired, Reporter, read_desired
+from portfwd.agent.elements import Network, Surroundings
+from portfwd.agent.firewall import Firewall
+from portfwd.agent.names import REFRESH_SECONDS, Resolver
+from portfwd.agent.netlink import Listener
+from portfwd.agent.nft import NftError
+from portfwd.wire import limits
+from portfwd.wire.status import Result, State
+from portfwd.wire.values import HostName
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+_INCOMPLETE_SECONDS = 2.0
+"""How long a set of entries may be half written before everything is shut."""
+
+
+class Agent:
+    """One per qube. `open_database` gives a fresh QubesDB connection each time; `ruleset` and `links` are listeners."""
+
+    def __init__(
+        self,
+        firewall: Firewall,
+        open_database: Callable[[], Any],
+        near: Callable[[], tuple[Network, ...]],
+        uplinks: Callable[[], str],
+        ruleset: "Listener",
+        links: "Listener",
+        touched: Callable[[Any], tuple[bool, bool]],
+        ready: Callable[[], None],
+    ) -> None:
+        self._firewall = firewall
+        self._open_database = open_database
+        self._near, self._uplinks, self._touched, self._ready = near, uplinks, touched, ready
+        self._ruleset, self._links = ruleset, links
+        self._resolver = Resolver()
+        self._selector = selectors.DefaultSelector()
+        self._commands: Any = None
+        self._watch: Any = None
+        self._reporter: Reporter | None = None
+        self._desired = Desired()
+        self._deadlines: dict[str, float] = {}
+        self._stopping = False
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT. SIGHUP resolves names and reads everything anew."""
+        self._selector.register(self._ruleset, selectors.EVENT_READ, self._on_ruleset)
+        self._selector.register(self._links, selectors.EVENT_READ, self._on_links)
+        self._selector.register(self._resolver, selectors.EVENT_READ, self._on_names)
+        self._catch_signals()
+        self._connect()
+        if self._watch is None:
+            self._bring()
+        self._ready()
+        while not self._stopping:
+            self._wait()
+
+    def _wait(self) -> None:
+        due = min(self._deadlines.values(), default=None)
+        timeout = None if due is None else max(0.0, due - time.time())
+        for key, _ in self._selector.select(timeout):
+            key.data()
+        now = time.time()
+        for name in [name for name, when in self._deadlines.items() if when <= now]:
+            del self._deadlines[name]
+            {"connect": self._connect, "apply": self._bring, "incomplete": self._read, "names": self._resolve}[name]()
+
+    def _catch_signals(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self._signals = (ours, theirs)
+        signal.set_wakeup_fd(theirs.fileno())
+        self._selector.register(ours, selectors.EVENT_READ, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _ignore)
+
+    def _on_signal(self) -> None:
+        for number in self._signals[0].recv(64):
+            if number == signal.SIGHUP:
+                self._firewall.forget()
+                self._read()
+            else:
+                self._stopping = True
+
+    def _connect(self) -> None:
+        """Open both QubesDB connections. Watches are lost with the old one, so everything is read again."""
+        self._disconnect()
+        try:
+            self._watch, self._commands = self._open_database(), self._open_database()
+            self._watch.watch(limits.BASE)
+            self._selector.register(self._watch.watch_fd(), selectors.EVENT_READ, self._on_database)
+        except (RuntimeError, OSError) as error:
+            log.warning("no QubesDB: %s", error)
+            self._disconnect()
+            self._deadlines["connect"] = time.time() + _RETRY_SECONDS
+            return
+        self._reporter = Reporter(self._commands)
+        self._read()
+
+    def _disconnect(self) -> None:
+        if self._watch is not None:
+            with contextlib.suppress(KeyError, ValueError, RuntimeError, OSError):
+                self._selector.unregister(self._watch.watch_fd())
+        for connection in (self._watch, self._commands):
+            if connection is not None:
+                with contextlib.suppress(RuntimeError, OSError):
+                    connection.close()
+        self._watch = self._commands = self._reporter = None
+
+    def _on_database(self) -> None:
+        try:
+            self._watch.read_watch()
+        except (RuntimeError, OSError) as error:
+            log.warning("QubesDB connection lost: %s", error)
+            self._connect()
+            return
+        self._read()
+
+    def _read(self) -> None:
+        """Read what dom0 wants. Half a set changes nothing at first, and shuts everything if it stays half."""
+        if self._commands is None:
+            self._bring()
+            return
+        try:
+            desired = read_desired(self._commands)
+        except (RuntimeError, OSError) as error:
+            log.warning("QubesDB cannot be read: %s", error)
+            self._disconnect()
+            self._deadlines["connect"] = time.time() + _RETRY_SECONDS
+            return
+        if not desired.complete and self._desired.complete:
+            self._desired = Desired(desired.generation, self._desired.entries, self._desired.refused, complete=False)
+            self._deadlines["incomplete"] = time.time() + _INCOMPLETE_SECONDS
+            return
+        self._desired = desired
+        self._deadlines.pop("incomplete", None)
+        self._resolve()
+        self._bring()
+
+    def _resolve(self) -> None:
+        names = {e.source for e in self._desired.entries if isinstance(e.source, HostName)}
+        self._resolver.want(names)
+        self._deadlines.pop("names", None)
+        if names:
+            self._deadlines["names"] = time.time() + REFRESH_SECONDS
+
+    def _bring(self) -> None:
+        now = time.time()
+        around = Surroundings(now, self._near(), self._resolver.found)
+        try:
+            results = self._firewall.bring(self._desired.entries, around)
+            state = State.APPLIED if self._desired.complete else State.INCOMPLETE
+        except NftError as error:
+            log.error("the forwards could be neither applied nor shut: %s", error)
+            results = {e.key: Result.FAILED for e in self._desired.entries}
+            state = State.FAILED
+        failed = state is State.FAILED or Result.FAILED in results.values()
+        ends = [e.expire for e in self._desired.entries if e.expire is not None and e.expire > now]
+        again = [*map(float, ends), *([now + _RETRY_SECONDS] if failed else [])]
+        if (guard := self._firewall.tend(now)) is not None:
+            again.append(guard)
+        self._deadlines.pop("apply", None)
+        if again:
+            self._deadlines["apply"] = min(again)
+        self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED))
+
+    def _report(self, state: State, results: dict[str, Result]) -> None:
+        if self._reporter is None:
+            return
+        try:
+            self._reporter.report(self._desired.generation, state, results, self._uplinks())
+        except (RuntimeError, OSError) as error:
+            log.warning("status cannot be written: %s", error)
+            self._disconnect()
+            self._deadlines["connect"] = time.time() + _RETRY_SECONDS
+
+    def _on_ruleset(self) -> None:
+        """Someone changed nftables: when it was not us, put back what is ours."""
+        messages, lost = self._ruleset.read()
+        own, base = self._touched(messages)
+        if own or lost:
+            self._firewall.forget()
+        if own or base or lost:
+            self._bring()
+
+    def _on_links(self) -> None:
+        self._links.read()
+        self._bring()
+
+    def _on_names(self) -> None:
+        if self._resolver.read():
+            self._bring()
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """The wake-up descriptor does the work."""

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What dom0 wants of this qube, read from QubesDB; and our word back. No nftables here.
+
+Reading is all or nothing: entries count only when the commit covers exactly what stands there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from portfwd.wire import limits
+from portfwd.wire.entry import Commit, Entry
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.status import UPLINKS, Acknowledgement, Result, State
+
+
+class Database(Protocol):
+    """The part of the `qubesdb` module's object that the agent uses."""
+
+    def read(self, path: str) -> bytes | None:
+        """The value at a path, or None."""
+
+    def multiread(self, prefix: str) -> dict[str, bytes]:
+        """Every path with that prefix."""
+
+    def write(self, path: str, value: str | bytes) -> None:
+        """Set one value."""
+
+    def rm(self, path: str) -> None:
+        """Remove one key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The entries of one generation; `refused` names the keys whose entries this agent does not understand."""
+
+    generation: int = 0
+    entries: tuple[Entry, ...] = ()
+    refused: tuple[str, ...] = ()
+    complete: bool = True
+
+
+def read_desired(database: Database) -> Desired:
+    """Read the committed set; complete=False when entries and commit do not belong together (yet)."""
+    raw_commit = database.read(limits.BASE)
+    raw_entries = database.multiread(limits.ENTRIES)
+    if raw_commit is None:
+        return Desired(complete=not raw_entries)
+    texts = {path.removeprefix(limits.ENTRIES): _text(value) for path, value in raw_entries.items()}
+    try:
+        commit = Commit.parse(_text(raw_commit))
+    except RefusedError:
+        return Desired(complete=False)
+    if not commit.covers(texts):
+        return Desired(commit.generation, complete=False)
+    entries, refused = [], []
+    for key, value in texts.items():
+        try:
+            entries.append(Entry.decode(key, value))
+        except RefusedError:
+            refused.append(key)
+    return Desired(commit.generation, tuple(entries), tuple(refused))
+
+
+def _text(value: bytes) -> str:
+    return value.decode("ascii", "replace")
+
+
+@dataclass
+class Reporter:
+    """Writes our status subtree, only what changed since the last time."""
+
+    database: Database
+    _written: dict[str, str] = field(default_factory=dict)
+
+    def report(self, generation: int, state: State, results: Mapping[str, Result], uplinks: str) -> None:
+        """Per entry first, then the acknowledgement of the whole."""
+        wanted = {limits.STATUS + key: result.value for key, result in results.items()}
+        wanted[limits.STATUS + UPLINKS] = uplinks
+        if not self._written:
+            for path in self.database.multiread(limits.STATUS):
+                if path not in wanted:
+                    self.database.rm(path)
+        for path in self._written.keys() - wanted.keys() - {limits.STATUS_BASE}:
+            self.database.rm(path)
+        wanted[limits.STATUS_BASE] = str(Acknowledgement(generation, state))
+        for path, value in wanted.items():
+            if self._written.get(path) != value:
+                self.database.write(path, value)
+        self._written = wanted

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""From two states of the elements to the nft text that leads from one to the other. PURE text."""
+
+from collections.abc import Iterable
+
+from portfwd.agent.elements import Element, Elements
+from portfwd.agent.skeleton import TABLE, nft_family, sets_of
+from portfwd.wire.values import Family
+
+_CHUNK = 500
+"""Elements in one nft command: long lines cost nft quadratic time in its error locations."""
+
+
+def difference(before: Elements, after: Elements, now: float) -> str:
+    """The commands that turn one set of elements into the other; '' when nothing differs.
+
+    An element whose time has come is not deleted by us: the kernel has done it, and deleting it again would fail the
+    whole transaction.
+    """
+    removed: list[str] = []
+    added: list[str] = []
+    for place in sorted(before.keys() | after.keys(), key=lambda p: (p[0], p[1])):
+        old, new = before.get(place, {}), after.get(place, {})
+        gone = [k for k, e in old.items() if new.get(k) != e and not _over(e, now)]
+        come = {k: e for k, e in new.items() if old.get(k) != e}
+        removed += _commands("delete", place, gone)
+        added += _commands("add", place, [_text(k, e, now) for k, e in come.items()])
+    return "".join(removed + added)
+
+
+def everything(wanted: Elements, families: Iterable[Family], now: float) -> str:
+    """The commands that empty our sets and fill them anew: right whatever stood there before."""
+    lines = [
+        f"flush {kind} {nft_family(family)} {TABLE} {name}\n"
+        for family in families
+        for kind, name in (declared.split(" ") for declared in sets_of(family))
+    ]
+    for place, elements in wanted.items():
+        if place[0] in families:
+            lines += _commands("add", place, [_text(k, e, now) for k, e in elements.items()])
+    return "".join(lines)
+
+
+def _over(element: Element, now: float) -> bool:
+    return element.expire is not None and element.expire <= now
+
+
+def _text(key: str, element: Element, now: float) -> str:
+    timeout = f" timeout {max(1, round((element.expire - now) * 1000))}ms" if element.expire is not None else ""
+    comment = f' comment "{element.comment}"' if element.comment else ""
+    return f"{key}{timeout}{comment}{' : ' + element.data if element.data else ''}"
+
+
+def _commands(verb: str, place: tuple[Family, str], texts: list[str]) -> list[str]:
+    family, name = place
+    return [
+        f"{verb} element {nft_family(family)} {TABLE} {name} {{ {', '.join(texts[i : i + _CHUNK])} }}\n"
+        for i in range(0, len(texts), _CHUNK)
+    ]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""From entries to the elements of our sets and maps. PURE: (entries, surroundings) -> elements and a result per entry.
+
+An entry that is expired, not resolved or at odds with another opens nothing; its result says why.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from portfwd.agent.skeleton import RELAY_SIDES
+from portfwd.wire.entry import Entry
+from portfwd.wire.status import Result
+from portfwd.wire.values import (
+    Family,
+    HostName,
+    IPAddress,
+    IPNetwork,
+    Kind,
+    PortRange,
+    Proto,
+    SourceWord,
+)
+
+
+class Network(NamedTuple):
+    """A network attached to an uplink."""
+
+    interface: str
+    prefix: IPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the qube knows beside its entries. `now` is in epoch seconds."""
+
+    now: float
+    near: tuple[Network, ...] = ()
+    names: Mapping[HostName, tuple[IPAddress, ...]] = field(default_factory=dict)
+
+
+class Element(NamedTuple):
+    """One element: what it maps to ('' in a set), when it ends (epoch seconds), and the rules it serves."""
+
+    data: str = ""
+    expire: int | None = None
+    comment: str = ""
+
+
+Elements = dict[tuple[Family, str], dict[str, Element]]
+"""(family, set or map name) -> key text -> element."""
+
+
+def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, dict[str, Result]]:
+    """All elements that the entries want, and how each entry fared (by entry key)."""
+    elements: Elements = {}
+    results: dict[str, Result] = {}
+    accepts: list[Entry] = []
+    taken: dict[tuple[Family, str, Proto], list[PortRange]] = {}
+    for entry in sorted(entries, key=lambda e: e.key):
+        results[entry.key] = result = _judge(entry, around, taken)
+        if result is not Result.OK:
+            continue
+        if entry.kind is Kind.ACCEPT:
+            accepts.append(entry)
+        else:
+            _add_relay(elements, entry, around)
+    for family in Family:
+        for proto in Proto:
+            mine = [e for e in accepts if e.family is family and e.proto is proto]
+            for ports, owners in _segments(mine):
+                _add_door(elements, "in", ports, owners, around)
+    _add_near(elements, around)
+    return elements, results
+
+
+def _judge(entry: Entry, around: Surroundings, taken: dict[tuple[Family, str, Proto], list[PortRange]]) -> Result:
+    if entry.expire is not None and entry.expire <= around.now:
+        return Result.EXPIRED
+    if isinstance(entry.source, HostName) and not addresses_of(entry, around):
+        return Result.UNRESOLVED
+    if entry.kind is Kind.RELAY:
+        held = taken.setdefault((entry.family, RELAY_SIDES[entry.side], entry.proto), [])
+        if any(entry.listen.overlaps(other) for other in held):
+            return Result.CLASH
+        held.append(entry.listen)
+    return Result.OK
+
+
+def addresses_of(entry: Entry, around: Surroundings) -> list[IPNetwork]:
+    """The prefixes that an entry's source means at this moment; none for the words any and neighbours."""
+    if isinstance(entry.source, SourceWord):
+        return []
+    if isinstance(entry.source, HostName):
+        found = around.names.get(entry.source, ())
+        return [ipaddress.ip_network(address) for address in found if address.version == entry.family]
+    return [entry.source]
+
+
+def _add(elements: Elements, family: Family, name: str, key: str, element: Element) -> None:
+    elements.setdefault((family, name), {})[key] = element
+
+
+def _add_relay(elements: Elements, entry: Entry, around: Surroundings) -> None:
+    side = RELAY_SIDES[entry.side]
+    _add_door(elements, side, entry.listen, [entry], around)
+    if entry.ports is None or entry.to is None:
+        raise ValueError("a relay entry always has a destination")
+    proto, listen, ports, to = entry.proto.value, entry.listen, entry.ports, entry.to
+    if len(listen) == 1:
+        _add(elements, entry.family, f"{side}-to", f"{proto} . {listen.first}", Element(f"{to} . {ports.first}"))
+    elif len(ports) == 1:
+        _add(elements, entry.family, f"{side}-to-one", f"{listen} . {proto}", Element(f"{to} . {ports.first}"))
+    elif ports == listen:
+        _add(elements, entry.family, f"{side}-to-keep", f"{listen} . {proto}", Element(str(to)))
+    else:
+        # One dnat to a range sends all to its first port, so a shifted range is written out port by port.
+        for offset in range(len(listen)):
+            key = f"{proto} . {listen.first + offset}"
+            _add(elements, entry.family, f"{side}-to", key, Element(f"{to} . {ports.first + offset}"))
+
+
+def _add_door(elements: Elements, side: str, ports: PortRange, owners: list[Entry], around: Surroundings) -> None:
+    """Let the sources of these entries in at these ports."""
+    family, proto = owners[0].family, owners[0].proto.value
+    expire = _end(owners)
+    words = {e.source for e in owners if isinstance(e.source, SourceWord)}
+    klass = "any" if SourceWord.ANYONE in words else "near" if SourceWord.NEIGHBOURS in words else "src"
+    door = Element(f"goto {side}-{klass}", expire, " ".join(sorted(e.rule for e in owners))[:100])
+    if len(ports) == 1:
+        _add(elements, family, f"{side}-port", f"{proto} . {ports.first}", door)
+    else:
+        _add(elements, family, f"{side}-range", f"{ports} . {proto}", door)
+    if klass == "src":
+        prefixes = [prefix for e in owners for prefix in addresses_of(e, around)]
+        for prefix in collapse(prefixes):
+            _add(elements, family, f"{side}-src", f"{ports.short} . {proto} . {prefix}", Element())
+
+
+def _end(owners: list[Entry]) -> int | None:
+    """When a door shared by several entries must be looked at again.
+
+    Same sources: it stays open as long as any of them. Different sources: it shuts with the first, and the agent opens
+    it anew for the others, so that a dead agent leaves nobody in whose time has come.
+    """
+    ends = [e.expire for e in owners if e.expire is not None]
+    if len({e.source for e in owners}) == 1:
+        return max(ends) if len(ends) == len(owners) else None
+    return min(ends, default=None)
+
+
+def collapse(prefixes: Iterable[IPNetwork]) -> list[IPNetwork]:
+    """The same addresses in prefixes that do not overlap: the kernel refuses overlapping intervals."""
+    unique = list(prefixes)
+    v4 = [p for p in unique if isinstance(p, ipaddress.IPv4Network)]
+    v6 = [p for p in unique if isinstance(p, ipaddress.IPv6Network)]
+    return [*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)]
+
+
+def _segments(entries: list[Entry]) -> Iterator[tuple[PortRange, list[Entry]]]:
+    """Cut overlapping listen ranges into pieces that do not overlap, each with the entries that cover it."""
+    edges: dict[int, tuple[list[Entry], list[Entry]]] = {}
+    for entry in entries:
+        edges.setdefault(entry.listen.first, ([], []))[0].append(entry)
+        edges.setdefault(entry.listen.last + 1, ([], []))[1].append(entry)
+    active: list[Entry] = []
+    start = 0
+    for edge in sorted(edges):
+        if active:
+            yield PortRange(start, edge - 1), list(active)
+        begins, ends = edges[edge]
+        active = [e for e in active if e not in ends] + begins
+        start = edge
+
+
+def _add_near(elements: Elements, around: Surroundings) -> None:
+    """The neighbour networks, only where some relay asks for them."""
+    for family in Family:
+        doors = [d for (f, _), found in elements.items() if f is family for d in found.values()]
+        if not any(door.data == "goto up-near" for door in doors):
+            continue
+        interfaces = {network.interface for network in around.near}
+        for interface in sorted(interfaces):
+            prefixes = [n.prefix for n in around.near if n.interface == interface and n.prefix.version == family]
+            for prefix in collapse(prefixes):
+                _add(elements, family, "near", f'"{interface}" . {prefix}', Element())

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Brings the kernel to what the entries want, through one nft transaction per change. Fails closed.
+
+Takes entries and surroundings, gives a result per entry. Only here do skeleton, elements, guard and connection table
+come together; the texts and decisions are made by the pure modules beside this one.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from portfwd.agent import skeleton
+from portfwd.agent.diff import difference, everything
+from portfwd.agent.elements import Elements, Surroundings, build
+from portfwd.agent.flows import FlowTable
+from portfwd.agent.nft import Nft, NftError
+from portfwd.agent.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
+from portfwd.agent.sweep import GUARD_SECONDS, doomed, mourning
+from portfwd.wire.entry import Entry
+from portfwd.wire.status import Result
+from portfwd.wire.values import Family
+
+log = logging.getLogger(__name__)
+
+
+class Firewall:
+    """Our part of one network namespace's ruleset."""
+
+    def __init__(self, nft: Nft, flows: FlowTable) -> None:
+        self._nft = nft
+        self._flows = flows
+        self._applied: Elements | None = None
+        self._guarded: dict[Family, float] = {}
+        self._printed: dict[tuple[Family, str], str] = {}
+
+    def bring(self, entries: Iterable[Entry], around: Surroundings) -> dict[str, Result]:
+        """Make exactly these entries work. Raises NftError only when not even closing everything succeeded."""
+        wanted_entries = list(entries)
+        based = {family for family in Family if self._ensure_base(family)}
+        elements, results = build((e for e in wanted_entries if e.family in based), around)
+        results |= {e.key: Result.NO_BASE for e in wanted_entries if e.family not in based}
+        try:
+            removed = self._load(elements, around.now)
+        except NftError as error:
+            log.error("nft refused the forwards, shutting all of them: %s", error)
+            self._close()
+            return dict.fromkeys(results, Result.FAILED)
+        if removed:
+            open_entries = [e for e in wanted_entries if results[e.key] is Result.OK]
+            self._cut(open_entries, around)
+        return results
+
+    def forget(self) -> None:
+        """Someone else changed our table: trust nothing of what we believe stands there."""
+        self._applied = None
+
+    def tend(self, now: float) -> float | None:
+        """Remove guards whose time is over. Returns when to come again (epoch seconds), or None."""
+        for family, until in list(self._guarded.items()):
+            if until <= now:
+                ip = nft_family(family)
+                parts = (f"flush chain {ip} {TABLE} {g}\ndelete chain {ip} {TABLE} {g}\n" for g in GUARDS)
+                self._try("".join(parts))
+                del self._guarded[family]
+        return min(self._guarded.values(), default=None)
+
+    def _load(self, elements: Elements, now: float) -> bool:
+        """Apply the elements; whether something was taken away, or may have been."""
+        if self._applied is not None:
+            text = difference(self._applied, elements, now)
+            if not text:
+                return self._replace(elements)
+            try:
+                self._nft.run(text)
+            except NftError as error:
+                # An element that ended at this very moment makes the difference fail; the whole is always right.
+                log.info("loading all elements anew: %s", error)
+            else:
+                return self._replace(elements)
+        tables = "".join(self._missing_table(family, now) for family in Family)
+        self._nft.run(tables + everything(elements, tuple(Family), now))
+        self._applied = elements
+        return True
+
+    def _replace(self, elements: Elements) -> bool:
+        before, self._applied = self._applied or {}, elements
+        return any(elements.get(place, {}).get(key) != e for place, old in before.items() for key, e in old.items())
+
+    def _missing_table(self, family: Family, now: float) -> str:
+        """The text that makes our table, or '' when it stands already in this very shape."""
+        ip = nft_family(family)
+        if self._try(f"list chain {ip} {TABLE} {skeleton.marker(family)}") is not None:
+            if family not in self._guarded and self._try(f"list chain {ip} {TABLE} {GUARDS[0]}") is not None:
+                self._guarded[family] = now + GUARD_SECONDS
+            return ""
+        self._guarded.pop(family, None)
+        made = f"add chain {ip} {TABLE} {skeleton.marker(family)}\n"
+        return f"add table {ip} {TABLE}\ndelete table {ip} {TABLE}\n{skeleton.table(family)}{made}"
+
+    def _ensure_base(self, family: Family) -> bool:
+        """Keep our one rule in each custom chain of the base table; False when the base firewall is not there."""
+        return all(self._ensure_rule(family, chain, rule) for chain, rule in BASE_RULES.items())
+
+    def _ensure_rule(self, family: Family, chain: str, rule: str) -> bool:
+        place = f"{nft_family(family)} {BASE_TABLE} {chain}"
+        listed = self._try(f"list chain {place}")
+        if listed is None:
+            return False
+        ours = [line.strip() for line in listed.splitlines() if f'comment "{COMMENT}"' in line]
+        texts = [line.partition(" # handle ")[0] for line in ours]
+        if len(texts) == 1 and texts[0] in (rule, self._printed.get((family, chain))):
+            return True
+        handles = [line.rpartition(" ")[2] for line in ours]
+        text = "".join(f"delete rule {place} handle {handle}\n" for handle in handles) + f"add rule {place} {rule}\n"
+        if self._try(text) is None:
+            return False
+        listed = self._try(f"list chain {place}") or ""
+        printed = [line.strip().partition(" # handle ")[0] for line in listed.splitlines() if COMMENT in line]
+        self._printed[(family, chain)] = printed[-1] if printed else rule
+        return True
+
+    def _cut(self, entries: list[Entry], around: Surroundings) -> None:
+        """End every connection that came through us and that no entry allows any more."""
+        try:
+            lost = doomed(self._flows.marked(skeleton.MARK_OURS), entries, around)
+            if not lost:
+                return
+            families = {flow.family for flow in lost}
+            chains = "".join(skeleton.guard(f) for f in sorted(families) if f not in self._guarded)
+            self._nft.run(chains + mourning(lost))
+            self._guarded |= dict.fromkeys(families, around.now + GUARD_SECONDS)
+            for flow in lost:
+                self._flows.forget(flow)
+        except (NftError, OSError) as error:
+            log.error("connections of removed forwards could not be ended: %s", error)
+        else:
+            log.info("ended %d connections of forwards that are gone", len(lost))
+
+    def _close(self) -> None:
+        """Nothing of ours stays open: the tables go, and with them every forward."""
+        self._applied = None
+        self._guarded.clear()
+        tables = "".join(f"add table {nft_family(f)} {TABLE}\ndelete table {nft_family(f)} {TABLE}\n" for f in Family)
+        self._nft.run(tables)
+
+    def _try(self, text: str) -> str | None:
+        try:
+            return self._nft.run(text)
+        except NftError as error:
+            if not error.missing:
+                log.warning("nft: %s", error)
+            return None

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Netlink: framing of messages and attributes, one request-answer socket, and sockets that listen to the kernel.
+
+Formats: netlink(7), linux/netlink.h. Numbers are in host byte order unless the kernel says otherwise.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")
+_ATTR = struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF
+_NESTED = 0x8000
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_RECEIVE = 1 << 18
+
+
+class Message(NamedTuple):
+    """One netlink message: its type and what follows the header."""
+
+    kind: int
+    body: bytes
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded to 4 bytes."""
+    return _ATTR.pack(_ATTR.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def nested(kind: int, *values: bytes) -> bytes:
+    """An attribute that holds attributes."""
+    return attribute(kind | _NESTED, b"".join(values))
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Attributes by type; the last of a repeated type counts."""
+    found = {}
+    while len(data) >= _ATTR.size:
+        length, kind = _ATTR.unpack_from(data)
+        if not _ATTR.size <= length <= len(data):
+            break
+        found[kind & _TYPE_MASK] = data[_ATTR.size : length]
+        data = data[length + (-length % 4) :]
+    return found
+
+
+def messages(data: bytes) -> Iterator[Message]:
+    """Split a datagram into messages."""
+    while len(data) >= _HEADER.size:
+        length, kind, _, _, _ = _HEADER.unpack_from(data)
+        if not _HEADER.size <= length <= len(data):
+            break
+        yield Message(kind, data[_HEADER.size : length])
+        data = data[length + (-length % 4) :]
+
+
+class Netlink:
+    """A socket for requests. Raises OSError with the kernel's errno."""
+
+    def __init__(self, protocol: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._socket.bind((0, 0))
+        self._socket.settimeout(5)
+
+    def dump(self, kind: int, body: bytes) -> list[Message]:
+        """Everything that answers a dump request."""
+        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 0, 0) + body)
+        found: list[Message] = []
+        while True:
+            for message in messages(self._socket.recv(_RECEIVE)):
+                if message.kind == _NLMSG_DONE:
+                    return found
+                _raise_error(message)
+                found.append(message)
+
+    def request(self, kind: int, body: bytes) -> list[Message]:
+        """One request that is acknowledged, and what was answered before the acknowledgement."""
+        header = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK, 0, 0)
+        self._socket.send(header + body)
+        found: list[Message] = []
+        while True:
+            for message in messages(self._socket.recv(_RECEIVE)):
+                _raise_error(message)
+                if message.kind == _NLMSG_ERROR:
+                    return found
+                found.append(message)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def _raise_error(message: Message) -> None:
+    if message.kind == _NLMSG_ERROR:
+        code = -struct.unpack_from("=i", message.body)[0]
+        if code:
+            raise OSError(code, os.strerror(code))
+
+
+class Listener:
+    """A socket that hears the kernel's notifications of some groups."""
+
+    def __init__(self, protocol: int, groups: tuple[int, ...]) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.bind((0, 0))
+        for group in groups:
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        self._socket.setblocking(False)
+
+    def fileno(self) -> int:
+        """For select."""
+        return self._socket.fileno()
+
+    def read(self) -> tuple[list[Message], bool]:
+        """What has come in, and whether some was lost because we were too slow."""
+        found: list[Message] = []
+        lost = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    found += messages(self._socket.recv(_RECEIVE))
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    lost = True
+        return found, lost
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()

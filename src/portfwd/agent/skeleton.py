@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The static nftables text: our table in each family and the one rule in each base chain. PURE text.
+
+Everything that changes later is an element of a map or set below; the cost of a packet or of a change does not grow
+with the number of forwards. Three sides share one shape: `up` (relay for what enters by an uplink), `down` (relay for
+qubes and tunnels behind us) and `in` (this qube is the target).
+
+    SIDE-port   exact port        -> which class of clients may come in   (elements carry the expiry)
+    SIDE-range  range of ports    -> the same
+    SIDE-src    port, protocol, prefix of the allowed clients
+    SIDE-to, SIDE-to-one, SIDE-to-keep   where to: exact port; range to one port; range that keeps its ports
+    near        interface, prefix of the networks attached to the uplinks
+
+Three bits of the connection mark are ours: they carry the verdict from our table to the base tables' custom chains, and
+let our connections be found again; one of them is set on all, so that one look at conntrack finds them. All other bits
+are left as they are, since VPN and policy routing scripts use them.
+"""
+
+import hashlib
+
+from portfwd.wire.values import Family, Side
+
+TABLE = "qubes-port-forward"
+BASE_TABLE = "qubes"
+COMMENT = "qubes-port-forward"
+MARK_OURS = 0x01000000
+MARK_UP = MARK_OURS
+MARK_DOWN = MARK_OURS | 0x02000000
+MARK_IN = MARK_OURS | 0x04000000
+MARK_BITS = 0x07000000
+MARKS = {"up": MARK_UP, "down": MARK_DOWN, "in": MARK_IN}
+RELAY_SIDES = {Side.UPLINK: "up", Side.DOWNSTREAM: "down"}
+TUNNEL_KINDS = ("tun", "wireguard", "ppp", "xfrm", "vti", "vti6", "gre", "ipip", "sit", "ip6tnl", "ovpn", "amneziawg")
+
+FORWARD_RULE = (
+    f"oifgroup 2 ct status dnat ct mark & 0x{MARK_OURS | 0x04000000:08x} == 0x{MARK_OURS:08x} "
+    f'accept comment "{COMMENT}"'
+)
+INPUT_RULE = f'ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} accept comment "{COMMENT}"'
+BASE_RULES = {"custom-forward": FORWARD_RULE, "custom-input": INPUT_RULE}
+"""The only rules outside our table: chain of the base table -> rule."""
+
+GUARDS = ("guard-forward", "guard-input")
+DEAD_OUT = "dead-out"
+DEAD_IN = "dead-in"
+
+
+def nft_family(family: Family) -> str:
+    """The nft word for a family's table."""
+    return "ip" if family is Family.V4 else "ip6"
+
+
+def sets_of(family: Family) -> dict[str, str]:
+    """Every set and map of our table that holds wanted state: name -> declaration."""
+    addr = f"ipv{int(family)}_addr"
+    found = {}
+    for side in MARKS:
+        found[f"map {side}-port"] = "type inet_proto . inet_service : verdict; flags timeout;"
+        found[f"map {side}-range"] = "type inet_service . inet_proto : verdict; flags interval,timeout;"
+        found[f"set {side}-src"] = f"type inet_service . inet_proto . {addr}; flags interval;"
+    for side in RELAY_SIDES.values():
+        found[f"map {side}-to"] = f"type inet_proto . inet_service : {addr} . inet_service;"
+        found[f"map {side}-to-one"] = f"type inet_service . inet_proto : {addr} . inet_service; flags interval;"
+        found[f"map {side}-to-keep"] = f"type inet_service . inet_proto : {addr}; flags interval;"
+    found["set near"] = f"type ifname . {addr}; flags interval;"
+    return found
+
+
+def table(family: Family) -> str:
+    """The whole static table of one family, empty of elements."""
+    ip = nft_family(family)
+    addr = f"ipv{int(family)}_addr"
+    tunnels = ", ".join(f'"{kind}"' for kind in TUNNEL_KINDS)
+    sets = "\n".join(f"  {name} {{ {text} }}" for name, text in sets_of(family).items())
+    relays = "\n".join(_relay_chains(ip, side) for side in RELAY_SIDES.values())
+    return f"""table {ip} {TABLE} {{
+{sets}
+  set {DEAD_OUT} {{ type {addr} . inet_proto . inet_service . {addr}; flags timeout; }}
+  set {DEAD_IN} {{ type inet_proto . {addr} . inet_service; flags timeout; }}
+{relays}
+  chain up-near {{
+    iifname . {ip} saddr @near goto up-go
+  }}
+  chain down-near {{
+    iifgroup 2 goto down-go
+  }}
+  chain in-go {{
+    ct mark set ct mark | 0x{MARK_IN:08x}
+  }}
+  chain in-any {{
+    goto in-go
+  }}
+  chain in-src {{
+    th dport . meta l4proto . {ip} saddr @in-src goto in-go
+  }}
+  chain entrance {{
+    iifgroup 2 goto down
+    meta iifkind {{ {tunnels} }} goto down
+    iif lo return
+    meta l4proto . th dport vmap @up-port
+    th dport . meta l4proto vmap @up-range
+  }}
+  chain down {{
+    meta l4proto . th dport vmap @down-port
+    th dport . meta l4proto vmap @down-range
+  }}
+  chain arrival {{
+    meta iifkind {{ {tunnels} }} return
+    meta l4proto . th dport vmap @in-port
+    th dport . meta l4proto vmap @in-range
+  }}
+  chain dead {{
+    meta l4proto tcp tcp flags & (syn | rst | ack) == syn return
+    meta l4proto tcp tcp flags & rst == rst return
+    meta l4proto tcp counter reject with tcp reset
+    counter drop
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    meta l4proto {{ tcp, udp }} fib daddr type local jump entrance
+  }}
+  chain input {{
+    type filter hook input priority filter - 1; policy accept;
+    iifgroup != 2 iif != lo meta l4proto {{ tcp, udp }} ct state new jump arrival
+  }}
+}}
+"""
+
+
+def _relay_chains(ip: str, side: str) -> str:
+    return f"""  chain {side}-go {{
+    ct mark set ct mark | 0x{MARKS[side]:08x}
+    meta l4proto {{ tcp, udp }} dnat {ip} to meta l4proto . th dport map @{side}-to
+    meta l4proto {{ tcp, udp }} dnat {ip} to th dport . meta l4proto map @{side}-to-one
+    dnat {ip} to th dport . meta l4proto map @{side}-to-keep
+  }}
+  chain {side}-any {{
+    goto {side}-go
+  }}
+  chain {side}-src {{
+    th dport . meta l4proto . {ip} saddr @{side}-src goto {side}-go
+  }}"""
+
+
+def guard(family: Family) -> str:
+    """The base chains that end revoked connections. They cost every packet, so they stand only while needed.
+
+    A revoked connection is forgotten by conntrack; its next packet then looks new. From inside it would be let out
+    and picked up in mid-stream (tcp_loose), from outside it would be dropped in silence; both get a reset instead.
+    """
+    ip = nft_family(family)
+    return f"""table {ip} {TABLE} {{
+  chain {GUARDS[0]} {{
+    type filter hook forward priority filter - 1; policy accept;
+    iifgroup 2 ct state new {ip} saddr . meta l4proto . th sport . {ip} daddr @{DEAD_OUT} jump dead
+  }}
+  chain {GUARDS[1]} {{
+    type filter hook input priority filter - 2; policy accept;
+    ct state new meta l4proto tcp meta l4proto . {ip} saddr . th dport @{DEAD_IN} jump dead
+  }}
+}}
+"""
+
+
+def marker(family: Family) -> str:
+    """The name of an empty chain that tells which text the table was made from."""
+    text = table(family) + guard(family)
+    return f"made-from-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""plan(snapshot) -> Plan: what each qube on each path must do. PURE: asks nobody anything, changes nothing.
+
+Every active rule ends in exactly one of the two lists: its entries stand on every hop of its path, or one Problem says
+why none does. So a rule is never half open, and none disappears silently.
+"""
+
+import bisect
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from portfwd.dom0.snapshot import Qube, Snapshot
+from portfwd.dom0.store import StoredForward
+from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
+from portfwd.wire.entry import Entry
+from portfwd.wire.values import (
+    Family,
+    Kind,
+    PortRange,
+    Proto,
+    QubeName,
+    RuleId,
+    Side,
+    Source,
+    SourceWord,
+    source_family,
+)
+
+
+class ProblemKind(enum.StrEnum):
+    """Why a rule opens nothing."""
+
+    NO_NET_QUBE = "no-net-qube"
+    HALTED = "halted"
+    NO_AGENT = "no-agent"
+    TOR_GATEWAY = "tor-gateway"
+    DENIED = "denied"
+    NO_ADDRESS = "no-address"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One rule that opens nothing, the qube that stands in the way, and the sentence for the user."""
+
+    qube: QubeName
+    rule: RuleId
+    kind: ProblemKind
+    at: QubeName
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Entries per qube, the same entries per rule (from the entrance to the qube), and problems."""
+
+    entries: Mapping[QubeName, tuple[Entry, ...]]
+    paths: Mapping[RuleId, tuple[tuple[QubeName, Entry], ...]]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A rule's hold on ports of one entrance: the net qube and side where clients come in."""
+
+    qube: QubeName
+    stored: StoredForward
+    entrance: QubeName
+    side: Side
+    families: frozenset[Family]
+
+    @property
+    def rule(self) -> ForwardRule:
+        """The rule itself."""
+        return self.stored.rule
+
+    @property
+    def order(self) -> tuple[int, QubeName, RuleId]:
+        """Who came first; the same on every run."""
+        return (self.stored.added, self.qube, self.rule.id(self.qube))
+
+    @property
+    def keys(self) -> list[tuple[QubeName, Side, Family, Proto]]:
+        """The entrances that this claim wants its ports of."""
+        return [(self.entrance, self.side, f, p) for f in sorted(self.families) for p in self.rule.protos]
+
+    def describe(self) -> str:
+        """The words by which the user knows this rule."""
+        protos = "+".join(p.value for p in self.rule.protos)
+        return f"{self.rule.forwardtype.value} {protos} port {self.rule.srcports.short} of '{self.qube}'"
+
+
+def is_over(stored: StoredForward, qube: Qube, snapshot: Snapshot) -> bool:
+    """Whether a rule's lifetime has ended."""
+    expire = stored.rule.expire
+    if expire is Lifetime.REBOOT:
+        return stored.session != snapshot.boot_id
+    if expire is Lifetime.SHUTDOWN:
+        return qube.running and stored.session not in ("", qube.session)
+    return expire is not None and expire <= snapshot.now
+
+
+def claims(snapshot: Snapshot) -> Iterator[Claim]:
+    """Every claim of every live, enabled rule, by the configured network and whatever runs at the moment.
+
+    A halted qube keeps its ports: otherwise the owner of a port would depend on the order of starting.
+    """
+    for qube in snapshot.qubes.values():
+        for stored in qube.forwards:
+            if stored.rule.enabled and not is_over(stored, qube, snapshot):
+                yield claim_of(qube, stored, snapshot)
+
+
+def claim_of(qube: Qube, stored: StoredForward, snapshot: Snapshot) -> Claim:
+    """The claim of one rule; without a net qube the entrance is the qube itself, which clashes with nothing."""
+    path = snapshot.path(qube.name) or (qube,)
+    external = stored.rule.forwardtype is ForwardType.EXTERNAL
+    entrance = path[-1] if external else path[0]
+    only = source_family(stored.rule.srchost)
+    families = frozenset(Family) if only is None else frozenset({only})
+    return Claim(qube.name, stored, entrance.name, Side.UPLINK if external else Side.DOWNSTREAM, families)
+
+
+class Entrances:
+    """Who holds which ports of which entrance: looked up in the logarithm of their number."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[QubeName, Side, Family, Proto], list[tuple[int, int, Claim]]] = {}
+
+    def owner(self, claim: Claim) -> Claim | None:
+        """The claim that already holds a port which this one wants."""
+        ports = claim.rule.srcports
+        for key in claim.keys:
+            held = self._held.get(key, [])
+            # Held ranges do not overlap, so only the last one that begins at or before our end can reach into ours.
+            place = bisect.bisect_right(held, ports.last, key=lambda h: h[0]) - 1
+            if place >= 0 and held[place][1] >= ports.first:
+                return held[place][2]
+        return None
+
+    def take(self, claim: Claim) -> Claim | None:
+        """Hold the claim's ports, or return the claim that is in the way."""
+        owner = self.owner(claim)
+        if owner is None:
+            ports = claim.rule.srcports
+            for key in claim.keys:
+                bisect.insort(self._held.setdefault(key, []), (ports.first, ports.last, claim), key=lambda h: h[0])
+        return owner
+
+
+def plan(snapshot: Snapshot) -> Plan:
+    """Work out every entry and every problem."""
+    entries: dict[QubeName, list[Entry]] = {}
+    paths: dict[RuleId, tuple[tuple[QubeName, Entry], ...]] = {}
+    problems: list[Problem] = []
+    entrances = Entrances()
+    for claim in sorted(claims(snapshot), key=lambda c: c.order):
+        qube = snapshot.qubes[claim.qube]
+        rule_id = claim.rule.id(qube.name)
+        owner = entrances.take(claim)
+        try:
+            if owner is not None:
+                text = f"port is taken at '{claim.entrance}' by {owner.describe()}"
+                raise _StopError(ProblemKind.CONFLICT, claim.entrance, text)
+            paths[rule_id] = tuple(_entries(claim, qube, snapshot))
+            for name, entry in paths[rule_id]:
+                entries.setdefault(name, []).append(entry)
+        except _StopError as stop:
+            problems.append(Problem(qube.name, rule_id, stop.kind, stop.at, stop.text))
+    by_qube = {name: tuple(found) for name, found in entries.items()}
+    return Plan(MappingProxyType(by_qube), MappingProxyType(paths), tuple(problems))
+
+
+class _StopError(Exception):
+    def __init__(self, kind: ProblemKind, at: QubeName, text: str) -> None:
+        super().__init__(text)
+        self.kind, self.at, self.text = kind, at, text
+
+
+def _entries(claim: Claim, qube: Qube, snapshot: Snapshot) -> list[tuple[QubeName, Entry]]:
+    path = snapshot.path(qube.name)
+    if not path or (qube.netvm is not None and path[-1].netvm is not None):
+        missing = path[-1].netvm if path else qube.netvm
+        text = f"net qube '{missing}' cannot be read" if missing else f"'{qube.name}' has no net qube"
+        raise _StopError(ProblemKind.NO_NET_QUBE, qube.name, text)
+    hops = path if claim.side is Side.UPLINK else path[:1]
+    _check(qube, hops)
+    found: list[tuple[QubeName, Entry]] = []
+    for family in sorted(claim.families):
+        if all(hop.address(family) for hop in (qube, *hops[:-1])):
+            for proto in claim.rule.protos:
+                found += _relays(claim, qube, hops, family, proto)
+    if not found:
+        versions = " or ".join(f"IPv{int(f)}" for f in sorted(claim.families))
+        bare = next(h for h in (qube, *hops) if not any(h.address(f) for f in claim.families) or h is hops[-1])
+        raise _StopError(ProblemKind.NO_ADDRESS, bare.name, f"'{bare.name}' has no {versions} address")
+    return found
+
+
+def _check(qube: Qube, hops: tuple[Qube, ...]) -> None:
+    """Refuse the whole path when any hop refuses, is halted or cannot be reached by us."""
+    for hop in hops:
+        if hop.tor_gateway:
+            raise _StopError(ProblemKind.TOR_GATEWAY, hop.name, f"'{hop.name}' is a Tor gateway and takes no forwards")
+        if hop.denies:
+            raise _StopError(ProblemKind.DENIED, hop.name, f"'{hop.name}' forbids forwards by its feature")
+    for hop in (*reversed(hops), qube):
+        if not hop.running:
+            raise _StopError(ProblemKind.HALTED, hop.name, f"'{hop.name}' is not running")
+        if not hop.agent:
+            raise _StopError(ProblemKind.NO_AGENT, hop.name, f"'{hop.name}' has no port forwarding agent")
+
+
+def _relays(
+    claim: Claim, qube: Qube, hops: tuple[Qube, ...], family: Family, proto: Proto
+) -> Iterator[tuple[QubeName, Entry]]:
+    """Entries from the entrance to the qube. Only the hop next to the qube changes the port."""
+    rule = claim.rule
+    rule_id = rule.id(qube.name)
+    expire = rule.expire if isinstance(rule.expire, int) else None
+
+    def entry(kind: Kind, side: Side, listen: PortRange, source: Source, **relay: object) -> Entry:
+        return Entry(rule_id, kind, family, proto, side, listen, source, expire=expire, **relay)  # type: ignore[arg-type]
+
+    entrance_source = _for_family(rule.srchost, family)
+    # Only the entrance can know its neighbours; further in, what arrives from the uplink has been checked there.
+    inner_source = SourceWord.ANYONE if entrance_source is SourceWord.NEIGHBOURS else entrance_source
+    for place in range(len(hops) - 1, -1, -1):
+        target = hops[place - 1] if place else qube
+        source = entrance_source if hops[place].name == claim.entrance else inner_source
+        ports = rule.srcports if place else rule.dstports
+        yield (
+            hops[place].name,
+            entry(Kind.RELAY, claim.side, rule.srcports, source, to=target.address(family), ports=ports),
+        )
+    yield qube.name, entry(Kind.ACCEPT, Side.UPLINK, rule.dstports, inner_source)
+
+
+def _for_family(source: Source, family: Family) -> Source:
+    return SourceWord.ANYONE if source == family.everything else source

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The use cases of dom0, on top of store, plan and publish; what qubesd's extension calls.
+
+get, set and view answer the Admin API. refresh makes the world equal to the rules: it may be called after any event, as
+often as one likes, and never raises. All methods are synchronous and touch only dom0's files and QubesDB daemons.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from portfwd.dom0 import views
+from portfwd.dom0.plan import Claim, Entrances, Plan, claim_of, claims, is_over, plan
+from portfwd.dom0.publish import Publisher
+from portfwd.dom0.snapshot import Qube, Snapshot, take_snapshot
+from portfwd.dom0.store import StoredForward
+from portfwd.model.forward import Lifetime, format_forwards, parse_forwards, token
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import QubeName, RuleId
+
+log = logging.getLogger(__name__)
+
+
+class ForwardService:
+    """One per qubesd. `now` gives epoch seconds; `boot_id` names this run of the host."""
+
+    def __init__(self, app: Any, boot_id: str, now: Callable[[], float] = time.time) -> None:
+        self._app = app
+        self._boot_id = boot_id
+        self._now = now
+        self._publisher = Publisher(now)
+        self._unwritten: dict[QubeName, str] = {}
+
+    def get(self, vm: Any) -> str:
+        """The live forward rules of a qube, a line each (Get+forward)."""
+        snapshot = self._snapshot()
+        qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+        if qube is None:
+            raise RefusedError(f"forwards of '{vm.name}' cannot be read")
+        return format_forwards(stored.rule for stored in _alive(qube, snapshot))
+
+    def set(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None) -> None:
+        """Replace the forward rules of a qube (Set+forward, Set+forward.TOKEN).
+
+        Raises RefusedError, with nothing changed, for a rule that is not accepted, a rule that wants a port which is
+        taken, or a token that is not that of the present list.
+        """
+        rules = parse_forwards(untrusted_text)
+        del untrusted_text
+        snapshot = self._snapshot()
+        qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+        if qube is None:
+            raise RefusedError(f"forwards of '{vm.name}' cannot be read")
+        alive = _alive(qube, snapshot)
+        if untrusted_token is not None and untrusted_token != token(format_forwards(s.rule for s in alive)):
+            raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
+        known = {stored.rule.id(qube.name): stored for stored in alive}
+        changed = [self._stored(rule, known.get(rule.id(qube.name)), qube) for rule in rules]
+        self._refuse_clashes(qube, changed, known, snapshot)
+        vm.firewall.save_forwards(tuple(changed))
+
+    def view(self, vm: Any, name: str) -> str:
+        """A read-only view of one qube's forwards: `plan` or `status`, a line per rule and hop."""
+        snapshot = self._snapshot()
+        planned = plan(snapshot)
+        qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+        if qube is None:
+            raise RefusedError(f"forwards of '{vm.name}' cannot be read")
+        if name == "plan":
+            return views.plan_view(qube, _alive(qube, snapshot), planned)
+        if name == "status":
+            return views.status_view(qube, _alive(qube, snapshot), planned, self._databases(snapshot), self._unwritten)
+        raise RefusedError("there is no such view")
+
+    def refresh(self) -> Plan | None:
+        """Make every qube's QubesDB equal to the plan. Never raises; what went wrong is logged and shown by status."""
+        try:
+            snapshot = self._snapshot()
+            if self._adopt_sessions(snapshot):
+                snapshot = self._snapshot()
+            planned = plan(snapshot)
+            self._unwritten = self._publisher.publish(planned.entries, self._databases(snapshot))
+        except Exception:
+            log.exception("port forwarding: refresh failed")
+            return None
+        for text in self._unwritten.values():
+            log.warning("port forwarding: %s", text)
+        return planned
+
+    def stopped(self, vm: Any) -> None:
+        """End the rules of a qube that live until its shutdown. Never raises."""
+        self._drop(vm, lambda stored: stored.rule.expire is Lifetime.SHUTDOWN)
+
+    def next_deadline(self) -> float | None:
+        """Epoch seconds of the next expiry among all rules, or None."""
+        ends = (s.rule.expire for q in self._snapshot().qubes.values() for s in q.forwards)
+        return min((float(end) for end in ends if isinstance(end, int)), default=None)
+
+    def expire(self) -> None:
+        """Remove every rule whose lifetime has ended from its file. Never raises."""
+        try:
+            snapshot = self._snapshot()
+        except Exception:
+            log.exception("port forwarding: expiry failed")
+            return
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is not None and len(_alive(qube, snapshot)) != len(qube.forwards):
+                self._drop(vm, lambda stored, qube=qube: is_over(stored, qube, snapshot))
+
+    def _snapshot(self) -> Snapshot:
+        return take_snapshot(self._app, int(self._now()), self._boot_id)
+
+    def _databases(self, snapshot: Snapshot) -> dict[QubeName, Any]:
+        found = {}
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is not None and qube.running and (database := vm.untrusted_qdb) is not None:
+                found[qube.name] = database
+        return found
+
+    def _stored(self, rule: Any, known: StoredForward | None, qube: Qube) -> StoredForward:
+        session = {Lifetime.REBOOT: self._boot_id, Lifetime.SHUTDOWN: qube.session}.get(rule.expire, "")
+        return StoredForward(rule, known.added if known else int(self._now()), session)
+
+    def _refuse_clashes(
+        self, qube: Qube, changed: list[StoredForward], known: dict[RuleId, StoredForward], snapshot: Snapshot
+    ) -> None:
+        """Refuse a new or newly enabled rule whose port is taken; what stood before is the planner's business."""
+        taken = Entrances()
+        fresh: list[Claim] = []
+        for claim in claims(snapshot):
+            if claim.qube != qube.name:
+                taken.take(claim)
+        for stored in changed:
+            if not stored.rule.enabled:
+                continue
+            before = known.get(stored.rule.id(qube.name))
+            claim = claim_of(qube, stored, snapshot)
+            if before is not None and before.rule.enabled:
+                taken.take(claim)
+            else:
+                fresh.append(claim)
+        for claim in fresh:
+            owner = taken.take(claim)
+            if owner is not None:
+                ports = claim.rule.srcports.short
+                raise RefusedError(f"srcports '{ports}' is taken at '{claim.entrance}' by {owner.describe()}")
+
+    def _adopt_sessions(self, snapshot: Snapshot) -> bool:
+        """A rule until shutdown that was added to a halted qube begins with the qube's next run."""
+        adopted = False
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is None or not qube.running:
+                continue
+            waiting = [s for s in qube.forwards if s.rule.expire is Lifetime.SHUTDOWN and not s.session]
+            if waiting:
+                forwards = (dataclasses.replace(s, session=qube.session) if s in waiting else s for s in qube.forwards)
+                vm.firewall.save_forwards(tuple(forwards))
+                adopted = True
+        return adopted
+
+    def _drop(self, vm: Any, over: Callable[[StoredForward], bool]) -> None:
+        try:
+            kept = tuple(stored for stored in vm.firewall.forwards if not over(stored))
+            if len(kept) != len(vm.firewall.forwards):
+                vm.firewall.save_forwards(kept)
+        except Exception:
+            log.exception("port forwarding: rules of %s that have ended could not be removed", vm.name)
+
+
+def _alive(qube: Qube, snapshot: Snapshot) -> list[StoredForward]:
+    return [stored for stored in qube.forwards if not is_over(stored, qube, snapshot)]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The only reader of qubesd's objects: one look at all qubes, frozen, for the planner.
+
+Takes the `qubes.Qubes` application object (or the laboratory's, which has the same attributes), gives a Snapshot.
+A qube that cannot be read is left out of the snapshot, so no port is opened for or through it.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
+from typing import Any
+
+from portfwd.dom0.store import StoredForward
+from portfwd.wire import limits
+from portfwd.wire.values import Family, IPAddress, QubeName, parse_address
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Qube:
+    """What the planner knows of one qube. `session` names the present run of the qube ('' when halted)."""
+
+    name: QubeName
+    netvm: QubeName | None = None
+    running: bool = False
+    ip: IPv4Address | None = None
+    ip6: IPv6Address | None = None
+    agent: bool = False
+    tor_gateway: bool = False
+    denies: bool = False
+    session: str = ""
+    forwards: tuple[StoredForward, ...] = ()
+
+    def address(self, family: Family) -> IPAddress | None:
+        """The qube's own address as its net qube sees it, in that family."""
+        return self.ip if family is Family.V4 else self.ip6
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All qubes at one moment. `now` is in epoch seconds; `boot_id` names the present run of the host."""
+
+    qubes: Mapping[QubeName, Qube]
+    now: int
+    boot_id: str = ""
+    unread: tuple[str, ...] = field(default=())
+
+    def path(self, name: QubeName) -> tuple[Qube, ...]:
+        """The net qubes above a qube, its own first and the outermost last. Ends at an unknown qube or a loop."""
+        path: list[Qube] = []
+        hop = self.qubes[name].netvm
+        while hop is not None and hop in self.qubes and self.qubes[hop] not in path:
+            path.append(self.qubes[hop])
+            hop = self.qubes[hop].netvm
+        return tuple(path)
+
+
+def take_snapshot(app: Any, now: int, boot_id: str) -> Snapshot:
+    """Read every qube once. Never raises for one bad qube: it is logged, named in `unread` and left out."""
+    qubes: dict[QubeName, Qube] = {}
+    unread: list[str] = []
+    for vm in app.domains:
+        name = str(getattr(vm, "name", ""))
+        if getattr(vm, "klass", "") == "AdminVM":
+            continue
+        try:
+            qube = _read(vm)
+        except Exception as error:
+            log.warning("port forwarding: cannot read qube %s: %s", name, error)
+            unread.append(name)
+        else:
+            qubes[qube.name] = qube
+    return Snapshot(MappingProxyType(qubes), now, boot_id, tuple(unread))
+
+
+def _read(vm: Any) -> Qube:
+    netvm = getattr(vm, "netvm", None)
+    running = bool(vm.is_running()) and not getattr(vm, "is_preload", False)
+    ip = _address(getattr(vm, "ip", None))
+    ip6 = _address(getattr(vm, "ip6", None))
+    return Qube(
+        name=QubeName(str(vm.name)),
+        netvm=QubeName(str(netvm.name)) if netvm is not None else None,
+        running=running,
+        ip=ip if isinstance(ip, IPv4Address) else None,
+        ip6=ip6 if isinstance(ip6, IPv6Address) else None,
+        agent=bool(vm.features.check_with_template(limits.FEATURE_AGENT, None)),
+        tor_gateway=limits.TAG_TOR_GATEWAY in vm.tags,
+        denies=bool(vm.features.check_with_template(limits.FEATURE_DENY, None)),
+        session=session_of(vm) if running else "",
+        forwards=tuple(vm.firewall.forwards),
+    )
+
+
+def session_of(vm: Any) -> str:
+    """A word that is the same during one run of a qube and differs between two runs."""
+    return f"{getattr(vm, 'xid', -1)}@{getattr(vm, 'start_time', None) or 0}"
+
+
+def _address(value: object) -> IPAddress | None:
+    return parse_address(str(value)) if value else None

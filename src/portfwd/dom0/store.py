@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""firewall.xml: the ordinary rules and the forwards of one qube, read and written together.
+
+load takes a path and gives Contents; save writes both lists as one file, at once and durably. Between words and XML
+there are only `key=value` words of the wire line, so this module knows no key of the rule language.
+
+    <firewall version="2">
+      <rules><rule><properties><property name="action">accept</property>...</properties></rule></rules>
+      <forwards><rule added="EPOCH" session="WORD"><properties>...</properties></rule></forwards>
+    </firewall>
+
+Also read: version 1 (Qubes before 4.0), and forward rules among the ordinary ones, which the next save moves.
+
+Damage closes. When the ordinary rules cannot be read, load raises. When only forwards cannot, the ordinary rules are
+returned for reading, there is no forward, and `Contents.damage` says what is wrong. In both cases save refuses, so
+nothing in a file is ever overwritten before somebody has repaired it.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lxml import etree
+
+from portfwd.model.forward import ForwardRule, parse_forward
+from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
+from portfwd.wire.entry import parse_number
+from portfwd.wire.errors import RefusedError, shown
+
+_MODE = 0o664
+_KEY = re.compile(r"[a-z0-9]+")
+_VALUE = re.compile(r"[!-<>-~]*")
+_COMMENT = re.compile(r"[ -~]*")
+_SESSION = re.compile(r"[A-Za-z0-9@._:-]{0,64}")
+_SINGLE_PORT = re.compile(r"(\d+)-\1")
+# The order in which qubesd itself writes the properties of a rule (qubes.property: order, then name).
+_STOCK_ORDER = ("action", "comment", "expire", "dsthost", "proto", "specialtarget", "dstports", "icmptype")
+# qubesd keeps every kind of destination in one property.
+_FILE_KEY = {"dst4": "dsthost", "dst6": "dsthost", "dstname": "dsthost"}
+_FORWARD = "action=forward"
+
+
+class StoreError(RefusedError):
+    """A firewall file that cannot be read or written; it has been left as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForward:
+    """A forward rule with what only dom0 knows of it.
+
+    `added` is in epoch seconds (0: not known). `session` is '' for a rule without such a lifetime, else the id of the
+    run of the host or of the qube with which the rule ends.
+    """
+
+    rule: ForwardRule
+    added: int = 0
+    session: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one file holds. `damage` is '' or says why the forwards of the file cannot be read."""
+
+    rules: tuple[OrdinaryRule, ...]
+    forwards: tuple[StoredForward, ...] = ()
+    damage: str = ""
+
+
+def load(path: Path) -> Contents:
+    """Read a firewall file; a file that does not exist means one `action=accept`.
+
+    Raises StoreError, with the file and the rule, when the ordinary rules cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Contents((parse_ordinary("action=accept"),))
+    except OSError as error:
+        raise StoreError(f"firewall file {shown(path)} cannot be read: {shown(error.strerror)}") from None
+    root = _parse(path, data)
+    version = root.get("version", "1")
+    if version == "1":
+        return Contents(_read(path, _lines_v1(path, root)))
+    if version == "2":
+        return _load_v2(path, root)
+    raise StoreError(f"firewall file {shown(path)}: version {shown(version)} is not known")
+
+
+def save(path: Path, contents: Contents) -> None:
+    """Write both lists as version 2, in one step: after a crash there is the old file or the new one.
+
+    Raises StoreError, with the present file untouched, when that file is damaged or the new one cannot be written.
+    """
+    damage = contents.damage or load(path).damage
+    if damage:
+        raise StoreError(damage)
+    root = etree.Element("firewall", version="2")
+    rules = etree.SubElement(root, "rules")
+    for ordinary in contents.rules:
+        words = dict(_words(ordinary.api_line()))
+        _append(rules, sorted(words.items(), key=lambda word: _STOCK_ORDER.index(word[0])))
+    if contents.forwards:
+        forwards = etree.SubElement(root, "forwards")
+        for stored in contents.forwards:
+            rule = _append(forwards, _words(str(stored.rule)))
+            rule.set("added", str(stored.added))
+            if stored.session:
+                rule.set("session", stored.session)
+    data = etree.tostring(root, xml_declaration=True, encoding="UTF-8", pretty_print=True)
+    try:
+        _replace(path, data)
+    except OSError as error:
+        raise StoreError(f"firewall file {shown(path)} cannot be written: {shown(error.strerror)}") from None
+
+
+def _parse(path: Path, data: bytes) -> etree._Element:
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    try:
+        root = etree.fromstring(data, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise StoreError(f"firewall file {shown(path)} is not XML: {shown(error)}") from None
+    information: Any = root.getroottree().docinfo
+    if information.doctype:
+        raise StoreError(f"firewall file {shown(path)} declares a document type, which is not accepted")
+    if root.tag != "firewall":
+        raise StoreError(f"firewall file {shown(path)} is not a firewall file")
+    return root
+
+
+def _load_v2(path: Path, root: etree._Element) -> Contents:
+    among_rules = root.find("rules")
+    if among_rules is None:
+        raise StoreError(f"firewall file {shown(path)} has no list of rules")
+    ordinary: list[tuple[int, str]] = []
+    forward: list[tuple[str, etree._Element]] = []
+    for number, element in enumerate(_elements(among_rules)):
+        if _is_forward(element):
+            forward.append((f"rule {number}", element))
+        else:
+            with _placed(path, f"rule {number}"):
+                ordinary.append((number, _line(element)))
+    rules = _read(path, ordinary)
+    for beside in root.findall("forwards"):
+        forward += [(f"forward {number}", element) for number, element in enumerate(_elements(beside))]
+    stored: list[StoredForward] = []
+    damage = ""
+    try:
+        for place, element in forward:
+            with _placed(path, place):
+                stored.append(_stored(element))
+    except StoreError as error:
+        stored, damage = [], str(error)
+    return Contents(rules, tuple(stored), damage)
+
+
+def _is_forward(element: etree._Element) -> bool:
+    return any(p.get("name") == "action" and _text(p) == "forward" for p in element.iterfind("properties/property"))
+
+
+def _stored(element: etree._Element) -> StoredForward:
+    session = element.get("session", "")
+    if not _SESSION.fullmatch(session):
+        raise RefusedError(f"session {shown(session)} is not accepted")
+    return StoredForward(parse_forward(_line(element)), parse_number(element.get("added", "0")), session)
+
+
+def _line(element: etree._Element) -> str:
+    """The wire line of a <rule> element; its comment last."""
+    if element.tag != "rule":
+        raise RefusedError(f"{shown(element.tag)} is not a rule")
+    words: list[str] = []
+    comment = ""
+    for node in element.iterfind("properties/property"):
+        key, value = node.get("name", ""), _text(node)
+        allowed = _COMMENT if key == "comment" else _VALUE
+        if not _KEY.fullmatch(key) or not allowed.fullmatch(value):
+            raise RefusedError(f"property {shown(key)} has value {shown(value)}")
+        if key != "comment":
+            words.append(f"{key}={value}")
+        elif comment:
+            raise RefusedError("'comment' is given twice")
+        else:
+            comment = value
+    return " ".join([*words, f"comment={comment}"] if comment else words)
+
+
+def _lines_v1(path: Path, root: etree._Element) -> Iterator[tuple[int, str]]:
+    """Version 1 in today's words: rules of the opposite action between the two special ones and the policy."""
+    policy = root.get("policy")
+    if policy not in ("allow", "deny"):
+        raise StoreError(f"firewall file {shown(path)}: policy {shown(policy)} is not known")
+    accepts = {key: root.get(key, policy) == "allow" for key in ("dns", "icmp")}
+    yield 0, f"action={'accept' if accepts['dns'] else 'drop'} specialtarget=dns"
+    yield 1, f"action={'accept' if accepts['icmp'] else 'drop'} proto=icmp"
+    number = 1
+    for number, element in enumerate(_elements(root), start=2):
+        yield number, " ".join(_words_v1(element, "drop" if policy == "allow" else "accept"))
+    if policy == "allow":
+        yield number + 1, "action=accept"
+
+
+def _words_v1(element: etree._Element, action: str) -> Iterator[str]:
+    yield f"action={action}"
+    attributes = {str(key): str(value) for key, value in element.attrib.items()}
+    address, netmask = attributes.get("address", ""), attributes.get("netmask", "32")
+    if address:
+        is_host = not re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", address)
+        yield f"dsthost={address}" if is_host or "/" in address else f"dsthost={address}/{netmask}"
+    port, toport = attributes.get("port", ""), attributes.get("toport", "")
+    proto = attributes.get("proto") or ("tcp" if port else "any")
+    if proto != "any":
+        yield f"proto={proto}"
+    if port:
+        yield f"dstports={port}-{toport}" if toport else f"dstports={port}"
+    if attributes.get("expire"):
+        yield f"expire={attributes['expire']}"
+
+
+def _read(path: Path, lines: Iterable[tuple[int, str]]) -> tuple[OrdinaryRule, ...]:
+    rules: list[OrdinaryRule] = []
+    for number, line in lines:
+        with _placed(path, f"rule {number}"):
+            rules.append(parse_ordinary(line))
+    return tuple(rules)
+
+
+@contextlib.contextmanager
+def _placed(path: Path, place: str) -> Iterator[None]:
+    """Put the file and the rule before the reason of an error."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except RefusedError as error:
+        raise StoreError(f"firewall file {shown(path)}, {place}: {error}") from None
+
+
+def _elements(parent: etree._Element) -> Iterator[etree._Element]:
+    """The child elements, without XML comments and processing instructions."""
+    return (child for child in parent if isinstance(child.tag, str))
+
+
+def _text(node: etree._Element) -> str:
+    return node.get("ref") or node.text or ""
+
+
+def _words(line: str) -> Iterator[tuple[str, str]]:
+    """The words of a wire line as a file holds them: ports short, the comment without its key."""
+    options, _, comment = line.partition("comment=")
+    for word in options.split():
+        key, _, value = word.partition("=")
+        single = _SINGLE_PORT.fullmatch(value) if key.endswith("ports") else None
+        yield _FILE_KEY.get(key, key), single[1] if single else value
+    if comment:
+        yield "comment", comment
+
+
+def _append(parent: etree._Element, words: Iterable[tuple[str, str]]) -> etree._Element:
+    rule = etree.SubElement(parent, "rule")
+    properties = etree.SubElement(rule, "properties")
+    for key, value in words:
+        etree.SubElement(properties, "property", name=key).text = value
+    return rule
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside the file, then put it in place. The folder is synced, so the new name survives a power cut."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name + "~", delete=False) as new:
+        try:
+            new.write(data)
+            new.flush()
+            os.fchmod(new.fileno(), _MODE)
+            os.fsync(new.fileno())
+            Path(new.name).rename(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(new.name).unlink()
+            raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

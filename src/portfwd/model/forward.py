@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The forward rule: which ports of the network lead to which ports of a qube. Does no I/O.
+
+    action=forward forwardtype=external|internal [proto=tcp|udp] srcports=A[-B] [dstports=C[-D]]
+        [srchost=any|neighbours|PREFIX|NAME] [enabled=no] [expire=EPOCH|reboot|shutdown] [comment=TEXT]
+
+Reading takes the words in any order; printing knows one order and one spelling, so two rules that do the same print
+the same. Everything that is not named here is refused.
+"""
+
+import enum
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from portfwd.model.errors import RuleError, closest
+from portfwd.model.words import Comment, check_value, split_line
+from portfwd.wire import limits
+from portfwd.wire.entry import parse_number
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import HostName, PortRange, Proto, QubeName, RuleId, Source, SourceWord, parse_prefix
+
+ACTION = "forward"
+KEYS = (
+    "action",
+    "forwardtype",
+    "proto",
+    "srcports",
+    "dstports",
+    "srchost",
+    "src4",
+    "src6",
+    "enabled",
+    "expire",
+    "comment",
+)
+_SOURCE_KEYS = ("srchost", "src4", "src6")
+_TARGET_KEYS = ("dsthost", "dst4", "dst6", "dstname")
+_ORDINARY_KEYS = ("specialtarget", "icmptype")
+_ADDRESS = re.compile(r"[0-9./]+|.*[:/].*")
+_WORDS_FOR_SOURCES = [word.value for word in SourceWord]
+_NEARLY_NEIGHBOURS = ("neighbors", "neighbour", "neighbor")
+
+
+class ForwardType(enum.StrEnum):
+    """Where the entrance is: the outermost net qube, or the qube's own net qube."""
+
+    EXTERNAL = "external"
+    INTERNAL = "internal"
+
+
+class Lifetime(enum.StrEnum):
+    """An end of a rule that is not a time: the host restarts, or the qube shuts down."""
+
+    REBOOT = "reboot"
+    SHUTDOWN = "shutdown"
+
+
+Choice = TypeVar("Choice", bound=enum.StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRule:
+    """Clients from `srchost` that reach `srcports` at the entrance are led to `dstports` of the qube.
+
+    `dstports` is as long as `srcports` (port by port) or one port. No `proto` means tcp and udp. `expire` is in epoch
+    seconds. Raises RuleError for ports that do not match and an expiry out of range.
+    """
+
+    forwardtype: ForwardType
+    srcports: PortRange
+    dstports: PortRange
+    proto: Proto | None = None
+    srchost: Source = SourceWord.NEIGHBOURS
+    enabled: bool = True
+    expire: int | Lifetime | None = None
+    comment: Comment | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.dstports) not in (1, len(self.srcports)):
+            reason = f"srcports has {len(self.srcports)} ports, so dstports has as many, or one"
+            raise RuleError(f"dstports={self.dstports}", reason)
+        if isinstance(self.expire, int) and not 0 <= self.expire <= limits.EXPIRE_MAX:
+            raise RuleError(f"expire={self.expire}", f"a time is at most {limits.EXPIRE_MAX} seconds since 1970")
+        if isinstance(self.srchost, HostName) and self.srchost in _WORDS_FOR_SOURCES:
+            raise RuleError(f"srchost={self.srchost}", "this word is not a host name")
+
+    @property
+    def protos(self) -> tuple[Proto, ...]:
+        """The protocols that are forwarded."""
+        return tuple(Proto) if self.proto is None else (self.proto,)
+
+    @property
+    def does(self) -> str:
+        """What the rule does, in canonical words: neither whether it is enabled, nor until when, nor why."""
+        return " ".join(self._doing())
+
+    def id(self, qube: QubeName) -> RuleId:
+        """The stable id of this rule at that qube: the first 16 hexadecimal digits of a SHA-256."""
+        return RuleId(hashlib.sha256(f"{qube}\n{self.does}".encode()).hexdigest()[:16])
+
+    def __str__(self) -> str:
+        words = [f"action={ACTION}", *self._doing()]
+        if not self.enabled:
+            words.append("enabled=no")
+        if self.expire is not None:
+            words.append(f"expire={self.expire}")
+        if self.comment is not None:
+            words.append(f"comment={self.comment}")
+        return " ".join(words)
+
+    def _doing(self) -> Iterator[str]:
+        yield f"forwardtype={self.forwardtype}"
+        if self.proto is not None:
+            yield f"proto={self.proto}"
+        yield f"srcports={self.srcports}"
+        yield f"dstports={self.dstports}"
+        if self.srchost is not SourceWord.NEIGHBOURS:
+            yield f"srchost={self.srchost}"
+
+    @classmethod
+    def from_words(cls, words: Mapping[str, str]) -> Self:
+        """Make a rule of KEY -> VALUE. Raises RuleError."""
+        for key, value in words.items():
+            _check_word(key, value)
+        if words.get("action") != ACTION:
+            raise RuleError(f"action={words.get('action', '')}", f"a forward rule has action={ACTION}")
+        for key in ("forwardtype", "srcports"):
+            if key not in words:
+                meant = " or ".join(ForwardType) if key == "forwardtype" else "the port or ports at the entrance"
+                raise RuleError(f"{key}=", f"this word is missing: {meant}")
+        sources = [key for key in _SOURCE_KEYS if key in words]
+        if len(sources) > 1:
+            raise RuleError(sources[1], f"the same as {sources[0]}, which is already given")
+        srcports = _parse_ports("srcports", words["srcports"])
+        return cls(
+            forwardtype=_parse_choice("forwardtype", words["forwardtype"], ForwardType),
+            proto=_parse_choice("proto", words["proto"], Proto) if "proto" in words else None,
+            srcports=srcports,
+            dstports=_parse_ports("dstports", words["dstports"]) if "dstports" in words else srcports,
+            srchost=_parse_srchost(sources[0], words[sources[0]]) if sources else SourceWord.NEIGHBOURS,
+            enabled=_parse_enabled(words["enabled"]) if "enabled" in words else True,
+            expire=_parse_expire(words["expire"]) if "expire" in words else None,
+            comment=Comment(words["comment"]) if "comment" in words else None,
+        )
+
+
+def parse_forward(line: str) -> ForwardRule:
+    """Read one line of the Admin API, without its line end. Raises RuleError."""
+    return ForwardRule.from_words(split_line(line))
+
+
+def parse_forwards(text: str) -> tuple[ForwardRule, ...]:
+    """Read a whole list, each line with its line end.
+
+    Raises RuleError, with the line number, for a rule that is not accepted and for two rules that do the same.
+    """
+    *lines, rest = text.split("\n")
+    if rest:
+        raise RuleError(rest, "the last line has no line end", line=len(lines) + 1)
+    rules: dict[str, ForwardRule] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            rule = parse_forward(line)
+            if rule.does in rules:
+                raise RuleError(line, f"does the same as line {list(rules).index(rule.does) + 1}")
+        except RuleError as error:
+            raise error.at(number) from None
+        rules[rule.does] = rule
+    return tuple(rules.values())
+
+
+def format_forwards(rules: Iterable[ForwardRule]) -> str:
+    """The inverse of parse_forwards."""
+    return "".join(f"{rule}\n" for rule in rules)
+
+
+def token(text: str) -> str:
+    """The name of a state of the list: the first 32 hexadecimal digits of a SHA-256 over its text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _check_word(key: str, value: str) -> None:
+    word = f"{key}={value}"
+    if key in _TARGET_KEYS:
+        raise RuleError(word, "the qube's own address is always the target")
+    if key in _ORDINARY_KEYS:
+        raise RuleError(word, f"this word does not go with action={ACTION}")
+    if key not in KEYS:
+        raise RuleError(word, "unknown word", closest(key, KEYS))
+    if not value:
+        raise RuleError(word, "the value is empty")
+    if key == "expire" and value.startswith("+"):
+        raise RuleError(word, "a time from now is understood on the command line only")
+    if key != "comment":
+        check_value(key, value)
+
+
+def _parse_choice(key: str, value: str, choices: type[Choice]) -> Choice:
+    try:
+        return choices(value)
+    except ValueError:
+        raise RuleError(f"{key}={value}", f"{key} is {' or '.join(choices)}", closest(value, choices)) from None
+
+
+def _parse_enabled(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise RuleError(f"enabled={value}", "enabled is yes or no")
+    return value == "yes"
+
+
+def _parse_ports(key: str, value: str) -> PortRange:
+    try:
+        return PortRange.parse(value)
+    except RefusedError as error:
+        raise RuleError(f"{key}={value}", str(error)) from None
+
+
+def _parse_srchost(key: str, value: str) -> Source:
+    if value in _WORDS_FOR_SOURCES:
+        return SourceWord(value)
+    if value in _NEARLY_NEIGHBOURS:
+        raise RuleError(f"{key}={value}", "not a host name", SourceWord.NEIGHBOURS)
+    try:
+        return parse_prefix(value) if _ADDRESS.fullmatch(value) else HostName(value)
+    except RefusedError as error:
+        raise RuleError(f"{key}={value}", str(error)) from None
+
+
+def _parse_expire(value: str) -> int | Lifetime:
+    if value in list(Lifetime):
+        return Lifetime(value)
+    try:
+        return parse_number(value)
+    except RefusedError:
+        reason = f"expire is seconds since 1970, {' or '.join(Lifetime)}"
+        raise RuleError(f"expire={value}", reason, closest(value, Lifetime)) from None

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Any rule line of the Admin API. Does no I/O."""
+
+from portfwd.model.errors import RuleError, closest
+from portfwd.model.forward import ACTION, ForwardRule, parse_forward
+from portfwd.model.ordinary import Action, OrdinaryRule, parse_ordinary
+
+Rule = ForwardRule | OrdinaryRule
+ACTIONS = (*(action.value for action in Action), ACTION)
+
+
+def parse_rule(line: str) -> Rule:
+    """Read one line, without its line end; its word action= says of which kind it is. Raises RuleError."""
+    words = f" {line}".partition(" comment=")[0].split(" ")
+    actions = [word.partition("=")[2] for word in words if word.startswith("action=")]
+    if actions and actions[0] not in ACTIONS:
+        raise RuleError(f"action={actions[0]}", f"action is {', '.join(ACTIONS)}", closest(actions[0], ACTIONS))
+    return parse_forward(line) if ACTION in actions else parse_ordinary(line)

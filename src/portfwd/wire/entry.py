@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""One entry: what one qube must do for one rule, in typed form and as the QubesDB key and value.
+
+Takes and gives text; does no I/O. The format is closed: an unknown word, a missing word, a wrong order of ports or a
+key that does not match its value is refused as a whole, so a newer dom0 can never half-open a port in an older agent.
+
+    key    /qubes-port-forward/RULE.FAMILY.PROTO            RULE 16 hex digits, FAMILY 4|6, PROTO tcp|udp
+    value  kind=relay side=uplink listen=443-443 source=neighbours to=10.137.0.6 ports=443-443 [expire=EPOCH]
+           kind=accept side=uplink listen=8443-8443 source=192.168.0.0/16 [expire=EPOCH]
+    commit /qubes-port-forward = version=1 generation=N entries=COUNT digest=HEX
+
+The digest over all keys and values lets an agent tell a complete set from one that dom0 is just writing.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from portfwd.wire import limits
+from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.values import (
+    Family,
+    HostName,
+    IPAddress,
+    Kind,
+    PortRange,
+    Proto,
+    RuleId,
+    Side,
+    Source,
+    SourceWord,
+    family_of,
+    format_source,
+    parse_address,
+    parse_source,
+)
+
+_WORDS = ("kind", "side", "listen", "source", "to", "ports", "expire")
+_REQUIRED = {"kind", "side", "listen", "source"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one qube must do for one rule, family and protocol.
+
+    relay: connections to `listen` that enter on `side` from `source` are handed to `to`, port by port when `ports` is
+    as long as `listen`, else all to the single port. accept: connections to `listen` from `source` are let in.
+    `expire` is in epoch seconds.
+    """
+
+    rule: RuleId
+    kind: Kind
+    family: Family
+    proto: Proto
+    side: Side
+    listen: PortRange
+    source: Source
+    to: IPAddress | None = None
+    ports: PortRange | None = None
+    expire: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is Kind.RELAY:
+            if self.to is None or self.ports is None:
+                raise RefusedError("a relay entry needs to= and ports=")
+            if family_of(self.to) is not self.family:
+                raise RefusedError(f"{shown(self.to)} is not an IPv{int(self.family)} address")
+            if len(self.ports) not in (1, len(self.listen)):
+                raise RefusedError(f"ports {self.ports} do not match listen ports {self.listen}")
+        elif self.to is not None or self.ports is not None:
+            raise RefusedError("an accept entry takes neither to= nor ports=")
+        if self.kind is Kind.ACCEPT and (self.side is not Side.UPLINK or self.source is SourceWord.NEIGHBOURS):
+            raise RefusedError("an accept entry is on the uplink side, and only a relay can know its neighbours")
+        if not isinstance(self.source, (SourceWord, HostName)) and family_of(self.source) is not self.family:
+            raise RefusedError(f"source {shown(self.source)} is not IPv{int(self.family)}")
+        if self.expire is not None and not 0 <= self.expire <= limits.EXPIRE_MAX:
+            raise RefusedError(f"expire {shown(self.expire)} is out of range")
+
+    @property
+    def key(self) -> str:
+        """The last part of the QubesDB path."""
+        return f"{self.rule}.{int(self.family)}.{self.proto.value}"
+
+    @property
+    def path(self) -> str:
+        """The QubesDB path, at most 63 bytes."""
+        return limits.ENTRIES + self.key
+
+    @property
+    def value(self) -> str:
+        """The QubesDB value, words in a fixed order."""
+        words: dict[str, object] = {
+            "kind": self.kind.value,
+            "side": self.side.value,
+            "listen": self.listen,
+            "source": format_source(self.source),
+            "to": self.to,
+            "ports": self.ports,
+            "expire": self.expire,
+        }
+        return " ".join(f"{k}={v}" for k, v in words.items() if v is not None)
+
+    def maps_to(self, port: int) -> int | None:
+        """The port at the next hop for an entrance port (accept: the same); None when it is not ours."""
+        if port not in self.listen:
+            return None
+        if self.ports is None:
+            return port
+        return self.ports.first + (port - self.listen.first if len(self.ports) > 1 else 0)
+
+    @classmethod
+    def decode(cls, key: str, value: str) -> Self:
+        """Read one entry back from its key (the part below the base) and value.
+
+        Raises RefusedError for anything that encoding would not have written.
+        """
+        rule, dot, rest = key.partition(".")
+        family, dot2, proto = rest.partition(".")
+        if not dot or not dot2 or family not in ("4", "6") or proto not in ("tcp", "udp"):
+            raise RefusedError(f"{shown(key)} is not an entry key")
+        words = parse_words(value, _WORDS, _REQUIRED)
+        try:
+            entry = cls(
+                rule=RuleId(rule),
+                kind=Kind(words["kind"]),
+                family=Family(int(family)),
+                proto=Proto(proto),
+                side=Side(words["side"]),
+                listen=PortRange.parse(words["listen"]),
+                source=parse_source(words["source"]),
+                to=parse_address(words["to"]) if "to" in words else None,
+                ports=PortRange.parse(words["ports"]) if "ports" in words else None,
+                expire=parse_number(words["expire"]) if "expire" in words else None,
+            )
+        except RefusedError:
+            raise
+        except ValueError:
+            raise RefusedError(f"{shown(value)} is not an entry") from None
+        if entry.value != value:
+            raise RefusedError(f"{shown(value)} is not written as an entry is written")
+        return entry
+
+
+def parse_words(text: str, known: Iterable[str], required: Iterable[str]) -> dict[str, str]:
+    """Split KEY=VALUE words at single spaces; unknown, repeated or missing keys are refused."""
+    words: dict[str, str] = {}
+    for word in text.split(" "):
+        key, equals, value = word.partition("=")
+        if not equals or not value or key not in known:
+            raise RefusedError(f"unknown word {shown(word)}")
+        if key in words:
+            raise RefusedError(f"{shown(key)} is given twice")
+        words[key] = value
+    for key in required:
+        if key not in words:
+            raise RefusedError(f"{shown(key)} is missing")
+    return words
+
+
+def parse_number(text: str) -> int:
+    """A decimal number without sign, at most 20 digits."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise RefusedError(f"{shown(text)} is not a number")
+    return int(text)
+
+
+def digest(entries: Mapping[str, str]) -> str:
+    """A short hash over keys and values, in key order: 32 hexadecimal digits of SHA-256."""
+    text = "".join(f"{key}={value}\n" for key, value in sorted(entries.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The value of the base key: written last, so that many keys change as one."""
+
+    generation: int
+    entries: int
+    digest: str
+
+    @classmethod
+    def over(cls, generation: int, entries: Mapping[str, str]) -> Self:
+        """The commit of a set of entries (key below the base -> value)."""
+        return cls(generation, len(entries), digest(entries))
+
+    def __str__(self) -> str:
+        return (
+            f"version={limits.PROTOCOL_VERSION} generation={self.generation} "
+            f"entries={self.entries} digest={self.digest}"
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a commit; another protocol version is refused, never guessed at."""
+        names = ("version", "generation", "entries", "digest")
+        words = parse_words(text, names, names)
+        if words["version"] != str(limits.PROTOCOL_VERSION):
+            raise RefusedError(f"protocol version {shown(words['version'])} is not spoken here")
+        return cls(parse_number(words["generation"]), parse_number(words["entries"]), words["digest"])
+
+    def covers(self, entries: Mapping[str, str]) -> bool:
+        """Whether these are exactly the entries that were committed."""
+        return self.entries == len(entries) and self.digest == digest(entries)

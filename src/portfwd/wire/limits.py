@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Every limit and fixed name of the formats, in one place; messages and tests are built from these.
+
+Sources: QubesDB protocol (path field of 64 bytes, value under 3072), Qubes Admin API (request under 64 KiB).
+"""
+
+QDB_PATH_MAX = 63
+"""Bytes in a QubesDB path, without the terminating NUL."""
+QDB_VALUE_MAX = 3071
+"""Bytes in a QubesDB value: the daemon refuses 3072."""
+API_REQUEST_MAX = 65536
+"""Bytes of a whole Admin API request, header included."""
+QUBE_NAME_MAX = 31
+PORT_MAX = 65535
+HOST_NAME_MAX = 253
+EXPIRE_MAX = 253402300799
+"""Epoch seconds: the last second of the year 9999."""
+
+PROTOCOL_VERSION = 1
+BASE = "/qubes-port-forward"
+"""dom0 -> qube: the commit key. Written by dom0 alone; an agent acts on this key only."""
+ENTRIES = BASE + "/"
+STATUS_BASE = "/qubes-port-forward-status"
+"""qube -> dom0: what the agent applied. Written by the agent alone."""
+STATUS = STATUS_BASE + "/"
+SERVICE = "qubes-port-forward"
+"""Name of the agent's service: feature supported-service.NAME says that a template ships it."""
+FEATURE_AGENT = "supported-service." + SERVICE
+FEATURE_DENY = "port-forward.deny"
+FEATURE_TRANSIT = "port-forward.allow-transit"
+TAG_TOR_GATEWAY = "anon-gateway"
