@@ -48,7 +48,7 @@ def popen(
         _fork_into_pid_namespace()
         ns.die_with_parent()
 
-    return subprocess.Popen(argv, env=environment(env), preexec_fn=enter, **options)  # noqa: PLW1509
+    return subprocess.Popen(argv, env=environment(env), preexec_fn=enter, **options)
 
 
 def _fork_into_pid_namespace() -> None:
@@ -93,11 +93,11 @@ def _call_child(namespaces: Sequence[int], write_end: int, work: Callable[[], ob
         ns.join(namespaces)
         _fork_into_pid_namespace_keeping(write_end)
         answer: tuple[bool, object] = (True, work())
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the caller shall have it
+    except BaseException as error:
         answer = (False, error)
     try:
         data = pickle.dumps(answer)
-    except Exception as error:  # noqa: BLE001 - an unpicklable result must not look like a death
+    except Exception as error:
         data = pickle.dumps((False, TypeError(f"the result cannot leave the machine: {error}")))
     with os.fdopen(write_end, "wb") as pipe:
         pipe.write(data)

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -129,7 +130,7 @@ def join(fds: Iterable[int]) -> None:
     The process must have a single thread (setns(2)). A namespace it is already in is left alone.
     """
     for kind, fd in zip(KINDS, fds, strict=True):
-        own = os.stat(f"/proc/self/ns/{kind}" if kind != "pid" else "/proc/self/ns/pid_for_children")
+        own = Path("/proc/self/ns", "pid_for_children" if kind == "pid" else kind).stat()
         if not os.path.samestat(own, os.fstat(fd)):
             setns(fd)
     os.chdir("/")
@@ -142,7 +143,7 @@ def keep_only(fds: Iterable[int]) -> None:
         os.closerange(low + 1, high)
 
 
-def leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
     """End a forked process without running the parent's exit handlers."""
     sys.stdout.flush()
     sys.stderr.flush()

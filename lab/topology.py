@@ -3,7 +3,7 @@
 """A topology: which networks, routers, hosts and qubes a laboratory has, read from a small TOML file.
 
 Takes the text of the file, gives a Topology whose names, addresses and references are right, or raises RefusedError
-that names the table, the word and the reason. This module does no I/O except load().
+that names the table, the word and the reason. This module does no I/O except read() and load().
 """
 
 import difflib
@@ -218,16 +218,23 @@ def parse(text: str) -> Topology:
     return topology
 
 
-def load(name: str) -> Topology:
-    """Read a topology file: a path, or the name of one that ships with the laboratory. Raises RefusedError."""
+def read(name: str) -> str:
+    """The text of a topology file: a path, or the name of one that ships with the laboratory. Raises RefusedError."""
     path = Path(name) if "/" in name or name.endswith(".toml") else HERE / f"{name}.toml"
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise RefusedError(f"topology {shown(path)} is not UTF-8 text") from None
     except OSError as error:
         names = ", ".join(sorted(p.stem for p in HERE.glob("*.toml")))
-        raise RefusedError(f"topology {shown(path)}: {error.strerror}; these ship with the laboratory: {names}") from None
+        raise RefusedError(
+            f"topology {shown(path)}: {error.strerror}; these ship with the laboratory: {names}"
+        ) from None
+
+
+def load(name: str) -> Topology:
+    """Read and parse a topology file. Raises RefusedError."""
+    return parse(read(name))
 
 
 def _network(name: str, table: _Reader) -> Network:
@@ -282,7 +289,9 @@ def _qube(name: str, table: _Reader, networks: Mapping[str, Network]) -> Qube:
     nics = []
     for nic, part in table.parts("nics").items():
         if not _INTERFACE.fullmatch(nic) or nic == "lo" or nic.startswith(("vif", "eth")):
-            raise RefusedError(f"{part.where}: {shown(nic)} cannot be the name of a network card (lo, eth, vif are taken)")
+            raise RefusedError(
+                f"{part.where}: {shown(nic)} cannot be the name of a network card (lo, eth, vif are taken)"
+            )
         nics.append(_nic(nic, part, networks))
         part.end()
     qube = Qube(
@@ -306,7 +315,8 @@ def _qube(name: str, table: _Reader, networks: Mapping[str, Network]) -> Qube:
 
 def _check_names(topology: Topology) -> None:
     seen = {"dom0"}
-    for name in [m.name for m in (*topology.routers, *topology.hosts, *topology.qubes)]:
+    names = [r.name for r in topology.routers] + [h.name for h in topology.hosts] + [q.name for q in topology.qubes]
+    for name in names:
         if not _NAME.fullmatch(name):
             raise RefusedError(f"name {shown(name)} must be 1 to 31 letters, digits, - and _, starting with a letter")
         if name in seen:

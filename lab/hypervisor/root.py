@@ -51,7 +51,7 @@ def make_programs(store: Path, programs: dict[str, str]) -> Path:
     merged.mkdir()
     for name, module in programs.items():
         code = f"import sys; sys.path[:0] = {[str(PROJECT), str(PROJECT / 'src')]!r}; from {module} import main; "
-        code += f"sys.argv[0] = {name!r}; sys.exit(main(sys.argv))"
+        code += f"sys.argv[0] = {name!r}; sys.exit(main())"
         quoted = code.replace("'", "'\\''")
         program = ours / name
         program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -c '{quoted}' \"$@\"\n", encoding="utf-8")
@@ -101,7 +101,7 @@ def _bind_host(root: Path) -> None:
         if entry.name in _OWN or entry.name.startswith("."):
             continue
         if entry.is_symlink():
-            (root / entry.name).symlink_to(os.readlink(entry.path))
+            (root / entry.name).symlink_to(Path(entry.path).readlink())
         elif entry.is_dir() and os.access(entry.path, os.X_OK):
             (root / entry.name).mkdir()
             _bind_read_only(Path(entry.path), root / entry.name)
@@ -124,9 +124,9 @@ def _own_folders(root: Path) -> None:
         (root / path).mkdir(parents=True, exist_ok=True)
     for path in ("var/lib/qubes", "var/log/qubes", "var/cache", "etc"):
         (root / path).mkdir(parents=True)
-    for path in (root / "tmp", root / "var/tmp"):
-        path.mkdir()
-        path.chmod(0o1777)
+    for shared in (root / "tmp", root / "var/tmp"):
+        shared.mkdir()
+        shared.chmod(0o1777)
     (root / "var/run").symlink_to("../run")
     (root / "var/lock").symlink_to("../run/lock")
     (root / "run/qubes").chmod(0o775)
@@ -139,7 +139,7 @@ def _fill_etc(root: Path) -> None:
         if entry.name in _OWN_ETC:
             continue
         # A relative link keeps its meaning in a folder of the same depth.
-        link = os.readlink(entry.path) if entry.is_symlink() else f"/{_HOST_ETC}/{entry.name}"
+        link = Path(entry.path).readlink() if entry.is_symlink() else f"/{_HOST_ETC}/{entry.name}"
         (root / "etc" / entry.name).symlink_to(link)
     (root / "etc/mtab").symlink_to("../proc/self/mounts")
     for path in ("etc/qubes-rpc", "etc/qubes/rpc-config", "etc/qubes/policy.d", "etc/qubes/qubes-firewall.d"):

@@ -12,21 +12,28 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lab.qubesd import lifecycle, network
 from lab.qubesd.databases import DatabaseHost
-from lab.qubesd.errors import QubesException, QubesPropertyValueError, QubesVMInUseError, QubesVMNotHaltedError
+from lab.qubesd.errors import (
+    QubesException,
+    QubesPropertyValueError,
+    QubesVMAlreadyExistsError,
+    QubesVMInUseError,
+    QubesVMNotHaltedError,
+)
 from lab.qubesd.events import Handlers
 from lab.qubesd.holder import Holder, Property, as_qube, check_name
 from lab.qubesd.qube import CLASSES, AdminVM, DispVM, LocalVM, Power, Qube
-from lab.qubesd.xen import Hypervisor
+from lab.qubesd.xen import Domain, Hypervisor
 from portfwd.wire.limits import FEATURE_AGENT
 
 QID_MAX = 10000
+_NOT_INHERITED = ("name", "qid", "uuid", "label", "template", "ip", "ip6", "template_for_dispvms", "autostart")
 
 
 class Domains:
@@ -46,6 +53,10 @@ class Domains:
 
     def __getitem__(self, name: str) -> Any:
         return self._by_name[name]
+
+    def get(self, name: str) -> Any:
+        """The qube of that name, or None."""
+        return self._by_name.get(name)
 
     def by_uuid(self, wanted: uuid.UUID) -> LocalVM | None:
         """The qube with that UUID."""
@@ -81,14 +92,15 @@ def _accept_default_netvm(app: App, untrusted_text: str) -> Qube | None:
 
 
 class App(Holder):
-    """qubesd's view of the world. `base_dir` is /var/lib/qubes."""
+    """qubesd's view of the world. `base_dir` is /var/lib/qubes, `boot_id` names this run of the host."""
 
     default_netvm = Property("vm", lambda _app: None, _accept_default_netvm)
 
-    def __init__(self, base_dir: Path, xen: Hypervisor, databases: DatabaseHost) -> None:
+    def __init__(self, base_dir: Path, xen: Hypervisor, databases: DatabaseHost, boot_id: str = "") -> None:
         self.vm_handlers, self.app_handlers = Handlers(), Handlers()
         super().__init__(self.app_handlers, self)
         self.base_dir = base_dir
+        self.boot_id = boot_id
         self.xen = xen
         self.databases = databases
         self.network_lock = asyncio.Lock()
@@ -106,18 +118,21 @@ class App(Holder):
     # Qubes
 
     def add(self, klass: str, name: str, label: str, template: Qube | None = None, **more: Any) -> Qube:
-        """Create a qube, with its folder, and fire domain-add."""
-        values: dict[str, Any] = {"name": check_name(name), "qid": self._free("qid"), "uuid": uuid.uuid4()}
-        values["label"] = label
+        """Create a qube, with its folder, and fire domain-add. A disposable without a name gets one."""
+        values: dict[str, Any] = {"qid": self._free("qid"), "uuid": uuid.uuid4(), "label": label}
         features: dict[str, str] = {}
         if "template" in CLASSES[klass].properties():
             values["template"] = template
-        if issubclass(CLASSES[klass], DispVM):
+        if klass == "DispVM":
             values["dispid"] = self._free("dispid")
+            name = name or f"disp{values['dispid']}"
             if template is not None:
-                own = {"name", "qid", "uuid", "label", "template", "ip", "ip6", "template_for_dispvms"}
-                values = {k: v for k, v in template.values.items() if k not in own} | values
+                inherited = {k: v for k, v in template.values.items() if k not in _NOT_INHERITED}
+                values = inherited | values
                 features = {k: v for k, v in template.features.items() if not k.startswith("preload-dispvm")}
+        if name in self.domains:
+            raise QubesVMAlreadyExistsError(f"Qube already exists: {name}")
+        values["name"] = check_name(name)
         vm = CLASSES[klass](self, values | more, features=features)
         if isinstance(vm, DispVM) and template is not None:
             vm.firewall.clone(template.firewall)
@@ -158,8 +173,11 @@ class App(Holder):
         """Where the qubes are kept."""
         return self.base_dir / "qubes.json"
 
-    def load(self, topology: Mapping[str, Any]) -> None:
-        """Take in qubes and global properties, without any event but domain-load at the end."""
+    def load(self, topology: Mapping[str, Any], running: Mapping[str, Domain] | None = None) -> None:
+        """Take in qubes and global properties, without any event but domain-load at the end.
+
+        `running` are the domains that already exist, as after a restart of qubesd.
+        """
         for described in topology["qubes"]:
             self.domains.put(self._described(described))
         for described in topology["qubes"]:
@@ -170,6 +188,9 @@ class App(Holder):
                     vm.values[name] = self._existing(described[name])
         if topology.get("default_netvm"):
             self.values["default_netvm"] = self._existing(topology["default_netvm"])
+        for name, domain in (running or {}).items():
+            if isinstance(vm := self.domains.get(name), Qube):
+                vm.domid, vm.power = domain.domid, Power.PAUSED if domain.paused else Power.RUNNING
         for vm in self.domains:
             vm.events_enabled = True
             if isinstance(vm, Qube):
@@ -181,6 +202,7 @@ class App(Holder):
     def dump(self) -> dict[str, Any]:
         """The same as load() takes."""
         return {
+            "boot_id": self.boot_id,
             "qubes": [_describe(vm) for vm in self.domains.qubes()],
             "default_netvm": self.default_netvm.name if self.default_netvm else None,
         }
@@ -219,19 +241,12 @@ class App(Holder):
     def _existing(self, name: str | None) -> Qube | None:
         if name is None:
             return None
-        vm: Qube | None = self.domains[name] if name in self.domains else None
+        vm: Qube | None = self.domains.get(name)
         if vm is None:
             raise QubesException(f"qube {name!r} of the topology does not exist")
         return vm
 
     # World
-
-    async def adopt(self) -> None:
-        """Take over the domains that already run, as after a restart of qubesd. No event is fired for them."""
-        for name, domid in (await self.xen.list()).items():
-            if name in self.domains:
-                vm = self.domains[name]
-                vm.domid, vm.power = domid, Power.RUNNING
 
     async def autostart(self) -> None:
         """Start the qubes that want it; each starts its net qubes first. One that fails does not hold up the others."""
@@ -242,9 +257,9 @@ class App(Holder):
                 except Exception as error:
                     self.log.error("autostart of %s failed: %s", vm, error)
 
-    async def watch(self) -> None:
-        """Follow the hypervisor's reports for ever."""
-        async for name in self.xen.died():
+    async def watch(self, reports: AsyncIterator[str]) -> None:
+        """Follow the hypervisor's reports of domains that died, to their end."""
+        async for name in reports:
             if name in self.domains:
                 task = asyncio.ensure_future(lifecycle.died(self.domains[name]))
                 task.add_done_callback(self._report)

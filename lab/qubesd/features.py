@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSet
 from typing import TYPE_CHECKING, Any
 
-from lab.qubesd.errors import LocalVMsInvalidTagError
+from lab.qubesd.errors import QubesInvalidTagError
 
 if TYPE_CHECKING:
     from lab.qubesd.qube import LocalVM
@@ -35,10 +35,10 @@ class Features(MutableMapping[str, str]):
     def __setitem__(self, key: str, value: str | bool | None) -> None:
         text = ("1" if value else "") if value is None or isinstance(value, bool) else str(value)
         old = {"oldvalue": self._values[key]} if key in self._values else {}
-        fire = self._subject.fire_event
-        fire(f"domain-feature-pre-set:{key}", pre_event=True, feature=key, value=text, **old)
+        change: dict[str, Any] = {"feature": key, "value": text} | old
+        self._subject.fire_event(f"domain-feature-pre-set:{key}", pre_event=True, **change)
         self._values[key] = text
-        fire(f"domain-feature-set:{key}", feature=key, value=text, **old)
+        self._subject.fire_event(f"domain-feature-set:{key}", **change)
 
     def __delitem__(self, key: str) -> None:
         if key not in self._values:
@@ -47,28 +47,26 @@ class Features(MutableMapping[str, str]):
         del self._values[key]
         self._subject.fire_event(f"domain-feature-delete:{key}", feature=key)
 
-    def check_with_template(self, feature: str, default: str | bool | None = None) -> str | bool | None:
+    def check_with_template(self, feature: str, default: str | bool | None = None) -> Any:
         """The value here, else that of the template, else the default."""
         return self._first(feature, default, lambda qube: qube.template)
 
-    def check_with_netvm(self, feature: str, default: str | bool | None = None) -> str | bool | None:
+    def check_with_netvm(self, feature: str, default: str | bool | None = None) -> Any:
         """The value here, else the first one up the chain of net qubes, else the default."""
         return self._first(feature, default, lambda qube: getattr(qube, "netvm", None))
 
-    def check_with_adminvm(self, feature: str, default: str | bool | None = None) -> str | bool | None:
+    def check_with_adminvm(self, feature: str, default: str | bool | None = None) -> Any:
         """The value here, else that of dom0, else the default."""
         return self._first(feature, self._of_dom0(feature, default), lambda _qube: None)
 
-    def check_with_template_and_adminvm(self, feature: str, default: str | bool | None = None) -> str | bool | None:
+    def check_with_template_and_adminvm(self, feature: str, default: str | bool | None = None) -> Any:
         """The value here, else that of the template, else that of dom0, else the default."""
         return self._first(feature, self._of_dom0(feature, default), lambda qube: qube.template)
 
-    def _of_dom0(self, feature: str, default: str | bool | None) -> str | bool | None:
+    def _of_dom0(self, feature: str, default: str | bool | None) -> Any:
         return self._subject.app.domains["dom0"].features.get(feature, default)
 
-    def _first(
-        self, feature: str, default: str | bool | None, following: Callable[[LocalVM], Any]
-    ) -> str | bool | None:
+    def _first(self, feature: str, default: str | bool | None, following: Callable[[LocalVM], Any]) -> Any:
         qube: Any = self._subject
         while qube is not None:
             if feature in qube.features:

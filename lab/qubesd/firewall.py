@@ -8,6 +8,7 @@ The file is read once, at the first use. Every save writes both lists and then f
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,11 +20,9 @@ from portfwd.model.ordinary import OrdinaryRule
 if TYPE_CHECKING:
     from lab.qubesd.qube import Qube
 
-_NOT_IN_QUBESDB = ("expire",)
-
 
 class Firewall:
-    """`rules` are the ordinary ones; assign to it, then save()."""
+    """`rules` are the ordinary ones."""
 
     def __init__(self, vm: Qube, path: Path) -> None:
         self._vm = vm
@@ -38,6 +37,15 @@ class Firewall:
         if self._contents.damage:
             raise StoreError(self._contents.damage)
         return self._contents.forwards
+
+    def set_rules(self, rules: Iterable[OrdinaryRule]) -> None:
+        """Replace the ordinary rules; when they cannot be saved, the old ones stay."""
+        before, self.rules = self.rules, list(rules)
+        try:
+            self.save()
+        except StoreError:
+            self.rules = before
+            raise
 
     def save(self) -> None:
         """Write the present rules with the forwards as they are."""
@@ -55,17 +63,17 @@ class Firewall:
 
     def live_rules(self) -> list[OrdinaryRule]:
         """The rules that have not expired."""
-        return [rule for rule in self.rules if not _is_over(rule)]
+        now = time.time()
+        return [rule for rule in self.rules if not rule.expired(now)]
 
     def qdb_entries(self, family: int) -> dict[str, str]:
         """The keys below /qubes-firewall/ADDRESS/ for one family: the policy, then rules by their place in the list."""
         entries = {"policy": "drop"}
         other = "dst4" if family == 6 else "dst6"
+        now = time.time()
         for place, rule in enumerate(self.rules):
-            words = _words(rule)
-            if other not in words and not _is_over(rule):
-                kept = (f"{key}={value}" for key, value in words.items() if key not in _NOT_IN_QUBESDB)
-                entries[f"{place:04}"] = " ".join(kept)
+            if not rule.expired(now) and (rule.dsthost is None or rule.dsthost.key != other):
+                entries[f"{place:04}"] = dataclasses.replace(rule, expire=None, comment=None).api_line()
         return entries
 
     def close(self) -> None:
@@ -85,7 +93,7 @@ class Firewall:
     def _arm(self) -> None:
         """Wake up at the next expiry. As in qubesd, a qubesd that has just started has no such timer."""
         self.close()
-        ends = [end for rule in self.rules if (end := _expiry(rule)) is not None and not _is_over(rule)]
+        ends = [rule.expire.seconds for rule in self.live_rules() if rule.expire is not None]
         if ends:
             delay = max(0.0, min(ends) + 1 - time.time())
             self._timer = asyncio.get_running_loop().call_later(min(delay, 86400.0), self._expired)
@@ -96,18 +104,3 @@ class Firewall:
             self.save()
         except StoreError as error:
             self._vm.log.error("firewall save error: %s", error)
-
-
-def _words(rule: OrdinaryRule) -> dict[str, str]:
-    options = rule.api_line().partition("comment=")[0]
-    return dict(word.split("=", 1) for word in options.split())
-
-
-def _expiry(rule: OrdinaryRule) -> int | None:
-    words = _words(rule)
-    return int(words["expire"]) if "expire" in words else None
-
-
-def _is_over(rule: OrdinaryRule) -> bool:
-    end = _expiry(rule)
-    return end is not None and end < time.time()

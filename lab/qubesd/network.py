@@ -10,8 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lab.qubesd.errors import QubesException, QubesVMError, QubesVMInUseError, QubesVMNotRunningError
-from lab.qubesd.errors import QubesVMNotStartedError
+from lab.qubesd.errors import (
+    QubesException,
+    QubesVMError,
+    QubesVMInUseError,
+    QubesVMNotRunningError,
+    QubesVMNotStartedError,
+)
 from lab.qubesd.events import Handlers, Level
 
 if TYPE_CHECKING:
@@ -119,9 +124,7 @@ async def apply_deferred(vm: Qube) -> None:
     """Do what was put off while the qube was paused: the whole sequence of a change of net qube once more."""
     if DEFERRED not in vm.features or (vm.netvm is not None and not vm.netvm.is_running()):
         return
-    before = vm.features[DEFERRED]
-    names = {"name": "netvm", "newvalue": vm.netvm}
-    names["oldvalue"] = vm.app.domains[before] if before in vm.app.domains else None
+    names = {"name": "netvm", "newvalue": vm.netvm, "oldvalue": vm.app.domains.get(vm.features[DEFERRED])}
     async with vm.app.network_lock:
         await vm.fire_event_in_order("property-pre-set:netvm", pre_event=True, **names)
         if vm.netvm is not None:
@@ -130,6 +133,8 @@ async def apply_deferred(vm: Qube) -> None:
 
 
 async def _before_netvm(vm: Qube, _event: str, newvalue: Qube | None, oldvalue: Qube | None = None, **_: Any) -> None:
+    # Once more, as another change may have come in between.
+    vm.check_netvm(newvalue)
     if newvalue is not None and vm.is_running() and not newvalue.is_running():
         raise QubesVMNotStartedError(newvalue, f"Cannot dynamically attach to stopped qube {newvalue}")
     deferred = DEFERRED in vm.features

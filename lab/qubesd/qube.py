@@ -271,7 +271,7 @@ class Qube(LocalVM):
 class AppVM(Qube):
     """A qube whose system is that of a template."""
 
-    template = Property("vm", accept=as_qube("template"))
+    template = Property("vm", lambda _q: None, as_qube("template"))
 
 
 class StandaloneVM(Qube):
@@ -288,7 +288,7 @@ class TemplateVM(Qube):
 class DispVM(Qube):
     """A disposable."""
 
-    template = Property("vm", accept=as_qube("template"))
+    template = Property("vm", lambda _q: None, as_qube("template"))
     dispid = Property("int")
     auto_cleanup = Property("bool", lambda _q: False, as_bool)
 

@@ -9,6 +9,7 @@ are reported on a connection of their own.
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,14 @@ _LINE_MAX = 1 << 20
 
 class XenError(QubesException):
     """The hypervisor refused, or could not be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain that exists."""
+
+    domid: int
+    paused: bool
 
 
 class Hypervisor(Protocol):
@@ -47,11 +56,11 @@ class Hypervisor(Protocol):
     async def detach(self, name: str) -> None:
         """Undo attach."""
 
-    async def list(self) -> dict[str, int]:
-        """The domains that exist, and their domids."""
+    async def list(self) -> dict[str, Domain]:
+        """The domains that exist, by name."""
 
-    def died(self) -> AsyncIterator[str]:
-        """The names of domains, as they die. Ends when the hypervisor goes away."""
+    async def subscribe(self) -> AsyncIterator[str]:
+        """From now on the names of domains, as they die. Ends when the hypervisor goes away."""
 
 
 class Xen:
@@ -81,20 +90,16 @@ class Xen:
     async def detach(self, name: str) -> None:
         await self._call("detach", name=name)
 
-    async def list(self) -> dict[str, int]:
+    async def list(self) -> dict[str, Domain]:
         domains = (await self._call("list"))["domains"]
-        return {domain["name"]: int(domain["domid"]) for domain in domains}
+        return {found["name"]: Domain(int(found["domid"]), found["state"] != "running") for found in domains}
 
-    async def died(self) -> AsyncIterator[str]:
+    async def subscribe(self) -> AsyncIterator[str]:
         reader, writer = await self._connect()
-        try:
-            writer.write(b'{"op":"subscribe"}\n')
-            while line := await reader.readline():
-                message = json.loads(line)
-                if message.get("event") == "died":
-                    yield message["name"]
-        finally:
-            writer.close()
+        writer.write(b'{"op":"subscribe"}\n')
+        if not await reader.readline():
+            raise XenError("hypervisor reports no events")
+        return _reports(reader, writer)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
@@ -115,3 +120,13 @@ class Xen:
         if not answer.get("ok"):
             raise XenError(str(answer.get("error", f"hypervisor gave no answer to {op}")))
         return answer
+
+
+async def _reports(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> AsyncIterator[str]:
+    try:
+        while line := await reader.readline():
+            message = json.loads(line)
+            if message.get("event") == "died":
+                yield message["name"]
+    finally:
+        writer.close()

@@ -69,6 +69,10 @@ class Watches(Generic[Owner]):
         """Undo all of an owner's."""
         self._watches = [(path, other) for path, other in self._watches if other is not owner]
 
+    def owners(self) -> set[Owner]:
+        """All who watch something."""
+        return {owner for _, owner in self._watches}
+
     def concerned(self, path: str) -> list[Owner]:
         """Owners to be told that a path changed, latest registration first, one mention for each registration."""
         return [

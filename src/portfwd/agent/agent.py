@@ -13,15 +13,15 @@ import socket
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from portfwd.agent.desired import Desired, Reporter, read_desired
 from portfwd.agent.elements import Network, Surroundings
 from portfwd.agent.firewall import Firewall
 from portfwd.agent.names import REFRESH_SECONDS, Resolver
-from portfwd.agent.netlink import Listener
+from portfwd.agent.netlink import Listener, Message
 from portfwd.agent.nft import NftError
 from portfwd.wire import limits
+from portfwd.wire.qdb_client import Database
 from portfwd.wire.status import Result, State
 from portfwd.wire.values import HostName
 
@@ -38,12 +38,12 @@ class Agent:
     def __init__(
         self,
         firewall: Firewall,
-        open_database: Callable[[], Any],
+        open_database: Callable[[], Database],
         near: Callable[[], tuple[Network, ...]],
         uplinks: Callable[[], str],
-        ruleset: "Listener",
-        links: "Listener",
-        touched: Callable[[Any], tuple[bool, bool]],
+        ruleset: Listener,
+        links: Listener,
+        touched: Callable[[list[Message]], tuple[bool, bool]],
         ready: Callable[[], None],
     ) -> None:
         self._firewall = firewall
@@ -52,8 +52,8 @@ class Agent:
         self._ruleset, self._links = ruleset, links
         self._resolver = Resolver()
         self._selector = selectors.DefaultSelector()
-        self._commands: Any = None
-        self._watch: Any = None
+        self._commands: Database | None = None
+        self._watch: Database | None = None
         self._reporter: Reporter | None = None
         self._desired = Desired()
         self._deadlines: dict[str, float] = {}
@@ -126,6 +126,8 @@ class Agent:
         self._watch = self._commands = self._reporter = None
 
     def _on_database(self) -> None:
+        if self._watch is None:
+            return
         try:
             self._watch.read_watch()
         except (RuntimeError, OSError) as error:

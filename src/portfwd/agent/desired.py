@@ -7,28 +7,12 @@ Reading is all or nothing: entries count only when the commit covers exactly wha
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
+from portfwd.wire.qdb_client import Database
 from portfwd.wire.status import UPLINKS, Acknowledgement, Result, State
-
-
-class Database(Protocol):
-    """The part of the `qubesdb` module's object that the agent uses."""
-
-    def read(self, path: str) -> bytes | None:
-        """The value at a path, or None."""
-
-    def multiread(self, prefix: str) -> dict[str, bytes]:
-        """Every path with that prefix."""
-
-    def write(self, path: str, value: str | bytes) -> None:
-        """Set one value."""
-
-    def rm(self, path: str) -> None:
-        """Remove one key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,28 +8,12 @@ subtree is compared byte by byte and overwritten. One dead database never keeps 
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.qdb_client import Database
 from portfwd.wire.values import QubeName
-
-
-class Database(Protocol):
-    """dom0's handle of one qube's QubesDB (the `qubesdb` module's object)."""
-
-    def read(self, path: str) -> bytes | None:
-        """The value at a path, or None."""
-
-    def multiread(self, prefix: str) -> dict[str, bytes]:
-        """Every path with that prefix."""
-
-    def write(self, path: str, value: str | bytes) -> None:
-        """Set one value."""
-
-    def rm(self, path: str) -> None:
-        """Remove one key."""
 
 
 class Publisher:

@@ -7,9 +7,11 @@ often as one likes, and never raises. All methods are synchronous and touch only
 """
 
 import dataclasses
+import functools
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from portfwd.dom0 import views
@@ -17,7 +19,7 @@ from portfwd.dom0.plan import Claim, Entrances, Plan, claim_of, claims, is_over,
 from portfwd.dom0.publish import Publisher
 from portfwd.dom0.snapshot import Qube, Snapshot, take_snapshot
 from portfwd.dom0.store import StoredForward
-from portfwd.model.forward import Lifetime, format_forwards, parse_forwards, token
+from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
 
@@ -58,7 +60,10 @@ class ForwardService:
         if untrusted_token is not None and untrusted_token != token(format_forwards(s.rule for s in alive)):
             raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
         known = {stored.rule.id(qube.name): stored for stored in alive}
-        changed = [self._stored(rule, known.get(rule.id(qube.name)), qube) for rule in rules]
+        # Strictly later than every rule there is, also within one second and after the clock was set back.
+        latest = max((s.added for q in snapshot.qubes.values() for s in q.forwards), default=0)
+        later = itertools.count(max(int(self._now()), latest + 1))
+        changed = [self._stored(rule, known.get(rule.id(qube.name)), qube, later) for rule in rules]
         self._refuse_clashes(qube, changed, known, snapshot)
         vm.firewall.save_forwards(tuple(changed))
 
@@ -109,7 +114,7 @@ class ForwardService:
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
             if qube is not None and len(_alive(qube, snapshot)) != len(qube.forwards):
-                self._drop(vm, lambda stored, qube=qube: is_over(stored, qube, snapshot))
+                self._drop(vm, functools.partial(is_over, qube=qube, snapshot=snapshot))
 
     def _snapshot(self) -> Snapshot:
         return take_snapshot(self._app, int(self._now()), self._boot_id)
@@ -122,9 +127,15 @@ class ForwardService:
                 found[qube.name] = database
         return found
 
-    def _stored(self, rule: Any, known: StoredForward | None, qube: Qube) -> StoredForward:
-        session = {Lifetime.REBOOT: self._boot_id, Lifetime.SHUTDOWN: qube.session}.get(rule.expire, "")
-        return StoredForward(rule, known.added if known else int(self._now()), session)
+    def _stored(
+        self, rule: ForwardRule, known: StoredForward | None, qube: Qube, later: Iterator[int]
+    ) -> StoredForward:
+        session = ""
+        if rule.expire is Lifetime.REBOOT:
+            session = self._boot_id
+        elif rule.expire is Lifetime.SHUTDOWN:
+            session = qube.session
+        return StoredForward(rule, known.added if known else next(later), session)
 
     def _refuse_clashes(
         self, qube: Qube, changed: list[StoredForward], known: dict[RuleId, StoredForward], snapshot: Snapshot

@@ -153,7 +153,10 @@ def _load_v2(path: Path, root: etree._Element) -> Contents:
     try:
         for place, element in forward:
             with _placed(path, place):
-                stored.append(_stored(element))
+                one = _stored(element)
+                if any(one.rule.does == other.rule.does for other in stored):
+                    raise RefusedError("does the same as a rule before it")
+                stored.append(one)
     except StoreError as error:
         stored, damage = [], str(error)
     return Contents(rules, tuple(stored), damage)
@@ -277,7 +280,7 @@ def _replace(path: Path, data: bytes) -> None:
             new.flush()
             os.fchmod(new.fileno(), _MODE)
             os.fsync(new.fileno())
-            Path(new.name).rename(path)
+            Path(new.name).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 Path(new.name).unlink()

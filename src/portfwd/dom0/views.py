@@ -13,12 +13,12 @@ says of itself is read bounded, matched against fixed words, and never passed on
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from portfwd.dom0.plan import Plan
-from portfwd.dom0.publish import Database
 from portfwd.dom0.snapshot import Qube
 from portfwd.dom0.store import StoredForward
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
+from portfwd.wire.qdb_client import Database
 from portfwd.wire.status import Acknowledgement, Result, State
 from portfwd.wire.values import QubeName
 

@@ -11,7 +11,7 @@ _COMPARED = 40
 
 
 class RuleError(RefusedError):
-    """A rule that is not accepted: the offending word, the reason, perhaps what was meant, perhaps the line (from 1)."""
+    """A rule that is not accepted: the word, the reason, perhaps what was meant, perhaps the line (from 1)."""
 
     def __init__(self, word: str, reason: str, hint: str | None = None, line: int | None = None) -> None:
         self.word = word

@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import NewType, Self, TypeVar
 
 from portfwd.model.errors import RuleError, closest
 from portfwd.model.words import Comment, check_value, split_line
@@ -59,6 +59,8 @@ class Lifetime(enum.StrEnum):
     SHUTDOWN = "shutdown"
 
 
+Token = NewType("Token", str)
+"""Names one state of a list of forwards: the first 32 hexadecimal digits of a SHA-256 over its text."""
 Choice = TypeVar("Choice", bound=enum.StrEnum)
 
 
@@ -128,6 +130,7 @@ class ForwardRule:
             _check_word(key, value)
         if words.get("action") != ACTION:
             raise RuleError(f"action={words.get('action', '')}", f"a forward rule has action={ACTION}")
+        proto = _parse_choice("proto", words["proto"], Proto) if "proto" in words else None
         for key in ("forwardtype", "srcports"):
             if key not in words:
                 meant = " or ".join(ForwardType) if key == "forwardtype" else "the port or ports at the entrance"
@@ -138,7 +141,7 @@ class ForwardRule:
         srcports = _parse_ports("srcports", words["srcports"])
         return cls(
             forwardtype=_parse_choice("forwardtype", words["forwardtype"], ForwardType),
-            proto=_parse_choice("proto", words["proto"], Proto) if "proto" in words else None,
+            proto=proto,
             srcports=srcports,
             dstports=_parse_ports("dstports", words["dstports"]) if "dstports" in words else srcports,
             srchost=_parse_srchost(sources[0], words[sources[0]]) if sources else SourceWord.NEIGHBOURS,
@@ -178,9 +181,9 @@ def format_forwards(rules: Iterable[ForwardRule]) -> str:
     return "".join(f"{rule}\n" for rule in rules)
 
 
-def token(text: str) -> str:
-    """The name of a state of the list: the first 32 hexadecimal digits of a SHA-256 over its text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def token(text: str) -> Token:
+    """The name of the state of a list whose text this is."""
+    return Token(hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 def _check_word(key: str, value: str) -> None:

@@ -7,7 +7,6 @@ Source: qubes.firewall (server) and qubesadmin.firewall (client) of Qubes OS 4.3
 prefix passes as a host name if its characters do, even the empty word.
 """
 
-import datetime
 import enum
 import re
 import socket

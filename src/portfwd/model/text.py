@@ -14,6 +14,12 @@ def parse_rule(line: str) -> Rule:
     """Read one line, without its line end; its word action= says of which kind it is. Raises RuleError."""
     words = f" {line}".partition(" comment=")[0].split(" ")
     actions = [word.partition("=")[2] for word in words if word.startswith("action=")]
-    if actions and actions[0] not in ACTIONS:
-        raise RuleError(f"action={actions[0]}", f"action is {', '.join(ACTIONS)}", closest(actions[0], ACTIONS))
+    for action in actions:
+        check_action(action)
     return parse_forward(line) if ACTION in actions else parse_ordinary(line)
+
+
+def check_action(action: str) -> None:
+    """Raises RuleError for an action that no kind of rule has."""
+    if action not in ACTIONS:
+        raise RuleError(f"action={action}", f"action is {' or '.join(ACTIONS)}", closest(action, ACTIONS))

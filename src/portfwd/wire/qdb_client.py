@@ -69,9 +69,10 @@ class Database(Protocol):
 def open_qubesdb(name: str | None = None) -> Database:
     """The database of this qube, or of a qube by name (dom0 only). Raises Error when its daemon is not there.
 
-    Gives the C module's class where that module exists, else QubesDB below.
+    Gives the C module's class where that module exists, else QubesDB below; that too for the path of a socket, which
+    the C module cannot take.
     """
-    if not _HAVE_NATIVE:
+    if not _HAVE_NATIVE or (name is not None and "/" in name):
         return QubesDB(name)
     import qubesdb  # type: ignore[import-not-found, unused-ignore]
 
@@ -208,11 +209,10 @@ class QubesDB:
         except RefusedError as refused:
             raise Error(str(refused)) from None
         for last_attempt in (False, True):
-            if self._socket is None:
-                self._socket = _connect(self._paths, self._left(deadline))
             try:
-                self._socket.settimeout(self._left(deadline))
-                self._socket.sendall(encoded)
+                connection = self._reconnected(deadline)
+                connection.settimeout(self._left(deadline))
+                connection.sendall(encoded)
             except TimeoutError:
                 raise self._timed_out() from None
             except OSError:
@@ -222,6 +222,14 @@ class QubesDB:
                     raise DisconnectedError("QubesDB disconnected") from None
             else:
                 return
+
+    def _reconnected(self, deadline: float) -> socket.socket:
+        if self._socket is None:
+            try:
+                self._socket = _connect(self._paths, self._left(deadline))
+            except Error as error:
+                raise DisconnectedError(f"QubesDB disconnected: {error}") from None
+        return self._socket
 
     def _answer(self, deadline: float) -> Message:
         while (message := self._receive(deadline)).type is MessageType.R_WATCH:

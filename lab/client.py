@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""A laboratory for programs: bring one up, do things in its machines, take it down.
+
+with Lab("name") as lab:                       # comes up, goes down
+    lab.run("laptop", ["ip", "route"], check=True)
+    lab.call("work", some_function, argument)  # runs in work's namespaces, in a forked process
+    lab.api("work", "admin.vm.firewall.Get", "forward")
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from lab import enter, topology
+from lab import namespaces as ns
+from lab.draw import Machine, draw
+from lab.hypervisor.root import PROJECT
+from lab.hypervisor.state import find
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+QUBESD = "/run/qubesd.sock"
+# Seconds.
+DOWN_DEADLINE = 20.0
+API_TIMEOUT = 120.0
+
+
+class LabError(RuntimeError):
+    """The laboratory, or a machine of it, did not do what was asked; the text is for the user."""
+
+
+class ApiError(LabError):
+    """qubesd answered with an exception: its class and message."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}" if kind else message)
+        self.kind = kind
+        self.message = message
+
+
+class Call:
+    """A function that runs inside a machine, in the background."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def wait(self) -> int:
+        """Wait for its end; 0 if it returned, 1 if it raised."""
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+
+class Lab:
+    """One laboratory of this user, running or not. RefusedError for a name that cannot be one."""
+
+    def __init__(self, name: str = "default", topology_file: str = "default", *, survive: bool = False) -> None:
+        """survive: the laboratory stays when this process ends without down() (by default its end takes it down)."""
+        self.name = name
+        self._file = topology_file
+        self._survive = survive
+        self._state = find(name)
+        self._control: socket.socket | None = None
+        self._lifeline: int | None = None
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    def up(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Start it and wait until every qube that starts by itself is up; report gets each step.
+
+        Raises RefusedError for a wrong topology, LabError when the start fails (nothing is left then).
+        """
+        text = topology.read(self._file)
+        topology.parse(text)
+        if self._state.running():
+            raise LabError(f"laboratory {self.name} runs already")
+        read_end, write_end = os.pipe()
+        lifeline = -1 if self._survive else read_end
+        argv = [sys.executable, "-m", "lab.hypervisor", str(self._state.folder), str(lifeline)]
+        env = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'src'}", "PYTHONDONTWRITEBYTECODE": "1"}
+        keep = () if self._survive else (read_end,)
+        try:
+            with subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=PROJECT,
+                env=env,
+                pass_fds=keep,
+                start_new_session=True,
+            ) as process:
+                os.close(read_end)
+                self._follow(process, text, report)
+            self._lifeline = write_end
+        except BaseException:
+            os.close(write_end)
+            self.down()
+            raise
+
+    def _follow(self, process: "subprocess.Popen[str]", text: str, report: Callable[[str], None]) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise LabError("no pipes to the hypervisor")
+        process.stdin.write(text)
+        process.stdin.close()
+        for line in process.stdout:
+            message = json.loads(line)
+            if "step" in message:
+                report(message["step"])
+            elif "failed" in message:
+                raise LabError(f"{message['failed']}{self._last_words()}")
+            else:
+                return
+        raise LabError(f"the hypervisor died while it started{self._last_words()}")
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            return f"\n{self.log('hypervisor')[-3000:]}"
+        return ""
+
+    def down(self) -> None:
+        """End it and wait until all its processes are gone; nothing happens when it does not run."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        deadline = time.monotonic() + DOWN_DEADLINE
+        with contextlib.suppress(OSError, ValueError):
+            while self._state.running():
+                fd = os.pidfd_open(self._state.pid())
+                try:
+                    signal.pidfd_send_signal(fd, signal.SIGTERM)
+                    if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                        signal.pidfd_send_signal(fd, signal.SIGKILL)
+                        select.select([fd], [], [], DOWN_DEADLINE)
+                finally:
+                    os.close(fd)
+        if not self._state.running():
+            self._state.remove()
+
+    def running(self) -> bool:
+        """Whether it is up."""
+        return self._state.running()
+
+    def log(self, machine: str) -> str:
+        """Everything that a machine's own programs (or the hypervisor) said so far. OSError if there is none."""
+        return self._state.log(machine).read_text(encoding="utf-8", errors="replace")
+
+    def ask(self, op: str, **words: object) -> dict[str, Any]:
+        """One operation of the hypervisor's protocol (lab.hypervisor). Raises LabError."""
+        answer, fds = self._exchange({"op": op, **words}, 0)
+        for fd in fds:
+            os.close(fd)
+        return answer
+
+    def machines(self) -> list[Machine]:
+        """Every machine that runs."""
+        return [Machine(**words) for words in self.ask("machines")["machines"]]
+
+    def run(self, machine: str, argv: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[Any]":
+        """Run a program in a machine to its end; options are those of subprocess.run."""
+        timeout, check, data = (options.pop(key, None) for key in ("timeout", "check", "input"))
+        if options.pop("capture_output", False):
+            options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        if data is not None:
+            options["stdin"] = subprocess.PIPE
+        with self.popen(machine, argv, **options) as process:
+            try:
+                out, err = process.communicate(data, timeout)
+            except BaseException:
+                process.kill()
+                raise
+        done = subprocess.CompletedProcess(argv, process.returncode, out, err)
+        if check:
+            done.check_returncode()
+        return done
+
+    def popen(self, machine: str, argv: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
+        """Start a program in a machine; options are those of subprocess.Popen (env: beside a root login's)."""
+        options.setdefault("stdin", subprocess.DEVNULL)
+        with self._namespaces(machine) as fds:
+            return enter.popen(fds, argv, **options)
+
+    def call(self, machine: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a Python function in a machine, and give its result or raise its exception."""
+        with self._namespaces(machine) as fds:
+            return enter.call(fds, function, *args, **kwargs)
+
+    def start_call(self, machine: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Call:
+        """Run a Python function in a machine in the background; it shares the caller's open descriptors."""
+        with self._namespaces(machine) as fds:
+            pid = os.fork()
+            if pid == 0:
+                if self._lifeline is not None:
+                    os.close(self._lifeline)
+                status = 1
+                try:
+                    enter.call(fds, function, *args, **kwargs)
+                    status = 0
+                finally:
+                    ns.leave(status)
+            return Call(pid)
+
+    def attach_terminal(self, machine: str, argv: Sequence[str]) -> int:
+        """Run a program in a machine on this process's terminal; its exit code."""
+        with self._namespaces(machine) as fds:
+            return enter.run_attached(fds, argv)
+
+    def api(self, dest: str, method: str, arg: str = "", payload: str | bytes = b"") -> str:
+        """One Admin API call from dom0. Raises ApiError for an exception, or when there was no answer."""
+        data = payload.encode() if isinstance(payload, str) else payload
+        request = f"{method}+{arg} dom0 name {dest}\0".encode() + data
+        untrusted = self.call("dom0", exchange, request)
+        if untrusted.startswith(b"0\0"):
+            return untrusted[2:].decode("utf-8", "replace")
+        if untrusted.startswith(b"2\0"):
+            kind, _, message, *_ = [*untrusted[2:].decode("utf-8", "replace").split("\0"), "", ""]
+            raise ApiError(kind, message)
+        raise ApiError("", f"{method}: no answer from qubesd, see the log of dom0")
+
+    def drawing(self, colour: bool = False) -> str:
+        """A drawing of the network with the live forwards."""
+        plan = topology.parse(self.ask("topology")["topology"])
+        return draw(plan, self.machines(), self.call("dom0", gather), colour)
+
+    @contextlib.contextmanager
+    def _namespaces(self, machine: str) -> Iterator[list[int]]:
+        _, fds = self._exchange({"op": "ns", "name": machine}, len(ns.KINDS))
+        try:
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _exchange(self, request: dict[str, object], fds_wanted: int) -> tuple[dict[str, Any], list[int]]:
+        if self._control is None:
+            self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self._control.connect(str(self._state.control))
+            except OSError:
+                self._control.close()
+                self._control = None
+                raise LabError(f"laboratory {self.name} is not up") from None
+        self._control.sendall(json.dumps(request).encode() + b"\n")
+        fds: list[int] = []
+        while b"\n" not in self._received:
+            data, new, _, _ = socket.recv_fds(self._control, 65536, fds_wanted)
+            fds += new
+            if not data:
+                raise LabError(f"laboratory {self.name} went down")
+            self._received += data
+        line, self._received = self._received.split(b"\n", 1)
+        answer: dict[str, Any] = json.loads(line)
+        if not answer["ok"]:
+            raise LabError(answer["error"])
+        return answer, fds
+
+
+def exchange(request: bytes) -> bytes:
+    """In dom0: send one Admin API request, give everything that came back."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(API_TIMEOUT)
+        client.connect(QUBESD)
+        client.sendall(request)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as answer:
+            return answer.read()
+
+
+def gather() -> dict[str, dict[str, str]]:
+    """In dom0: what a drawing needs of every qube, by name: state, netvm, ip, ip6, label, forwards (lines)."""
+    found: dict[str, dict[str, str]] = {}
+    listed = exchange(b"admin.vm.List+ dom0 name dom0\0")
+    for line in listed.partition(b"\0")[2].decode("ascii", "replace").splitlines():
+        name, *words = line.split(" ")
+        known = dict(word.partition("=")[::2] for word in words)
+        if known.get("class") != "AdminVM":
+            found[name] = {"state": known.get("state", ""), **_properties(name), "forwards": _forwards(name)}
+    return found
+
+
+def _properties(name: str) -> dict[str, str]:
+    answer = exchange(f"admin.vm.property.GetAll+ dom0 name {name}\0".encode())
+    properties = {}
+    for line in answer.partition(b"\0")[2].decode("ascii", "replace").splitlines():
+        key, *rest = line.split(" ", 3)
+        properties[key] = rest[2] if len(rest) == 3 else ""
+    return {key: properties.get(key, "") for key in ("netvm", "ip", "ip6", "label")}
+
+
+def _forwards(name: str) -> str:
+    answer = exchange(f"admin.vm.firewall.Get+forward dom0 name {name}\0".encode())
+    return answer[2:].decode("ascii", "replace") if answer.startswith(b"0\0") else ""

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""One qrexec call, carried out in a process of its own: gives the router (lab.qrexec) what it needs to know."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lab import namespaces as ns
+from lab.client import Lab
+from lab.qrexec.policy import DOM0, Domain
+from lab.qrexec.router import Child, Router
+
+
+def serve(name: str, dom0_pid: int, source: str, connection: socket.socket) -> None:
+    """Serve the call that the qube source makes on this connection, to its end. name is the laboratory's."""
+    lab = Lab(name)
+
+    def domains() -> Mapping[str, Domain]:
+        found = {DOM0: Domain("AdminVM")}
+        for line in lab.api("dom0", "admin.vm.List").splitlines():
+            qube, *words = line.split(" ")
+            known = dict(word.partition("=")[::2] for word in words)
+            if qube != DOM0:
+                tags = frozenset(lab.api(qube, "admin.vm.tag.List").split())
+                found[qube] = Domain(known["class"], tags, known["state"] == "Running")
+        return found
+
+    def spawn(qube: str, argv: Sequence[str], env: Mapping[str, str], stdin: int, stdout: int, stderr: int) -> Child:
+        if qube not in (DOM0, *(machine.name for machine in lab.machines())):
+            lab.api(qube, "admin.vm.Start")
+        return lab.popen(qube, argv, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    # dom0's files, as this process sees them from outside.
+    outside = Path(f"/proc/{dom0_pid}/root")
+    folders = [outside / "run/qubes/policy.d", outside / "etc/qubes/policy.d"]
+    router = Router(spawn, domains, folders, log=lambda text: print(text, file=sys.stderr, flush=True))
+    router.serve(source, connection)
+
+
+def serve_in_background(name: str, dom0_pid: int, source: str, connection: socket.socket) -> None:
+    """serve() in a forked process; the hypervisor reaps it."""
+    if os.fork() == 0:
+        # Nothing of the hypervisor's may stay open here, or its clients would not see it let go of them.
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        ns.keep_only([connection.fileno()])
+        try:
+            serve(name, dom0_pid, source, connection)
+        finally:
+            os._exit(0)
+    connection.close()

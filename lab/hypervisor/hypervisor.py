@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The hypervisor: which machines there are, and the operations of its protocol (lab/hypervisor/__init__.py)."""
+
+import os
+import shutil
+import socket
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lab import namespaces as ns
+from lab.hypervisor import cables, root
+from lab.hypervisor.calls import serve_in_background
+from lab.hypervisor.machine import Cable, Running, launch, wait_created
+from lab.hypervisor.server import Connection, Loop, listen
+from lab.hypervisor.state import State
+from lab.inside import init
+from lab.qrexec.router import listen as qrexec_listen
+from lab.topology import Nic, Topology
+from portfwd.wire.errors import RefusedError, shown
+
+Words = dict[str, Any]
+Report = Callable[[str], None]
+
+
+class Hypervisor:
+    """All machines of a laboratory. Its operations are called from one thread, by the loop."""
+
+    def __init__(self, loop: Loop, state: State, topology: Topology, text: str, report: Report) -> None:
+        self._loop = loop
+        self._state = state
+        self._topology = topology
+        self._text = text
+        self._report = report
+        self._qubes = {qube.name: qube for qube in topology.qubes}
+        self._machines: dict[str, Running] = {}
+        self._subscribers: list[Connection] = []
+        self._domid = 0
+        self._offload = False
+        self._programs: dict[str, Path] = {}
+        self._listeners: dict[str, socket.socket] = {}  # also "control" and "xen"
+        self.over = False
+        self.failed: str | None = None
+        self._operations: dict[str, Callable[[Connection, Words], None]] = {
+            "create": self._create,
+            "boot": self._boot,
+            "attach": self._attach,
+            "detach": self._detach,
+            "destroy": self._destroy,
+            "pause": self._pause,
+            "unpause": self._unpause,
+            "list": self._list,
+            "machines": self._list_machines,
+            "topology": lambda c, _: c.answer(topology=self._text),
+            "ns": self._ns,
+            "subscribe": self._subscribe,
+            "down": self._down,
+        }
+
+    def start(self) -> None:
+        """Make everything that is there before qubesd: sockets, networks, hosts, routers, dom0. OSError."""
+        mounts = self._state.mounts
+        for folder in ("new-root", "vchan", "rw"):
+            (mounts / folder).mkdir()
+        self._programs["qube"] = root.make_programs(mounts / "bin-qube", root.QUBE_PROGRAMS)
+        self._programs["dom0"] = root.make_programs(mounts / "bin-dom0", root.DOM0_PROGRAMS)
+        self._listen("control", self._state.control)
+        self._listen("xen", mounts / "xen.sock")
+        cables.build_networks(self._topology)
+        self._offload = cables.can_offload()
+        self._report(f"networks {', '.join(self._topology.networks) or '-'}")
+        plans = [self._plan_host(host.name, "host", (host.nic,)) for host in self._topology.hosts]
+        plans += [self._plan_host(r.name, "router", (r.wan, r.lan)) for r in self._topology.routers]
+        plans.append(self._plan_dom0())
+        for plan in plans:
+            self._add(launch(plan, self._next_domid() if plan.kind != "dom0" else 0, self._state.log(plan.name)))
+        for plan in plans:
+            self._finish(self._machines[plan.name])
+        for plan in plans[:-1]:
+            self._machines[plan.name].boot(self._booted(plan.name, lambda _: None))
+        self._machines["dom0"].boot(self._booted("dom0", lambda _: None))
+        self._report(f"hosts {', '.join(p.name for p in plans[:-1]) or '-'}")
+
+    def ready(self) -> bool:
+        """Whether dom0, the hosts and every qube that starts by itself are up."""
+        wanted = {qube.name for qube in self._topology.qubes if qube.autostart}
+        return wanted <= set(self._machines) and all(m.state != "created" for m in self._machines.values())
+
+    def reap(self) -> None:
+        """Take note of every child that ended; a machine whose first process ended is gone."""
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for machine in list(self._machines.values()):
+                if machine.pid == pid:
+                    self._gone(machine)
+
+    def handle(self, connection: Connection, words: Words) -> None:
+        """Do what a client asks; a refusal and a failure are answers."""
+        operation = self._operations.get(str(words.get("op")))
+        try:
+            if operation is None:
+                raise RefusedError(f"op {shown(words.get('op'))} is not known")
+            operation(connection, words)
+        except RefusedError as error:
+            connection.answer(ok=False, error=str(error))
+        except OSError as error:
+            traceback.print_exc()
+            if words.get("op") in ("create", "attach"):
+                self.failed = self.failed or f"{words['op']} {words.get('name')}: {error}"
+            connection.answer(ok=False, error=str(error))
+
+    def _listen(self, name: str, path: Path) -> None:
+        listener = listen(path)
+        self._listeners[name] = listener
+        self._loop.add(listener.fileno(), lambda: self._accept(listener))
+
+    def _accept(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        Connection(self._loop, client, self.handle, self._closed)
+
+    def _closed(self, connection: Connection) -> None:
+        if connection in self._subscribers:
+            self._subscribers.remove(connection)
+
+    def _next_domid(self) -> int:
+        self._domid += 1
+        return self._domid
+
+    def _add(self, machine: Running) -> None:
+        self._machines[machine.name] = machine
+
+    def _finish(self, machine: Running) -> None:
+        """Wait until a launched machine exists, and connect its cards. OSError, and then it is gone."""
+        try:
+            wait_created(machine)
+            cables.plug_cards(machine)
+        except OSError:
+            machine.kill()
+            del self._machines[machine.name]
+            raise
+        self._loop.add(machine.channel.fileno(), lambda: self._heard(machine))
+
+    def _heard(self, machine: Running) -> None:
+        if not machine.take_answers():
+            self._loop.remove(machine.channel.fileno())
+
+    def _booted(self, name: str, reply: Callable[[str | None], None]) -> Callable[[str | None], None]:
+        begun = time.monotonic()
+
+        def done(error: str | None) -> None:
+            seconds = time.monotonic() - begun
+            if error is None:
+                self._report(f"{name} is up ({seconds:.2f} s)")
+            else:
+                self._report(f"{name} FAILED: {error}")
+                self.failed = self.failed or f"{name}: {error}"
+            reply(error)
+
+        return done
+
+    def _find(self, words: Words) -> Running:
+        name = words.get("name")
+        machine = self._machines.get(str(name))
+        if machine is None:
+            raise RefusedError(f"machine {shown(name)} does not exist or is not running")
+        return machine
+
+    def _gone(self, machine: Running) -> None:
+        """Clear away what a dead machine leaves in others, and tell."""
+        self._loop.remove(machine.channel.fileno())
+        del self._machines[machine.name]
+        machine.close()
+        cables.unplug_leftovers(machine)
+        if machine.cable is not None:
+            cables.detach(machine, self._machines.get(machine.cable.backend))
+        for subscriber in list(self._subscribers):
+            subscriber.send({"event": "died", "name": machine.name})
+
+    def _create(self, connection: Connection, words: Words) -> None:
+        name = str(words.get("name"))
+        if name in self._machines:
+            raise RefusedError(f"machine {shown(name)} exists already")
+        nics = self._qubes[name].nics if words.get("nics") and name in self._qubes else ()
+        machine = launch(self._plan_qube(name, str(words.get("type")), nics), self._next_domid(), self._state.log(name))
+        self._add(machine)
+        self._finish(machine)
+        connection.answer(domid=machine.domid)
+
+    def _boot(self, connection: Connection, words: Words) -> None:
+        machine = self._find(words)
+
+        def reply(error: str | None) -> None:
+            if error is None:
+                connection.answer()
+            else:
+                connection.answer(ok=False, error=error)
+
+        machine.boot(self._booted(machine.name, reply))
+
+    def _attach(self, connection: Connection, words: Words) -> None:
+        machine, backend = self._find(words), self._find({"name": words.get("backend")})
+        if machine.cable is not None:
+            cables.detach(machine, self._machines.get(machine.cable.backend))
+        cable = Cable(backend.name, cables.read_vif(machine.domid, words))
+        cables.attach(machine, backend, cable, self._offload)
+        connection.answer()
+
+    def _detach(self, connection: Connection, words: Words) -> None:
+        machine = self._find(words)
+        if machine.cable is not None:
+            cables.detach(machine, self._machines.get(machine.cable.backend))
+        connection.answer()
+
+    def _destroy(self, connection: Connection, words: Words) -> None:
+        machine = self._find(words)
+        self._loop.remove(machine.channel.fileno())
+        machine.kill()
+        self._gone(machine)
+        connection.answer()
+
+    def _pause(self, connection: Connection, words: Words) -> None:
+        machine = self._find(words)
+        if machine.state != "running":
+            raise RefusedError(f"machine {shown(machine.name)} is {machine.state}, only a running one can be paused")
+        machine.pause()
+        connection.answer()
+
+    def _unpause(self, connection: Connection, words: Words) -> None:
+        machine = self._find(words)
+        if machine.state != "paused":
+            raise RefusedError(f"machine {shown(machine.name)} is not paused")
+        machine.unpause()
+        connection.answer()
+
+    def _list(self, connection: Connection, _: Words) -> None:
+        qubes = [m for m in self._machines.values() if m.plan.kind == "qube"]
+        connection.answer(domains=[{"name": m.name, "domid": m.domid, "state": m.state} for m in qubes])
+
+    def _list_machines(self, connection: Connection, _: Words) -> None:
+        machines = [
+            {"name": m.name, "domid": m.domid, "state": m.state, "kind": m.plan.kind} for m in self._machines.values()
+        ]
+        connection.answer(machines=machines)
+
+    def _ns(self, connection: Connection, words: Words) -> None:
+        connection.answer(fds=self._find(words).namespaces, kinds=list(ns.KINDS))
+
+    def _subscribe(self, connection: Connection, _: Words) -> None:
+        self._subscribers.append(connection)
+        connection.answer()
+
+    def _down(self, connection: Connection, _: Words) -> None:
+        connection.answer()
+        self.over = True
+
+    def _hosts_file(self, own: str) -> str:
+        lines = [f"127.0.0.1 localhost {own}", "::1 localhost"]
+        for host in self._topology.hosts:
+            lines += [f"{address} {host.name}" for address in (host.nic.ip, host.nic.ip6) if address is not None]
+        return "\n".join(lines) + "\n"
+
+    def _layout(self, name: str, programs: str | None, binds: dict[str, Path], **files: str) -> root.Layout:
+        own = {"/etc/hostname": f"{name}\n", "/etc/hosts": self._hosts_file(name), "/etc/resolv.conf": ""}
+        return root.Layout(name, None if programs is None else self._programs[programs], binds, {**own, **files})
+
+    def _plan_host(self, name: str, kind: str, nics: tuple[Nic, ...]) -> init.Machine:
+        layout = self._layout(name, None, {})
+        return init.Machine(name, kind, layout, self._new_root(), cables.cards(self._topology, nics))
+
+    def _plan_dom0(self) -> init.Machine:
+        mounts = self._state.mounts
+        binds = {"/run/vchan": mounts / "vchan", "/run/xen.sock": mounts / "xen.sock", **self._qrexec("dom0")}
+        files = {
+            init.TOPOLOGY: self._topology.qubesd_json(),
+            init.BOOT_ID: f"{uuid.uuid4()}\n",
+            "/etc/qubes-release": "Qubes release 4.3 (R4.3)\n",
+        }
+        return init.Machine("dom0", "dom0", self._layout("dom0", "dom0", binds, **files), self._new_root())
+
+    def _plan_qube(self, name: str, klass: str, nics: tuple[Nic, ...]) -> init.Machine:
+        mounts = self._state.mounts
+        private = mounts / "rw" / name
+        if klass == "DispVM" and private.exists():
+            shutil.rmtree(private)
+        (private / "config/network-hooks.d").mkdir(parents=True, exist_ok=True)
+        (mounts / "vchan" / name).mkdir(exist_ok=True)
+        binds = {"/run/vchan": mounts / "vchan" / name, "/rw": private, **self._qrexec(name)}
+        agent = self._qubes[name].agent if name in self._qubes else True
+        layout = self._layout(name, "qube", binds)
+        return init.Machine(name, "qube", layout, self._new_root(), cables.cards(self._topology, nics), agent)
+
+    def _qrexec(self, name: str) -> dict[str, Path]:
+        """A machine's own qrexec socket: which one is called tells who calls."""
+        path = self._state.mounts / "qrexec" / f"{name}.sock"
+        if path.exists():
+            return {"/run/qrexec.sock": path}
+        path.parent.mkdir(exist_ok=True)
+        listener = qrexec_listen(str(path))
+
+        def accept() -> None:
+            connection, _ = listener.accept()
+            serve_in_background(self._state.name, self._machines["dom0"].pid, name, connection)
+
+        self._listeners[name] = listener
+        self._loop.add(listener.fileno(), accept)
+        return {"/run/qrexec.sock": path}
+
+    def _new_root(self) -> Path:
+        # One folder for all: each machine mounts its root there in its own mount namespace.
+        return self._state.mounts / "new-root"

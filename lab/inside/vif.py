@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""A net qube's end of a cable: what happens in it when the qube behind comes and goes.
+
+The work of vif-route-qubes (core-agent-linux, network/; qubes documentation, networking). Run inside the net qube.
+"""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.inside.commands import ip, ip_if_there, nft, nft_if_there, purge_connections, sysctl
+
+# The largest domain id of Xen; a later qube (a larger id) gets the better route.
+MAX_DOMID = 32752
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+@dataclass(frozen=True)
+class Vif:
+    """The cable of one qube: its domain id, its addresses and MAC, and the net qube's address on it."""
+
+    domid: int
+    mac: str
+    addresses: tuple[str, ...]
+    gateway: str | None
+    gateway6: str | None
+
+    @property
+    def name(self) -> str:
+        return f"vif{self.domid}.0"
+
+
+def online(vif: Vif, offload: bool) -> None:
+    """Accept the qube's addresses on its vif, and route them to it. OSError if the system's programs refuse."""
+    name = vif.name
+    sysctl(**{f"ipv4__conf__{name}__proxy_arp": 1})
+    purge_connections(vif.addresses)
+    # Before the interface is up, so that no spoofed packet can be first.
+    nft((accelerator() if offload else "") + _elements("add", vif))
+    lines = [f"neighbour replace {address} dev {name} lladdr {vif.mac} nud permanent" for address in vif.addresses]
+    lines.append(f"link set dev {name} group 2 up")
+    lines += [f"route add {address} dev {name} metric {MAX_DOMID - vif.domid}" for address in vif.addresses]
+    if vif.gateway:
+        lines.append(f"address replace {vif.gateway}/32 dev {name}")
+    if vif.gateway6:
+        lines.append(f"address replace {vif.gateway6}/128 dev {name} nodad")
+    ip(*lines)
+    if vif.gateway6:
+        sysctl(**{f"ipv6__conf__{name}__proxy_ndp": 1})
+    _hooks("online", vif)
+
+
+def offline(vif: Vif) -> None:
+    """Undo online(); what is gone already does not matter. The interface itself is deleted too."""
+    elements = _elements("delete", vif)
+    if not nft_if_there(elements):
+        for line in elements.splitlines():
+            nft_if_there(line)
+    purge_connections(vif.addresses)
+    ip_if_there(f"link delete {vif.name}")
+    _hooks("offline", vif)
+
+
+def accelerator() -> str:
+    """The flow offload table, made anew for the interfaces there are (as at every vif's arrival)."""
+    devices = ", ".join(f'"{entry.name}"' for entry in sorted(Path("/sys/class/net").iterdir()))
+    return f"""
+add table inet qubes-nat-accel
+delete table inet qubes-nat-accel
+table inet qubes-nat-accel {{
+	flowtable qubes-accel {{ hook ingress priority filter; devices = {{ {devices} }}; }}
+	chain qubes-accel {{
+		type filter hook forward priority filter + 5; policy accept;
+		meta l4proto {{ tcp, udp }} iifgroup 2 oifgroup 1 flow add @qubes-accel
+		counter
+	}}
+}}
+"""
+
+
+def _elements(verb: str, vif: Vif) -> str:
+    lines = []
+    for address in vif.addresses:
+        family = "ip6" if ":" in address else "ip"
+        lines.append(f'{verb} element {family} qubes allowed {{ "{vif.name}" . {address} }}\n')
+        lines.append(f"{verb} element {family} qubes downstream {{ {address} }}\n")
+    return "".join(lines)
+
+
+def _hooks(event: str, vif: Vif) -> None:
+    folder = Path("/rw/config/network-hooks.d")
+    if not folder.is_dir():
+        return
+    for hook in sorted(folder.iterdir()):
+        if os.access(hook, os.X_OK):
+            for address in vif.addresses:
+                subprocess.run([hook, event, vif.name, "vif", address], check=False)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Port forwarding inside the stand-in qubesd: the events and the API arguments that reach the product's service.
+
+Nothing here raises into qubesd: a handler only asks for a refresh, which comes once for all events of one turn of the
+loop, and the service itself never raises. The API methods answer errors as any other method does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lab.qubesd.app import App
+from lab.qubesd.errors import ProtocolError, QubesValueError
+from lab.qubesd.events import Level
+from lab.qubesd.server import Call, Method, Server
+from portfwd.dom0.service import ForwardService
+from portfwd.wire.errors import RefusedError
+
+ARGUMENT = "forward"
+_VIEWS = ("status", "plan")
+_SLEEP_MIN = 1.0
+"""Seconds until the next try when a rule that has ended could not be removed."""
+_SLEEP_MAX = 3600.0
+"""Seconds after which the clock is looked at again: it may have been set, or the host may have slept."""
+
+_QUBE_EVENTS = (
+    "domain-load",
+    "domain-start",
+    "domain-shutdown",
+    "domain-paused",
+    "domain-unpaused",
+    "domain-qdb-create",
+    "net-domain-connect",
+    "firewall-changed",
+    "domain-tag-add:*",
+    "domain-tag-delete:*",
+    "domain-feature-set:*",
+    "domain-feature-delete:*",
+    *(f"property-{word}:{name}" for word in ("set", "reset") for name in ("netvm", "ip", "ip6", "provides_network")),
+    "property-set:template",
+)
+_APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "property-reset:default_netvm")
+
+
+class PortForwardExtension:
+    """Connects one application and one API server to the service. Must be made inside the running loop."""
+
+    def __init__(self, app: App, server: Server, boot_id: str, now: Callable[[], float] = time.time) -> None:
+        self.service = ForwardService(app, boot_id=boot_id, now=now)
+        self._now = now
+        self._loop = asyncio.get_running_loop()
+        self._asked = False
+        self._timer: asyncio.TimerHandle | None = None
+        for pattern in _QUBE_EVENTS:
+            app.vm_handlers.add(Level.QUBE, pattern, self._on_event)
+        app.vm_handlers.add(Level.QUBE, "domain-shutdown", self._on_shutdown)
+        for pattern in _APP_EVENTS:
+            app.app_handlers.add(Level.QUBE, pattern, self._on_event)
+        self._stock = {name: server.methods[f"admin.vm.firewall.{name}"].handler for name in ("Get", "Set")}
+        server.methods["admin.vm.firewall.Get"] = Method(self._get, arg=None, dom0=False)
+        server.methods["admin.vm.firewall.Set"] = Method(self._set, arg=None, payload=None, dom0=False)
+
+    # The first parameter is not called vm: some events have a word of that name.
+    def _on_event(self, _subject: Any, _event: str, **_: Any) -> None:
+        if not self._asked:
+            self._asked = True
+            self._loop.call_soon(self._refresh)
+
+    def _on_shutdown(self, subject: Any, _event: str, **_: Any) -> None:
+        self.service.stopped(subject)
+
+    def _refresh(self) -> None:
+        self._asked = False
+        self.service.refresh()
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self.service.next_deadline()
+        if deadline is not None:
+            delay = min(max(_SLEEP_MIN, deadline - self._now()), _SLEEP_MAX)
+            self._timer = self._loop.call_later(delay, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        self.service.expire()
+        self._on_event(None, "deadline")
+
+    async def _get(self, call: Call) -> str | None:
+        if not call.arg:
+            return await self._stock["Get"](call)
+        try:
+            if call.arg == ARGUMENT:
+                return self.service.get(call.dest)
+            if call.arg.startswith(f"{ARGUMENT}.") and call.arg.removeprefix(f"{ARGUMENT}.") in _VIEWS:
+                return self.service.view(call.dest, call.arg.removeprefix(f"{ARGUMENT}."))
+        except RefusedError as error:
+            raise QubesValueError(str(error)) from None
+        raise ProtocolError("unexpected argument")
+
+    async def _set(self, call: Call) -> str | None:
+        if not call.arg:
+            if not call.untrusted_payload:
+                raise ProtocolError("expected payload")
+            return await self._stock["Set"](call)
+        name, dot, untrusted_token = call.arg.partition(".")
+        if name != ARGUMENT:
+            raise ProtocolError("unexpected argument")
+        try:
+            untrusted_text = call.untrusted_payload.decode("ascii")
+        except UnicodeDecodeError:
+            raise QubesValueError("forward rules are ASCII text") from None
+        try:
+            self.service.set(call.dest, untrusted_text, untrusted_token if dot else None)
+        except RefusedError as error:
+            raise QubesValueError(str(error)) from None
+        return None

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The Admin API as a client sees it: one call over a socket or qrexec, its answer, and the calls that have types.
+
+Source: the Admin API of Qubes OS. A request is METHOD+ARG SOURCE name DEST NUL PAYLOAD, then the end of the stream;
+an answer is 0 NUL CONTENT, or 2 NUL CLASS NUL TRACEBACK NUL MESSAGE NUL, or nothing at all.
+"""
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from portfwd.model.forward import ForwardRule, Token, format_forwards, parse_forwards, token
+from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
+from portfwd.wire import limits
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import QubeName
+
+QUBESD_SOCKET = Path("/var/run/qubesd.sock")
+QREXEC_CLIENT_VM = Path("/usr/bin/qrexec-client-vm")
+_RELEASE = Path("/etc/qubes-release")
+_DOM0 = "dom0"
+_FORWARD = "forward"
+_ANSWER_MAX = 16 * 1024 * 1024
+"""Bytes of an answer: qubesd has no limit, and no answer that is asked for here comes near this one."""
+_EDIT_ATTEMPTS = 5
+
+Change = Callable[[tuple[ForwardRule, ...]], tuple[ForwardRule, ...]]
+"""From the present forwards of a qube to the wanted ones; may refuse. Can be asked again for a newer list."""
+
+
+class CallError(RefusedError):
+    """A call without a usable answer. What it asked for may have been done nevertheless."""
+
+
+class EmptyAnswerError(CallError):
+    """qubesd closed the connection without a word: it says why in its journal only."""
+
+    def __init__(self) -> None:
+        super().__init__("Got empty response from qubesd. See journalctl in dom0 for details.")
+
+
+class ApiError(CallError):
+    """qubesd refused. The text is its own; `exception` is the name of its class in qubesd."""
+
+    def __init__(self, exception: str, message: str) -> None:
+        self.exception = exception
+        super().__init__(message or exception)
+
+
+class NoExtensionError(CallError):
+    """qubesd knows nothing of forwards."""
+
+    def __init__(self) -> None:
+        super().__init__("dom0 has no port forwarding: the extension of qubesd is not installed or does not run")
+
+
+class Transport(Protocol):
+    """Carries one call to qubesd."""
+
+    def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
+        """The content of the answer. Raises CallError."""
+
+
+class SocketTransport:
+    """Calls from dom0 itself. `timeout` is in seconds, for the whole call."""
+
+    def __init__(self, path: Path = QUBESD_SOCKET, timeout: float = 120.0) -> None:
+        self._path = path
+        self._timeout = timeout
+
+    def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
+        """The content of the answer. Raises CallError."""
+        request = f"{method}+{arg} {_DOM0} name {dest}\0".encode() + payload
+        _check_size(request)
+        deadline = time.monotonic() + self._timeout
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(self._timeout)
+            try:
+                connection.connect(os.fspath(self._path))
+            except OSError as error:
+                raise CallError(f"Failed to connect to qubesd service: {error}") from None
+            try:
+                connection.sendall(request)
+                connection.shutdown(socket.SHUT_WR)
+                answer = _read_all(connection.fileno(), deadline)
+            except TimeoutError:
+                raise CallError(f"qubesd gave no answer within {self._timeout:.0f} seconds") from None
+            except ConnectionError:
+                raise EmptyAnswerError from None
+        return parse_answer(answer)
+
+
+class QrexecTransport:
+    """Calls from a qube, as far as dom0's policy allows. `timeout` (seconds) includes the user's answer to a prompt."""
+
+    def __init__(self, program: Path = QREXEC_CLIENT_VM, timeout: float = 600.0) -> None:
+        self._program = program
+        self._timeout = timeout
+
+    def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
+        """The content of the answer. Raises CallError."""
+        # dom0 never needs them, and there every start of the program would pay for them.
+        import subprocess
+        import tempfile
+
+        service = f"{method}+{arg}" if arg else method
+        _check_size(f"{service} {'x' * limits.QUBE_NAME_MAX} name {dest}\0".encode() + payload)
+        deadline = time.monotonic() + self._timeout
+        # Files, so that a full pipe in one direction cannot block the other.
+        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stderr:
+            stdin.write(payload)
+            stdin.seek(0)
+            command = [os.fspath(self._program), dest, service]
+            try:
+                process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
+            except OSError as error:
+                raise CallError(f"Service call error: {error}") from None
+            with process:
+                assert process.stdout is not None  # noqa: S101 - asked for above
+                try:
+                    answer = _read_all(process.stdout.fileno(), deadline)
+                    code = process.wait(max(0.0, deadline - time.monotonic()))
+                except (TimeoutError, subprocess.TimeoutExpired):
+                    raise CallError(f"qrexec gave no answer within {self._timeout:.0f} seconds") from None
+                finally:
+                    process.kill()
+            stderr.seek(0)
+            said = stderr.read(4096).decode("utf-8", "replace").strip()
+        if code != 0:
+            raise CallError(f"Service call error: {said or f'qrexec-client-vm ended with {code}'}")
+        return parse_answer(answer)
+
+
+def connect() -> Transport:
+    """The way to qubesd from here: its socket in dom0, else qrexec."""
+    return SocketTransport() if _RELEASE.exists() or QUBESD_SOCKET.exists() else QrexecTransport()
+
+
+def parse_answer(answer: bytes) -> bytes:
+    """The content of an answer. Raises EmptyAnswerError, ApiError, CallError."""
+    if not answer:
+        raise EmptyAnswerError
+    kind, _, content = answer.partition(b"\0")
+    if kind == b"0":
+        return content
+    fields = [field.decode("utf-8", "replace") for field in content.split(b"\0")]
+    if kind == b"2" and len(fields) >= 4:
+        raise ApiError(exception=fields[0], message=fields[2])
+    raise CallError("Invalid response format")
+
+
+@dataclass(frozen=True, slots=True)
+class Forwards:
+    """The forwards of one qube at one moment; an edit names that moment by its token."""
+
+    rules: tuple[ForwardRule, ...]
+    token: Token
+
+
+class AdminClient:
+    """The calls that have types. All of them raise CallError, and RefusedError for an answer that is not understood."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def qubes(self) -> tuple[QubeName, ...]:
+        """The qubes that this client may see."""
+        answer = self._transport.call(_DOM0, "admin.vm.List")
+        return tuple(QubeName(line.partition(" ")[0]) for line in _text(answer).splitlines())
+
+    def rules(self, qube: QubeName) -> tuple[OrdinaryRule, ...]:
+        """The ordinary rules."""
+        answer = self._transport.call(qube, "admin.vm.firewall.Get")
+        return tuple(parse_ordinary(line) for line in _text(answer).splitlines())
+
+    def set_rules(self, qube: QubeName, rules: Iterable[OrdinaryRule]) -> None:
+        """Replace the ordinary rules; the forwards stay. The API knows no token here: the last writer wins."""
+        payload = "".join(f"{rule.line(everything=True)}\n" for rule in rules)
+        self._transport.call(qube, "admin.vm.firewall.Set", payload=payload.encode())
+
+    def forwards(self, qube: QubeName) -> Forwards:
+        """The forwards and their token. Raises NoExtensionError where dom0 knows none."""
+        try:
+            text = _text(self._transport.call(qube, "admin.vm.firewall.Get", _FORWARD))
+        except EmptyAnswerError:
+            raise NoExtensionError from None
+        except ApiError as error:
+            if error.exception == "ProtocolError":
+                raise NoExtensionError from None
+            raise
+        return Forwards(parse_forwards(text), token(text))
+
+    def set_forwards(self, qube: QubeName, rules: Iterable[ForwardRule], known: Token) -> None:
+        """Replace the forwards. Raises ApiError, with nothing changed, when they are no longer those of the token."""
+        payload = format_forwards(rules).encode()
+        self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.{known}", payload)
+
+    def edit_forwards(self, qube: QubeName, change: Change, attempts: int = _EDIT_ATTEMPTS) -> None:
+        """Read, change, write; again when someone else wrote in between, at most `attempts` times."""
+        present = self.forwards(qube)
+        while True:
+            attempts -= 1
+            try:
+                return self.set_forwards(qube, change(present.rules), present.token)
+            except ApiError:
+                newer = self.forwards(qube)
+                # Only a list that has changed can be the reason that a second attempt would remove.
+                if attempts <= 0 or newer.token == present.token:
+                    raise
+                present = newer
+
+    def reload(self, qube: QubeName) -> None:
+        """Have the rules applied anew, even though nothing has changed; host names are resolved again."""
+        self._transport.call(qube, "admin.vm.firewall.Reload")
+
+
+def _check_size(request: bytes) -> None:
+    if len(request) > limits.API_REQUEST_MAX:
+        raise CallError(f"the request has {len(request)} bytes, qubesd takes {limits.API_REQUEST_MAX}")
+
+
+def _read_all(descriptor: int, deadline: float) -> bytes:
+    """Everything up to the end of the stream. Raises TimeoutError, CallError for an answer without end."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    answer = bytearray()
+    while len(answer) <= _ANSWER_MAX:
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise TimeoutError
+        chunk = os.read(descriptor, 65536)
+        if not chunk:
+            return bytes(answer)
+        answer += chunk
+    raise CallError(f"the answer has more than {_ANSWER_MAX} bytes")
+
+
+def _text(answer: bytes) -> str:
+    try:
+        return answer.decode("ascii")
+    except UnicodeDecodeError:
+        raise RefusedError("the answer of qubesd is not ASCII") from None

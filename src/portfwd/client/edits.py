@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What qvm-firewall changes: add, delete, reset. Takes rules and numbers, asks and tells qubesd, prints nothing.
+
+Ordinary rules are read and written as a whole list, as the stock tool does it. Forwards are edited under their token:
+who names a rule by what it does may be retried on a newer list, who names it by its number means the list as it was.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from portfwd.client.adminapi import AdminClient, Change, NoExtensionError
+from portfwd.model.forward import ForwardRule
+from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
+from portfwd.model.text import Rule
+from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.values import QubeName
+
+_ACCEPT_ALL = parse_ordinary("action=accept")
+_DIGITS_MAX = 9
+
+
+class UsageError(RefusedError):
+    """The command line makes no sense, or names a rule that does not exist; nothing has been changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """The number of a rule in the list: 0, 1, ... of the ordinary ones, f0, f1, ... of the forwards."""
+
+    index: int
+    forward: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """N or fN. Ordinary rules can be counted from the end, as the stock tool allows: -1 is the last."""
+        forward = text.startswith("f")
+        digits = text.removeprefix("f" if forward else "-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS_MAX):
+            raise UsageError(f"{shown(text)} is not a rule number (0, 1, ... or f0, f1, ...)")
+        return cls(int(digits if forward else text), forward)
+
+    def __str__(self) -> str:
+        return f"f{self.index}" if self.forward else str(self.index)
+
+
+def add_ordinary(client: AdminClient, qube: QubeName, rule: OrdinaryRule, before: Number | None) -> None:
+    """Add a rule at the end, or before that number; a number past the end means the end, as in the stock tool."""
+    if before is not None and before.forward:
+        raise UsageError(f"{before} is a forward, and an ordinary rule cannot stand there")
+    rules = list(client.rules(qube))
+    rules.insert(len(rules) if before is None else before.index, rule)
+    client.set_rules(qube, rules)
+
+
+def add_forward(client: AdminClient, qube: QubeName, rule: ForwardRule, before: Number | None) -> None:
+    """Add a forward at the end, or before that number (with or without its f)."""
+
+    def change(present: tuple[ForwardRule, ...]) -> tuple[ForwardRule, ...]:
+        for number, other in enumerate(present):
+            if other.does == rule.does:
+                raise RefusedError(f"forward f{number} does the same already: {other}")
+        place = len(present) if before is None else before.index
+        if not 0 <= place <= len(present):
+            raise UsageError(f"there is no forward f{place}")
+        return (*present[:place], rule, *present[place:])
+
+    _edit(client, qube, change, once=before is not None)
+
+
+def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> None:
+    """Remove the rule of that number, or the first one that is the same (a forward: that does the same)."""
+    if isinstance(target, Number):
+        if target.forward:
+            _edit(client, qube, lambda present: _without(present, target.index), once=True)
+        else:
+            _delete_ordinary(client, qube, target)
+    elif isinstance(target, ForwardRule):
+        _edit(client, qube, lambda present: _without(present, _find(present, target)), once=False)
+    else:
+        _delete_ordinary(client, qube, target)
+
+
+def reset(client: AdminClient, qube: QubeName) -> None:
+    """Accept everything outbound, forward nothing."""
+    try:
+        if client.forwards(qube).rules:
+            _edit(client, qube, lambda _: (), once=False)
+    except NoExtensionError:
+        # Where there are no forwards there is nothing to remove.
+        pass
+    client.set_rules(qube, [_ACCEPT_ALL])
+
+
+def _edit(client: AdminClient, qube: QubeName, change: Change, *, once: bool) -> None:
+    if once:
+        client.edit_forwards(qube, change, attempts=1)
+    else:
+        client.edit_forwards(qube, change)
+
+
+def _delete_ordinary(client: AdminClient, qube: QubeName, target: OrdinaryRule | Number) -> None:
+    rules = list(client.rules(qube))
+    if isinstance(target, OrdinaryRule):
+        lines = [rule.line() for rule in rules]
+        if target.line() not in lines:
+            raise UsageError(f"there is no rule {shown(target.line())}")
+        del rules[lines.index(target.line())]
+    elif -len(rules) <= target.index < len(rules):
+        del rules[target.index]
+    else:
+        raise UsageError(f"there is no rule {target}")
+    client.set_rules(qube, rules)
+
+
+def _find(present: tuple[ForwardRule, ...], wanted: ForwardRule) -> int:
+    for number, rule in enumerate(present):
+        if rule.does == wanted.does:
+            return number
+    raise UsageError(f"there is no forward {shown(wanted.does)}")
+
+
+def _without(present: tuple[ForwardRule, ...], index: int) -> tuple[ForwardRule, ...]:
+    if index >= len(present):
+        raise UsageError(f"there is no forward f{index}")
+    return present[:index] + present[index + 1 :]

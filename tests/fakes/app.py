@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""A few qubes with the attributes that qubesd's objects have, kept in memory and in real files."""
+
+from pathlib import Path
+from typing import Any
+
+from portfwd.dom0.store import Contents, StoredForward, load, save
+from tests.fakes.qubesdb import FakeConnection, FakeQubesDB
+
+
+class FakeFeatures(dict[str, str]):
+    """Features without templates."""
+
+    def check_with_template(self, name: str, default: Any = None) -> Any:
+        return self.get(name, default)
+
+
+class FakeFirewall:
+    """The forwards of one qube in its real firewall.xml."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.saves = 0
+
+    @property
+    def forwards(self) -> tuple[StoredForward, ...]:
+        return load(self.path).forwards
+
+    def save_forwards(self, forwards: tuple[StoredForward, ...]) -> None:
+        self.saves += 1
+        save(self.path, Contents(load(self.path).rules, forwards))
+
+
+class FakeVM:
+    """One qube."""
+
+    def __init__(self, folder: Path, name: str, netvm: "FakeVM | None", ip: str) -> None:
+        self.name, self.netvm, self.ip, self.ip6 = name, netvm, ip, None
+        self.klass, self.xid, self.start_time = "AppVM", 1, 1.0
+        self.running = True
+        self.features = FakeFeatures({"supported-service.qubes-port-forward": "1"})
+        self.tags: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.firewall = FakeFirewall(folder / "firewall.xml")
+        self.database = FakeQubesDB().connect()
+
+    def is_running(self) -> bool:
+        return self.running
+
+    @property
+    def untrusted_qdb(self) -> FakeConnection | None:
+        return self.database if self.running else None
+
+
+class FakeApp:
+    """sys-net <- sys-firewall <- work, personal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.net = FakeVM(folder / "sys-net", "sys-net", None, "10.137.0.4")
+        self.firewall = FakeVM(folder / "sys-firewall", "sys-firewall", self.net, "10.137.0.5")
+        self.work = FakeVM(folder / "work", "work", self.firewall, "10.137.0.6")
+        self.personal = FakeVM(folder / "personal", "personal", self.firewall, "10.137.0.7")
+        self.domains = [self.net, self.firewall, self.work, self.personal]

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The agent's view of a fake host's connection table."""
+
+from portfwd.agent.flows import Flow
+from portfwd.wire.values import family_of
+from tests.fakes.nft_trace import FakeHost
+from tests.fakes.packets import Connection
+
+
+class FakeFlows:
+    """Same interface as the kernel's connection table in the agent."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self._connections = host.connections
+        self._handles: dict[bytes, Connection] = {}
+
+    def marked(self, bit: int) -> list[Flow]:
+        """The connections with that bit in their mark."""
+        found = []
+        for connection in self._connections:
+            if connection.mark & bit:
+                handle = id(connection).to_bytes(8, "big")
+                self._handles[handle] = connection
+                proto, client, _, _, port = connection.original
+                _, server, server_port, _, _ = connection.reply
+                mark = connection.mark
+                found.append(Flow(family_of(client), proto, client, port, server, server_port, mark, handle))
+        return found
+
+    def forget(self, flow: Flow) -> None:
+        """Delete one connection's entry; one that is gone already is no error."""
+        self._connections.forget(self._handles[flow.handle])
