@@ -7,9 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from lab.client import Lab, LabError
+from lab.client import QUBESD, Lab, LabError
 from lab.hypervisor.state import names
+from lab.qubesd.client import ApiError as CloneError
+from lab.qubesd.client import clone
 from portfwd.wire.errors import RefusedError
 
 _EPILOG = """examples:
@@ -17,7 +20,7 @@ _EPILOG = """examples:
   ./run lab status                          a drawing of the network with the live forwards
   ./run lab exec laptop -- ip route         any program, in a qube, a host, a router or dom0
   ./run lab exec dom0 -- qvm-firewall work add action=forward forwardtype=external proto=tcp srcports=443-443
-  ./run lab netvm work sys-vpn              changes a running qube's net qube
+  ./run lab set work netvm sys-vpn          changes a running qube's net qube
   ./run lab down
 """
 # Commands that are one call of the Admin API: help text and method.
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RefusedError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 2
-    except (LabError, OSError) as error:
+    except (LabError, CloneError, OSError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -74,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     add("exec", "run a program in a machine: exec MACHINE -- PROGRAM [ARGUMENTS]", "machine")
     add("shell", "a shell in a machine", "machine")
     add("logs", "what a machine's services said (hypervisor: the laboratory itself)", "machine")
-    add("netvm", "change a qube's net qube (- for none)", "qube", "netvm")
+    add("set", "set a qube's property: set QUBE netvm|ip|... VALUE ('' for none)", "qube", "property", "value")
+    add("feature", "set a qube's feature ('' removes it)", "qube", "feature", "value")
+    add("clone", "copy a qube, with its rules", "qube", "new")
     for name, (text, _) in _CALLS.items():
         add(name, text, "qube")
     return parser
@@ -99,9 +104,13 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         return lab.attach_terminal(arguments.machine, ["/bin/bash", "--norc"])
     elif command == "logs":
         print(lab.log(arguments.machine), end="")
-    elif command == "netvm":
-        netvm = "" if arguments.netvm == "-" else arguments.netvm
-        lab.api(arguments.qube, "admin.vm.property.Set", "netvm", netvm)
+    elif command == "set":
+        lab.api(arguments.qube, "admin.vm.property.Set", arguments.property, arguments.value)
+    elif command == "feature":
+        method = "admin.vm.feature.Set" if arguments.value else "admin.vm.feature.Remove"
+        lab.api(arguments.qube, method, arguments.feature, arguments.value)
+    elif command == "clone":
+        lab.call("dom0", clone, Path(QUBESD), arguments.qube, arguments.new)
     else:
         lab.api(arguments.qube, _CALLS[command][1])
     return 0

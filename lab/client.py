@@ -25,7 +25,7 @@ from lab import enter, topology
 from lab import namespaces as ns
 from lab.draw import Machine, draw
 from lab.hypervisor.root import PROJECT
-from lab.hypervisor.state import find
+from lab.hypervisor.state import State, find, short_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,12 +63,22 @@ class Call:
 class Lab:
     """One laboratory of this user, running or not. RefusedError for a name that cannot be one."""
 
-    def __init__(self, name: str = "default", topology_file: str = "default", *, survive: bool = False) -> None:
-        """survive: the laboratory stays when this process ends without down() (by default its end takes it down)."""
+    def __init__(
+        self,
+        name: str = "default",
+        topology_file: str = "default",
+        *,
+        survive: bool = False,
+        state: State | None = None,
+    ) -> None:
+        """survive: the laboratory stays when this process ends without down() (by default its end takes it down).
+
+        state: where it is; only the laboratory's own processes, which have another user id inside, must tell.
+        """
         self.name = name
         self._file = topology_file
         self._survive = survive
-        self._state = find(name)
+        self._state = state or find(name)
         self._control: socket.socket | None = None
         self._lifeline: int | None = None
         self._received = b""
@@ -144,18 +154,20 @@ class Lab:
             os.close(self._lifeline)
             self._lifeline = None
         deadline = time.monotonic() + DOWN_DEADLINE
-        with contextlib.suppress(OSError, ValueError):
-            while self._state.running():
+        while self._state.running() and time.monotonic() < deadline:
+            try:
                 fd = os.pidfd_open(self._state.pid())
-                try:
-                    signal.pidfd_send_signal(fd, signal.SIGTERM)
-                    if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                        select.select([fd], [], [], DOWN_DEADLINE)
-                finally:
-                    os.close(fd)
-        if not self._state.running():
-            self._state.remove()
+            except (OSError, ValueError):
+                # It is just starting, or just gone.
+                time.sleep(0.01)
+                continue
+            try:
+                _end(fd, deadline)
+            finally:
+                os.close(fd)
+        if self._state.running():
+            raise LabError(f"laboratory {self.name} does not end")
+        self._state.remove()
 
     def running(self) -> bool:
         """Whether it is up."""
@@ -255,7 +267,8 @@ class Lab:
         if self._control is None:
             self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                self._control.connect(str(self._state.control))
+                with short_path(self._state.control) as short:
+                    self._control.connect(short)
             except OSError:
                 self._control.close()
                 self._control = None
@@ -273,6 +286,15 @@ class Lab:
         if not answer["ok"]:
             raise LabError(answer["error"])
         return answer, fds
+
+
+def _end(pidfd: int, deadline: float) -> None:
+    """End the hypervisor, by force after the deadline; back when it and all its processes are gone."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], DOWN_DEADLINE)
 
 
 def exchange(request: bytes) -> bytes:

@@ -5,6 +5,7 @@
 Exits with 1 when anything was not as it should be.
 """
 
+import itertools
 import os
 import shlex
 import socket
@@ -17,7 +18,7 @@ from lab import probes
 from lab.client import Lab
 
 SYS_NET = "192.168.1.10"
-GATEWAY = "10.137.0.5"
+GATEWAY = "10.137.0.2"
 OPEN = (
     "qvm-firewall work add action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443 "
     "srchost=192.168.0.0/16 expire=+3600 comment=web"
@@ -174,7 +175,7 @@ def hold_connection(control: socket.socket, host: str, port: int) -> None:
     with control.makefile("rw") as talk:
         try:
             with socket.create_connection((host, port), probes.TIMEOUT) as client, client.makefile("rw") as server:
-                for words in ("hello\n", *iter(talk.readline, "")):
+                for words in itertools.chain(["hello\n"], iter(talk.readline, "")):
                     server.write(words)
                     server.flush()
                     talk.write(server.readline() or "closed\n")

@@ -6,6 +6,7 @@ Thin wrappers over libc; every failure is an OSError with the call's own words. 
 pivot_root(2), mount_setattr(2), prctl(2).
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -145,6 +146,8 @@ def keep_only(fds: Iterable[int]) -> None:
 
 def leave(status: int) -> NoReturn:
     """End a forked process without running the parent's exit handlers."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # Whoever read it may be gone.
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)

@@ -9,6 +9,7 @@ can tell which qube answered and whether the address survived the chain. Prints 
 import argparse
 import asyncio
 import socket
+from typing import cast
 
 NAME = socket.gethostname()
 
@@ -54,13 +55,13 @@ class Datagrams(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way back."""
-        self._transport = transport
+        # Before Python 3.12 asyncio's own datagram transport is no instance of DatagramTransport.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Answer to where it came from."""
-        if isinstance(self._transport, asyncio.DatagramTransport):
-            words = data.decode(errors="replace").strip()[:200]
-            self._transport.sendto(answer(self._port, addr[:2], words), addr)
+        words = data.decode(errors="replace").strip()[:200]
+        self._transport.sendto(answer(self._port, addr[:2], words), addr)
 
 
 def ports(text: str) -> range:

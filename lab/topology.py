@@ -158,14 +158,14 @@ class _Reader:
         return tuple(values)
 
     def tables(self, key: str) -> dict[str, "_Reader"]:
-        return {name: _Reader(f"{key}.{name}", table) for name, table in self.get(key, dict, {}).items()}
+        return {name: _Reader(f"{key}.{_plain(name)}", table) for name, table in self.get(key, dict, {}).items()}
 
     def part(self, key: str) -> "_Reader":
         self._known.append(key)
         return _Reader(f"{self.where}.{key}", self._table.get(key))
 
     def parts(self, key: str) -> dict[str, "_Reader"]:
-        return {name: _Reader(f"{self.where}.{key}.{name}", t) for name, t in self.get(key, dict, {}).items()}
+        return {name: _Reader(f"{self.where}.{key}.{_plain(name)}", t) for name, t in self.get(key, dict, {}).items()}
 
     def words(self, key: str) -> dict[str, str]:
         words = self.get(key, dict, {})
@@ -192,6 +192,11 @@ class _Reader:
         for key in self._table:
             if key not in self._known:
                 raise RefusedError(f"{self.where}: key {shown(key)} is not known{_did_you_mean(key, self._known)}")
+
+
+def _plain(word: str) -> str:
+    """A table's name as it may stand in an error text."""
+    return shown(word).strip("'")
 
 
 def _did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:

@@ -6,18 +6,20 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lab import namespaces as ns
 from lab.client import Lab
+from lab.hypervisor.state import State
 from lab.qrexec.policy import DOM0, Domain
 from lab.qrexec.router import Child, Router
 
 
-def serve(name: str, dom0_pid: int, source: str, connection: socket.socket) -> None:
-    """Serve the call that the qube source makes on this connection, to its end. name is the laboratory's."""
-    lab = Lab(name)
+def serve(state: State, dom0_pid: int, source: str, connection: socket.socket) -> None:
+    """Serve the call that the qube source makes on this connection, to its end."""
+    lab = Lab(state.name, state=state)
 
     def domains() -> Mapping[str, Domain]:
         found = {DOM0: Domain("AdminVM")}
@@ -41,7 +43,7 @@ def serve(name: str, dom0_pid: int, source: str, connection: socket.socket) -> N
     router.serve(source, connection)
 
 
-def serve_in_background(name: str, dom0_pid: int, source: str, connection: socket.socket) -> None:
+def serve_in_background(state: State, dom0_pid: int, source: str, connection: socket.socket) -> None:
     """serve() in a forked process; the hypervisor reaps it."""
     if os.fork() == 0:
         # Nothing of the hypervisor's may stay open here, or its clients would not see it let go of them.
@@ -50,7 +52,9 @@ def serve_in_background(name: str, dom0_pid: int, source: str, connection: socke
             signal.signal(number, signal.SIG_DFL)
         ns.keep_only([connection.fileno()])
         try:
-            serve(name, dom0_pid, source, connection)
+            serve(state, dom0_pid, source, connection)
+        except Exception:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            ns.leave(0)
     connection.close()

@@ -3,6 +3,7 @@
 """The hypervisor: which machines there are, and the operations of its protocol (lab/hypervisor/__init__.py)."""
 
 import os
+import re
 import shutil
 import socket
 import time
@@ -17,7 +18,7 @@ from lab.hypervisor import cables, root
 from lab.hypervisor.calls import serve_in_background
 from lab.hypervisor.machine import Cable, Running, launch, wait_created
 from lab.hypervisor.server import Connection, Loop, listen
-from lab.hypervisor.state import State
+from lab.hypervisor.state import State, short_path
 from lab.inside import init
 from lab.qrexec.router import listen as qrexec_listen
 from lab.topology import Nic, Topology
@@ -25,6 +26,9 @@ from portfwd.wire.errors import RefusedError, shown
 
 Words = dict[str, Any]
 Report = Callable[[str], None]
+
+# It becomes part of paths.
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
 
 
 class Hypervisor:
@@ -187,6 +191,8 @@ class Hypervisor:
 
     def _create(self, connection: Connection, words: Words) -> None:
         name = str(words.get("name"))
+        if not _NAME.fullmatch(name):
+            raise RefusedError(f"{shown(name)} is not the name of a qube")
         if name in self._machines:
             raise RefusedError(f"machine {shown(name)} exists already")
         nics = self._qubes[name].nics if words.get("nics") and name in self._qubes else ()
@@ -304,11 +310,12 @@ class Hypervisor:
         if path.exists():
             return {"/run/qrexec.sock": path}
         path.parent.mkdir(exist_ok=True)
-        listener = qrexec_listen(str(path))
+        with short_path(path) as short:
+            listener = qrexec_listen(short)
 
         def accept() -> None:
             connection, _ = listener.accept()
-            serve_in_background(self._state.name, self._machines["dom0"].pid, name, connection)
+            serve_in_background(self._state, self._machines["dom0"].pid, name, connection)
 
         self._listeners[name] = listener
         self._loop.add(listener.fileno(), accept)

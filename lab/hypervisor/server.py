@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.hypervisor.state import short_path
+
 Answer = dict[str, Any]
 Handler = Callable[["Connection", dict[str, Any]], None]
 
@@ -114,6 +116,7 @@ def listen(path: Path) -> socket.socket:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
+    with short_path(path) as short:
+        listener.bind(short)
     listener.listen(64)
     return listener

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lab.qubesd import lifecycle, network
+from lab.qubesd import lifecycle, network, services
 from lab.qubesd.databases import DatabaseHost
 from lab.qubesd.errors import (
     QubesException,
@@ -107,6 +107,7 @@ class App(Holder):
         self.log = logging.getLogger("app")
         self.domains = Domains()
         self._save_waits = False
+        services.register(self.vm_handlers)
         network.register(self.vm_handlers)
         network.register_app(self.app_handlers)
         dom0 = AdminVM(self, {"name": "dom0", "qid": 0, "uuid": uuid.UUID(int=0), "label": "black"})
@@ -250,12 +251,13 @@ class App(Holder):
 
     async def autostart(self) -> None:
         """Start the qubes that want it; each starts its net qubes first. One that fails does not hold up the others."""
-        for vm in self.domains.qubes():
-            if vm.autostart:
-                try:
-                    await lifecycle.start(vm)
-                except Exception as error:
-                    self.log.error("autostart of %s failed: %s", vm, error)
+        await asyncio.gather(*(self._autostart(vm) for vm in self.domains.qubes() if vm.autostart))
+
+    async def _autostart(self, vm: Qube) -> None:
+        try:
+            await lifecycle.start(vm)
+        except Exception as error:
+            self.log.error("autostart of %s failed: %s", vm, error)
 
     async def watch(self, reports: AsyncIterator[str]) -> None:
         """Follow the hypervisor's reports of domains that died, to their end."""

@@ -64,22 +64,26 @@ async def serve(arguments: argparse.Namespace) -> None:
     app.load(known, await app.xen.list())
     server = await api.listen(arguments.socket)
     app.save_now()
-    _notify_ready()
+    coming_up = asyncio.ensure_future(_come_up(app, first=known.get("boot_id") != boot_id))
     tasks = [watch, asyncio.ensure_future(ended.wait())]
-    starting = asyncio.ensure_future(app.autostart()) if known.get("boot_id") != boot_id else None
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if not ended.is_set():
         log.error("the hypervisor went away")
-    for task in (*tasks, starting):
-        if task is not None:
-            task.cancel()
+    for task in (*tasks, coming_up):
+        task.cancel()
     server.close()
     arguments.socket.unlink(missing_ok=True)
     app.save_now()
 
 
+async def _come_up(app: App, first: bool) -> None:
+    if first:
+        await app.autostart()
+    _notify_ready()
+
+
 def _notify_ready() -> None:
-    """Tell a supervisor, if there is one, that the API answers (sd_notify(3))."""
+    """Tell a supervisor, if there is one, that the qubes which start by themselves have done so (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:

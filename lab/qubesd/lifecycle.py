@@ -22,6 +22,7 @@ from lab.qubesd.errors import (
     QubesVMShutdownTimeoutError,
 )
 from lab.qubesd.qube import DispVM, Power
+from lab.qubesd.xen import XenError
 
 if TYPE_CHECKING:
     from lab.qubesd.qube import Qube
@@ -52,8 +53,7 @@ async def start(vm: Qube) -> None:
         except Exception as error:
             vm.log.error("Start failed: %s", error)
             await vm.fire_event_async("domain-start-failed", reason=_ascii(error))
-            if vm.is_running():
-                await _destroy(vm)
+            await _give_up(vm)
             raise
 
 
@@ -65,8 +65,12 @@ async def shutdown(vm: Qube, force: bool = False, wait: bool = False) -> None:
         await vm.fire_event_async("domain-pre-shutdown", pre_event=True, force=force)
         if vm.is_paused() and not force:
             raise QubesVMNotRunningError(vm)
-        vm.power = Power.HALTING
-        await vm.app.xen.destroy(vm.name)
+        before, vm.power = vm.power, Power.HALTING
+        try:
+            await vm.app.xen.destroy(vm.name)
+        except XenError:
+            vm.power = before
+            raise
         if wait:
             await _gone(vm)
     except Exception as error:
@@ -87,6 +91,7 @@ async def pause(vm: Qube) -> None:
         raise QubesVMNotRunningError(vm)
     await vm.fire_event_async("domain-pre-paused", pre_event=True)
     await vm.app.xen.pause(vm.name)
+    _check_alive(vm)
     vm.power = Power.PAUSED
     vm.fire_event("domain-paused")
 
@@ -97,6 +102,7 @@ async def unpause(vm: Qube) -> None:
         raise QubesVMNotPausedError(vm)
     await vm.fire_event_async("domain-pre-unpaused", pre_event=True)
     await vm.app.xen.unpause(vm.name)
+    _check_alive(vm)
     vm.power = Power.RUNNING
     await vm.fire_event_async("domain-unpaused")
 
@@ -157,6 +163,16 @@ def _check_alive(vm: Qube) -> None:
 async def _destroy(vm: Qube) -> None:
     await vm.app.xen.destroy(vm.name)
     await _gone(vm)
+
+
+async def _give_up(vm: Qube) -> None:
+    """Undo a start that failed, even when the hypervisor cannot be asked to."""
+    if vm.is_running():
+        try:
+            await _destroy(vm)
+        except QubesException as error:
+            vm.log.error("%s", error)
+            await died(vm)
 
 
 async def _gone(vm: Qube) -> None:

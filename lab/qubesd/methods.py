@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lab.qubesd import lifecycle
@@ -15,6 +16,7 @@ from lab.qubesd.errors import (
     QubesFeatureNotFoundError,
     QubesNoSuchPropertyError,
     QubesTagNotFoundError,
+    QubesValueError,
     QubesVMAlreadyExistsError,
     QubesVMInUseError,
     QubesVMNotFoundError,
@@ -197,6 +199,29 @@ async def _firewall_reload(call: Call) -> None:
     call.dest.fire_event("firewall-changed")
 
 
+# What stock tools ask on the way
+
+
+async def _notes_get(call: Call) -> str:
+    path = _notes(call)
+    return path.read_text() if path.exists() else ""
+
+
+async def _notes_set(call: Call) -> None:
+    try:
+        _notes(call).write_text(call.untrusted_payload.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise QubesValueError("Notes are not UTF-8 text") from None
+
+
+def _notes(call: Call) -> Path:
+    return Path(call.dest.dir_path) / "notes.txt"
+
+
+async def _volume_list(_call: Call) -> str:
+    return ""
+
+
 # Life of a qube
 
 
@@ -330,6 +355,9 @@ def stock_methods() -> dict[str, Method]:
         "admin.vm.firewall.Get": Method(_firewall_get, dom0=False),
         "admin.vm.firewall.Set": Method(_firewall_set, payload=True, dom0=False),
         "admin.vm.firewall.Reload": Method(_firewall_reload, dom0=False),
+        "admin.vm.notes.Get": Method(_notes_get, dom0=False),
+        "admin.vm.notes.Set": Method(_notes_set, payload=None, dom0=False),
+        "admin.vm.volume.List": Method(_volume_list),
         "admin.vm.Start": Method(_vm_start),
         "admin.vm.Shutdown": Method(_vm_shutdown, arg=None),
         "admin.vm.Kill": Method(_vm_kill),

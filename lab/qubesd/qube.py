@@ -261,10 +261,6 @@ class Qube(LocalVM):
             own = {"mac": self.mac, "ip": self.visible_ip, "netmask": self.visible_netmask} | dns
             own |= {"gateway": self.visible_gateway, "ip6": self.visible_ip6, "gateway6": self.visible_gateway6}
             entries |= {f"/qubes-{key}": str(value) for key, value in own.items() if value}
-        for feature, value in self.features.items():
-            service = feature.removeprefix("service.")
-            if service != feature and 0 < len(service) <= 48:
-                entries[f"/qubes-service/{service}"] = "1" if value else "0"
         return entries
 
 

@@ -15,6 +15,7 @@ Differences from the real daemon, all on the kind side: a client that does not r
 """
 
 import argparse
+import contextlib
 import os
 import selectors
 import signal
@@ -190,7 +191,8 @@ class _Files:
         self._made: list[tuple[Path, int]] = []
 
     def _made_now(self, path: Path) -> None:
-        self._made.append((path, path.lstat().st_ino))
+        # Held open, so that its inode number is not given to a successor's file.
+        self._made.append((path, os.open(path, os.O_PATH | os.O_NOFOLLOW)))
 
     def listen(self, path: Path, mode: int) -> socket.socket:
         path.unlink(missing_ok=True)
@@ -212,16 +214,16 @@ class _Files:
             self._made_now(path)
 
     def write(self, path: Path, text: str) -> None:
+        path.unlink(missing_ok=True)
         path.write_text(text)
         self._made_now(path)
 
     def remove(self) -> None:
-        for path, inode in self._made:
-            try:
-                if path.lstat().st_ino == inode:
+        for path, descriptor in self._made:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.lstat(), os.fstat(descriptor)):
                     path.unlink()
-            except FileNotFoundError:
-                continue
+            os.close(descriptor)
 
 
 def _read_only(path: Path) -> Path:

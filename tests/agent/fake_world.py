@@ -128,7 +128,9 @@ class FakeWorld:
             return Life.RESET
         if arrived is None or arrived.target_port not in PORTS:
             return Life.SILENT
-        if not way.server_lives:
+        known = way.server_lives and _agrees(way.answer, arrived)
+        if arrived.proto is Proto.TCP and not known:
+            # The program's stack knows no such connection.
             self._outward(arrived.answer(RST))
             way.client_lives = False
             return Life.RESET

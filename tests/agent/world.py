@@ -248,8 +248,13 @@ def check(world: World, opens: dict[Attempt, int] | None = None, shut: Iterable[
         Reached(WORK[a.family], port, a.client.addresses[a.family]) for a, port in wanted.items()
     ]
     expected += [None] * (len(attempts) - len(wanted))
-    seen = {_name(attempt): reached for attempt, reached in zip(attempts, found, strict=True)}
-    assert seen == {_name(attempt): reached for attempt, reached in zip(attempts, expected, strict=True)}
+    wrong = [
+        f"{_name(attempt)} reaches {reached}, not {right}"
+        for attempt, reached, right in zip(attempts, found, expected, strict=True)
+        if reached != right
+    ]
+    if wrong:
+        raise AssertionError("; ".join(wrong))
 
 
 def _name(attempt: Attempt) -> str:

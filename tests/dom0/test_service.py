@@ -193,6 +193,14 @@ def test_a_dead_database_stops_nobody_else(
     assert "state=planned" in service.view(app.work, "status").splitlines()[0]
 
 
+def test_a_qube_that_cannot_be_read_any_more_is_shut(app: FakeApp, service: ForwardService) -> None:
+    service.set(app.work, WEB)
+    service.refresh()
+    app.work.ip = "nonsense"
+    service.refresh()
+    assert [entries(vm) for vm in (app.net, app.firewall, app.work)] == [[], [], []]
+
+
 def test_an_unreadable_qube_is_left_out(app: FakeApp, service: ForwardService) -> None:
     service.set(app.work, WEB)
     app.personal.ip = "nonsense"

@@ -28,6 +28,7 @@ class FakeHypervisor:
             def handle(self) -> None:
                 for line in self.rfile:
                     request = json.loads(line)
+                    fake.asked.append((request["op"], request.get("name", "")))
                     if (held := fake.hold.get((request["op"], request.get("name", "")))) is not None:
                         held.wait(20)
                     with fake._lock:
@@ -57,7 +58,6 @@ class FakeHypervisor:
 
     def _answer(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
         op, name = request["op"], request.get("name", "")
-        self.asked.append((op, name))
         if (op, name) in self.refuse:
             return {"ok": False, "error": f"{op} of {name} refused"}
         if op == "subscribe":

@@ -113,6 +113,16 @@ def test_a_start_that_the_hypervisor_refuses_is_told_and_undone(world: World) ->
     assert "personal" not in world.xen.domains
 
 
+def test_a_hypervisor_that_refuses_to_end_a_qube_leaves_it_as_it_was(world: World) -> None:
+    world.xen.refuse.add(("destroy", "work"))
+    for method in ("Kill", "Shutdown"):
+        assert world.error("work", f"admin.vm.{method}") == ("XenError", "destroy of work refused")
+        assert world.state("work") == "Running"
+    world.xen.refuse |= {("boot", "personal"), ("destroy", "personal")}
+    assert world.error("personal", "admin.vm.Start") == ("XenError", "boot of personal refused")
+    assert world.state("personal") == "Halted"
+
+
 def test_a_slow_start_holds_up_no_other_call(world: World) -> None:
     world.xen.hold[("boot", "personal")] = held = threading.Event()
     starting = threading.Thread(target=world.api, args=("personal", "admin.vm.Start"))

@@ -67,7 +67,7 @@ class World:
         self.start()
 
     def start(self) -> None:
-        """Start qubesd, and wait until it answers and has started what it starts by itself."""
+        """Start qubesd, and wait until it answers."""
         paths = {"topology": "topology.json", "socket": "qubesd.sock", "xen": "xen.sock", "base": "lib"}
         paths |= {"qubesdb": "run", "link": "link", "boot-id": "boot_id"}
         options = [word for key, name in paths.items() for word in (f"--{key}", str(self.folder / name))]
@@ -75,7 +75,7 @@ class World:
         with log:
             command = [sys.executable, "-m", "lab.qubesd", "--verbose", *options]
             self._process = subprocess.Popen(command, cwd=ROOT, stderr=log)
-        eventually(self.socket.exists, "the socket of qubesd")
+        eventually(self._answers, "the answer of qubesd")
 
     def stop(self) -> None:
         """Stop qubesd; the qubes stay."""
@@ -129,8 +129,7 @@ class World:
         return self.api(name, "admin.vm.List").split("state=")[1].split()[0]
 
     def running(self, *names: str) -> None:
-        for name in names:
-            eventually(lambda name=name: self.state(name) == "Running", f"{name} running")
+        eventually(lambda: all(self.state(name) == "Running" for name in names), f"the start of {names}")
 
     def prop(self, name: str, prop: str) -> str:
         return self.api(name, f"admin.vm.property.Get+{prop}").split(" ", 2)[2]
@@ -159,6 +158,12 @@ class World:
 
     def events(self, dest: str = "dom0") -> "EventStream":
         return EventStream(self.socket, dest)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.raw(b"admin.vm.CurrentState+ dom0 name dom0\0"))
+        except OSError:
+            return False
 
     def _open(self, name: str) -> QubesDB | None:
         try:

@@ -2,9 +2,11 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Databases to test on: the fake, and a real pair of daemons with our client."""
 
+import ctypes
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from portfwd.wire.qdb_client import Database, QubesDB
 from tests.fakes.qubesdb import FakeQubesDB
 
 DEADLINE = 10.0
+_PR_SET_PDEATHSIG = 1
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -47,6 +50,8 @@ class Process:
         with self.log.open("ab", buffering=0) as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for as long as the daemon lives
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             os.environ["NOTIFY_SOCKET"] = str(self._ready)
             try:
                 return daemon.main(arguments)

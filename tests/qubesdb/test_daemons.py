@@ -24,8 +24,8 @@ STRANGER = settings(max_examples=40, deadline=None, suppress_health_check=[Healt
 
 def dial(path: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(DEADLINE)
     connection.connect(path)
+    connection.settimeout(DEADLINE)
     return connection
 
 

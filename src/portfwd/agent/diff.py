@@ -15,16 +15,18 @@ _CHUNK = 500
 def difference(before: Elements, after: Elements, now: float) -> str:
     """The commands that turn one set of elements into the other; '' when nothing differs.
 
-    An element whose time has come is not deleted by us: the kernel has done it, and deleting it again would fail the
-    whole transaction.
+    Of an element whose time has come nobody knows whether the kernel has removed it already (its timer stands still
+    during suspend), and deleting what is not there would fail the whole transaction: it is added before, which changes
+    nothing where it still stands.
     """
     removed: list[str] = []
     added: list[str] = []
     for place in sorted(before.keys() | after.keys(), key=lambda p: (p[0], p[1])):
         old, new = before.get(place, {}), after.get(place, {})
-        gone = [k for k, e in old.items() if new.get(k) != e and not _over(e, now)]
+        gone = [k for k, e in old.items() if new.get(k) != e]
         come = {k: e for k, e in new.items() if old.get(k) != e}
-        removed += _commands("delete", place, gone)
+        uncertain = [_text(k, Element(old[k].data), now) for k in gone if _over(old[k], now)]
+        removed += _commands("add", place, uncertain) + _commands("delete", place, gone)
         added += _commands("add", place, [_text(k, e, now) for k, e in come.items()])
     return "".join(removed + added)
 

@@ -22,6 +22,18 @@ from portfwd.wire.values import Family
 
 log = logging.getLogger(__name__)
 
+_MARKED = "return"
+
+
+def _mark(family: Family) -> str:
+    place = f"{nft_family(family)} {TABLE} {skeleton.marker(family)}"
+    return f"add chain {place}\nadd rule {place} {_MARKED}\n"
+
+
+def _fresh_table(family: Family) -> str:
+    table = f"{nft_family(family)} {TABLE}"
+    return f"add table {table}\ndelete table {table}\n{skeleton.table(family)}{_mark(family)}"
+
 
 class Firewall:
     """Our part of one network namespace's ruleset."""
@@ -30,6 +42,7 @@ class Firewall:
         self._nft = nft
         self._flows = flows
         self._applied: Elements | None = None
+        self._suspect = False
         self._guarded: dict[Family, float] = {}
         self._printed: dict[tuple[Family, str], str] = {}
 
@@ -53,6 +66,7 @@ class Firewall:
     def forget(self) -> None:
         """Someone else changed our table: trust nothing of what we believe stands there."""
         self._applied = None
+        self._suspect = True
 
     def tend(self, now: float) -> float | None:
         """Remove guards whose time is over. Returns when to come again (epoch seconds), or None."""
@@ -77,25 +91,37 @@ class Firewall:
                 log.info("loading all elements anew: %s", error)
             else:
                 return self._replace(elements)
-        tables = "".join(self._missing_table(family, now) for family in Family)
-        self._nft.run(tables + everything(elements, tuple(Family), now))
-        self._applied = elements
+        wanted = everything(elements, tuple(Family), now)
+        try:
+            self._nft.run("".join(self._table(family, now) for family in Family) + wanted)
+        except NftError as error:
+            log.warning("making our tables anew: %s", error)
+            self._guarded.clear()
+            self._nft.run("".join(_fresh_table(family) for family in Family) + wanted)
+        self._applied, self._suspect = elements, False
         return True
 
     def _replace(self, elements: Elements) -> bool:
         before, self._applied = self._applied or {}, elements
         return any(elements.get(place, {}).get(key) != e for place, old in before.items() for key, e in old.items())
 
-    def _missing_table(self, family: Family, now: float) -> str:
-        """The text that makes our table, or '' when it stands already in this very shape."""
+    def _table(self, family: Family, now: float) -> str:
+        """The text that makes our table, or '' when it stands already in this very shape.
+
+        The marker holds a rule, since a flush of the table would leave all chains in place, but empty. Chains are
+        filled anew without touching the sets: what the guards watch for lives on.
+        """
         ip = nft_family(family)
-        if self._try(f"list chain {ip} {TABLE} {skeleton.marker(family)}") is not None:
-            if family not in self._guarded and self._try(f"list chain {ip} {TABLE} {GUARDS[0]}") is not None:
-                self._guarded[family] = now + GUARD_SECONDS
+        marker = self._try(f"list chain {ip} {TABLE} {skeleton.marker(family)}")
+        if marker is None:
+            self._guarded.pop(family, None)
+            return _fresh_table(family)
+        if family not in self._guarded and self._try(f"list chain {ip} {TABLE} {GUARDS[0]}") is not None:
+            self._guarded[family] = now + GUARD_SECONDS
+        if _MARKED in marker and not self._suspect:
             return ""
-        self._guarded.pop(family, None)
-        made = f"add chain {ip} {TABLE} {skeleton.marker(family)}\n"
-        return f"add table {ip} {TABLE}\ndelete table {ip} {TABLE}\n{skeleton.table(family)}{made}"
+        guard = skeleton.guard(family) if family in self._guarded else ""
+        return f"flush table {ip} {TABLE}\n{skeleton.table(family)}{guard}{_mark(family)}"
 
     def _ensure_base(self, family: Family) -> bool:
         """Keep our one rule in each custom chain of the base table; False when the base firewall is not there."""
@@ -139,6 +165,7 @@ class Firewall:
     def _close(self) -> None:
         """Nothing of ours stays open: the tables go, and with them every forward."""
         self._applied = None
+        self._suspect = False
         self._guarded.clear()
         tables = "".join(f"add table {nft_family(f)} {TABLE}\ndelete table {nft_family(f)} {TABLE}\n" for f in Family)
         self._nft.run(tables)

@@ -41,7 +41,7 @@ INPUT_RULE = f'ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} accept comment "{C
 BASE_RULES = {"custom-forward": FORWARD_RULE, "custom-input": INPUT_RULE}
 """The only rules outside our table: chain of the base table -> rule."""
 
-GUARDS = ("guard-forward", "guard-input")
+GUARDS = ("guard-forward", "guard-input", "guard-output")
 DEAD_OUT = "dead-out"
 DEAD_IN = "dead-in"
 
@@ -148,6 +148,7 @@ def guard(family: Family) -> str:
 
     A revoked connection is forgotten by conntrack; its next packet then looks new. From inside it would be let out
     and picked up in mid-stream (tcp_loose), from outside it would be dropped in silence; both get a reset instead.
+    Where this qube is the target, "inside" is its own program.
     """
     ip = nft_family(family)
     return f"""table {ip} {TABLE} {{
@@ -158,6 +159,10 @@ def guard(family: Family) -> str:
   chain {GUARDS[1]} {{
     type filter hook input priority filter - 2; policy accept;
     ct state new meta l4proto tcp meta l4proto . {ip} saddr . th dport @{DEAD_IN} jump dead
+  }}
+  chain {GUARDS[2]} {{
+    type filter hook output priority filter - 1; policy accept;
+    ct state new meta l4proto . {ip} daddr . th sport @{DEAD_IN} jump dead
   }}
 }}
 """

@@ -120,11 +120,14 @@ class ForwardService:
         return take_snapshot(self._app, int(self._now()), self._boot_id)
 
     def _databases(self, snapshot: Snapshot) -> dict[QubeName, Any]:
+        """The databases of all running qubes, also of those that could not be read: theirs are emptied."""
         found = {}
         for vm in self._app.domains:
-            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-            if qube is not None and qube.running and (database := vm.untrusted_qdb) is not None:
-                found[qube.name] = database
+            name = str(vm.name)
+            qube = snapshot.qubes.get(QubeName(name)) if name not in snapshot.unread else None
+            running = qube.running if qube is not None else name in snapshot.unread and vm.is_running()
+            if running and (database := vm.untrusted_qdb) is not None:
+                found[QubeName(name)] = database
         return found
 
     def _stored(

@@ -128,7 +128,7 @@ def _parse(path: Path, data: bytes) -> etree._Element:
     information: Any = root.getroottree().docinfo
     if information.doctype:
         raise StoreError(f"firewall file {shown(path)} declares a document type, which is not accepted")
-    if root.tag != "firewall":
+    if root.tag not in ("firewall", "QubesFirewallRules"):
         raise StoreError(f"firewall file {shown(path)} is not a firewall file")
     return root
 

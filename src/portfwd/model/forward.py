@@ -83,7 +83,7 @@ class ForwardRule:
 
     def __post_init__(self) -> None:
         if len(self.dstports) not in (1, len(self.srcports)):
-            reason = f"srcports has {len(self.srcports)} ports, so dstports has as many, or one"
+            reason = f"dstports is one port, or as many as srcports={self.srcports}"
             raise RuleError(f"dstports={self.dstports}", reason)
         if isinstance(self.expire, int) and not 0 <= self.expire <= limits.EXPIRE_MAX:
             raise RuleError(f"expire={self.expire}", f"a time is at most {limits.EXPIRE_MAX} seconds since 1970")

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Commands of a machine: real programs that serve and real clients that connect, over TCP and UDP.
+
+A server greets with 'ADDRESS PORT PEER' and then sends back every line; over UDP it answers a datagram with both.
+"""
+
+import contextlib
+import fcntl
+import ipaddress
+import itertools
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from portfwd.wire.values import IPAddress, Proto
+from tests.agent.machine import Machine
+from tests.agent.world import Life, Reached
+
+_SIOCOUTQ = 0x5411
+_TUNSETIFF, _IFF_TUN_NO_PI = 0x400454CA, 0x1001
+_LINGER_NOT = struct.pack("ii", 1, 0)
+HOPED_SECONDS = 8.0
+_handles = itertools.count()
+
+
+class Dial(NamedTuple):
+    """What a client dials: its own address, the other's, and whether it is expected to succeed."""
+
+    proto: Proto
+    source: IPAddress
+    target: IPAddress
+    port: int
+    hoped: bool
+
+
+def _plain(address: str) -> IPAddress:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
+
+
+def serve(machine: Machine, ports: Sequence[int]) -> None:
+    """Listen on all these ports, TCP and UDP, IPv4 and IPv6."""
+    machine.kept["accepted"] = {}
+    machine.kept["udp"] = {}
+    for port in ports:
+        listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+        listener.setblocking(False)
+        machine.selector.register(listener, 1, lambda found, m=machine: _accept(m, found))
+        datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        datagrams.bind(("::", port))
+        datagrams.setblocking(False)
+        machine.kept["udp"][port] = datagrams
+        machine.selector.register(datagrams, 1, _answer_datagram)
+
+
+def _accept(machine: Machine, listener: socket.socket) -> None:
+    connection, peer = listener.accept()
+    connection.setblocking(False)
+    here = connection.getsockname()
+    with contextlib.suppress(OSError):
+        connection.send(f"{_plain(here[0])} {here[1]} {_plain(peer[0])}\n".encode())
+    place = (_plain(peer[0]), peer[1])
+    machine.kept["accepted"][place] = connection
+    machine.selector.register(connection, 1, lambda found: _echo(machine, place, found))
+
+
+def _echo(machine: Machine, place: tuple[IPAddress, int], connection: socket.socket) -> None:
+    try:
+        data = connection.recv(4096)
+        if data:
+            connection.send(data)
+            return
+    except BlockingIOError:
+        return
+    except OSError:
+        machine.kept["accepted"][place] = None
+    machine.selector.unregister(connection)
+    connection.close()
+
+
+def _answer_datagram(datagrams: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        data, peer = datagrams.recvfrom(4096)
+        reached = f"{_plain(WORK_ADDRESSES[':' in str(_plain(peer[0]))])} {datagrams.getsockname()[1]}"
+        datagrams.sendto(f"{reached} {_plain(peer[0])}\n".encode() + data, peer)
+
+
+WORK_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - a placeholder: UDP does not say to which of its addresses
+
+
+def _start(dial: Dial) -> socket.socket:
+    family = socket.AF_INET if dial.target.version == 4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM if dial.proto is Proto.TCP else socket.SOCK_DGRAM
+    client = socket.socket(family, kind)
+    client.setblocking(False)
+    client.bind((str(dial.source), 0))
+    with contextlib.suppress(BlockingIOError, OSError):
+        client.connect((str(dial.target), dial.port))
+        client.send(b"hello\n")
+    return client
+
+
+def _greeting(client: socket.socket) -> Reached | None:
+    """What a server said; None when it has not (yet). Raises OSError when it never will."""
+    try:
+        words = client.recv(4096).decode().split()
+    except BlockingIOError:
+        return None
+    if len(words) < 3:
+        raise ConnectionError("closed")
+    return Reached(_plain(words[0]), int(words[1]), _plain(words[2]))
+
+
+def _connect(
+    machine: Machine, dials: Sequence[Dial], patience: float
+) -> Iterator[tuple[socket.socket, Reached | None]]:
+    begin = time.monotonic()
+    clients = [_start(dial) for dial in dials]
+    found: dict[int, Reached | None] = {}
+    while len(found) < len(dials):
+        waited = time.monotonic() - begin
+        for place, (dial, client) in enumerate(zip(dials, clients, strict=True)):
+            if place in found:
+                continue
+            try:
+                reached = _greeting(client)
+            except OSError:
+                found[place] = None
+                continue
+            if reached is not None or waited > (HOPED_SECONDS if dial.hoped else patience):
+                found[place] = reached
+        machine.turn(0.002)
+    for place, client in enumerate(clients):
+        yield client, found[place]
+
+
+def _close(client: socket.socket) -> None:
+    if client.type == socket.SOCK_STREAM:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+    client.close()
+
+
+def probe(machine: Machine, dials: Sequence[Dial], patience: float) -> list[Reached | None]:
+    """Dial all at once; those not hoped for get `patience` seconds."""
+    results = []
+    for client, reached in _connect(machine, dials, patience):
+        results.append(reached)
+        _close(client)
+    return results
+
+
+def open_one(machine: Machine, dial: Dial) -> tuple[int, IPAddress, int, int] | None:
+    """Dial and keep: (handle, address and port as the server sees them, port reached)."""
+    ((client, reached),) = _connect(machine, [dial], HOPED_SECONDS)
+    if reached is None:
+        _close(client)
+        return None
+    handle = next(_handles)
+    machine.kept[f"client {handle}"] = client
+    return handle, reached.client, client.getsockname()[1], reached.port
+
+
+def client_speaks(machine: Machine, handle: int, patience: float) -> Life:
+    """Send a line on a kept connection and wait for it to come back."""
+    client: socket.socket = machine.kept[f"client {handle}"]
+    line = os.urandom(8).hex().encode() + b"\n"
+    heard = b""
+    try:
+        client.send(line)
+        begin = time.monotonic()
+        while line not in heard and time.monotonic() - begin < patience:
+            with contextlib.suppress(BlockingIOError):
+                more = client.recv(4096)
+                if not more:
+                    return Life.RESET
+                heard += more
+            machine.turn(0.002)
+    except OSError:
+        return Life.RESET if client.type == socket.SOCK_STREAM else Life.SILENT
+    return Life.ALIVE if line in heard else Life.SILENT
+
+
+def hears(machine: Machine, handle: int, patience: float) -> bool:
+    """Whether a kept client hears anything."""
+    client: socket.socket = machine.kept[f"client {handle}"]
+    begin = time.monotonic()
+    while time.monotonic() - begin < patience:
+        with contextlib.suppress(OSError):
+            return bool(client.recv(4096))
+        machine.turn(0.002)
+    return False
+
+
+def server_speaks(machine: Machine, proto: Proto, peer: IPAddress, peer_port: int, port: int, patience: float) -> Life:
+    """Send a line to a client that has connected. Over UDP the answer is SILENT: only the client can tell."""
+    if proto is Proto.UDP:
+        address = str(peer) if peer.version == 6 else f"::ffff:{peer}"
+        with contextlib.suppress(OSError):
+            machine.kept["udp"][port].sendto(b"hello again\n", (address, peer_port))
+        return Life.SILENT
+    begin = time.monotonic()
+    connection: socket.socket | None = machine.kept["accepted"].get((peer, peer_port))
+    if connection is None:
+        return Life.RESET
+    with contextlib.suppress(OSError):
+        connection.send(b"hello again\n")
+    while time.monotonic() - begin < patience:
+        machine.turn(0.002)
+        if machine.kept["accepted"].get((peer, peer_port)) is None:
+            return Life.RESET
+        if struct.unpack("i", fcntl.ioctl(connection.fileno(), _SIOCOUTQ, b"\0" * 4))[0] == 0:
+            return Life.ALIVE
+    return Life.SILENT
+
+
+def hang_up(machine: Machine) -> None:
+    """Drop every kept and accepted connection, without a word."""
+    for name in [name for name in machine.kept if name.startswith("client ")]:
+        _close(machine.kept.pop(name))
+    for connection in machine.kept.get("accepted", {}).values():
+        if connection is not None and connection.fileno() >= 0:
+            with contextlib.suppress(KeyError):
+                machine.selector.unregister(connection)
+            _close(connection)
+    machine.kept.get("accepted", {}).clear()
+
+
+def open_tunnel(machine: Machine, other: int) -> None:
+    """Make tun0 here and in the network namespace of another process, joined by this one. Raises PermissionError."""
+    from lab import namespaces
+
+    ends = [_tun("tun0")]
+    with open("/proc/self/ns/net") as here, open(f"/proc/{other}/ns/net") as there:  # noqa: PTH123 - descriptors
+        namespaces.setns(there.fileno())
+        try:
+            ends.append(_tun("tun0"))
+        finally:
+            namespaces.setns(here.fileno())
+    for one, two in (ends, ends[::-1]):
+        machine.selector.register(one, 1, lambda _, one=one, two=two: _copy(one, two))
+
+
+def _tun(name: str) -> int:
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN_NO_PI))
+    return device
+
+
+def _copy(one: int, two: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(two, os.read(one, 65536))

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""From entries to elements, and from one set of elements to another: for any entries, by what a packet meets."""
+
+import ipaddress
+import itertools
+from collections.abc import Iterable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from portfwd.agent import skeleton
+from portfwd.agent.diff import difference, everything
+from portfwd.agent.elements import Elements, Network, Surroundings, addresses_of, build, collapse
+from portfwd.wire.entry import Entry
+from portfwd.wire.status import Result
+from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, Proto, Side, SourceWord
+from tests.agent.strategies import CLIENTS, NAMES, NOW, TARGETS, accept_sets, entry_sets, relay_sets
+from tests.fakes.base import base_tables
+from tests.fakes.nft import FakeNft
+from tests.fakes.nft_trace import FakeHost, Interface
+from tests.fakes.packets import SYN, Fate, Packet
+
+OWN = {Family.V4: ipaddress.ip_interface("192.0.2.129/26"), Family.V6: ipaddress.ip_interface("2001:db8::c9/126")}
+NEAR = tuple(Network("ens6", address.network) for address in OWN.values())
+AROUND = Surroundings(NOW, NEAR, NAMES)
+TABLES = "".join(base_tables(family) + skeleton.table(family) for family in Family)
+RULES = "".join(
+    f"add rule {ip} qubes {chain} {rule}\n" for ip in ("ip", "ip6") for chain, rule in skeleton.BASE_RULES.items()
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = float(NOW)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def host_with(elements: Elements, clock: Clock | None = None) -> FakeHost:
+    nft = FakeNft(clock or Clock())
+    nft.run(TABLES + RULES)
+    nft.run(everything(elements, tuple(Family), NOW))
+    routes: list[tuple[IPNetwork, str]] = [(ipaddress.ip_network(t), "vif1.0") for f in Family for t in TARGETS[f]]
+    routes += [(family.everything, "ens6") for family in Family]
+    own = tuple(OWN.values())
+    return FakeHost(nft, [Interface("ens6", 0, "veth", own), Interface("vif1.0", 2, "veth", own)], routes)
+
+
+def packets(family: Family, proto: Proto) -> Iterable[Packet]:
+    flags = SYN if proto is Proto.TCP else frozenset[str]()
+    for client, port in itertools.product(CLIENTS[family], range(1, 14)):
+        yield Packet(proto, client, 1024, OWN[family].ip, port, flags)
+
+
+def lets_in(entry: Entry, client: IPAddress) -> bool:
+    if entry.source is SourceWord.ANYONE:
+        return True
+    if entry.source is SourceWord.NEIGHBOURS:
+        return any(client in network.prefix for network in NEAR)
+    return any(client in prefix for prefix in addresses_of(entry, AROUND))
+
+
+def wants(entry: Entry, packet: Packet) -> bool:
+    if entry.expire is not None and entry.expire <= NOW:
+        return False
+    return (
+        (entry.family, entry.proto) == (packet.family, packet.proto)
+        and packet.target_port in entry.listen
+        and lets_in(entry, packet.source)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(accept_sets)
+def test_a_port_is_open_exactly_when_some_entry_says_so(entries: list[Entry]) -> None:
+    elements, results = build(entries, AROUND)
+    assert set(results) == {entry.key for entry in entries}
+    host = host_with(elements)
+    for family, proto in itertools.product(Family, Proto):
+        for packet in packets(family, proto):
+            open_now = host.receive(packet, "ens6").fate is Fate.LOCAL
+            host.connections.clear()
+            assert open_now == any(wants(entry, packet) for entry in entries), packet
+
+
+@settings(max_examples=25, deadline=None)
+@given(relay_sets)
+def test_a_relay_leads_exactly_where_its_entry_says(entries: list[Entry]) -> None:
+    elements, results = build(entries, AROUND)
+    winners = [e for e in entries if results[e.key] is Result.OK and e.side is Side.UPLINK]
+    host = host_with(elements)
+    for family, proto in itertools.product(Family, Proto):
+        for packet in packets(family, proto):
+            outcome = host.receive(packet, "ens6")
+            host.connections.clear()
+            found = [entry for entry in winners if wants(entry, packet)]
+            assert len(found) <= 1
+            if not found:
+                assert outcome.fate is Fate.DROPPED
+                continue
+            assert outcome.fate is Fate.FORWARDED
+            reached = (outcome.packet.target, outcome.packet.target_port)
+            assert reached == (found[0].to, found[0].maps_to(packet.target_port))
+            assert outcome.packet.source == packet.source
+
+
+@settings(max_examples=40, deadline=None)
+@given(entry_sets)
+def test_every_entry_gets_a_word(entries: list[Entry]) -> None:
+    _, results = build(entries, AROUND)
+    for entry in entries:
+        match results[entry.key]:
+            case Result.EXPIRED:
+                assert entry.expire is not None
+                assert entry.expire <= NOW
+            case Result.UNRESOLVED:
+                assert not addresses_of(entry, AROUND)
+            case Result.CLASH:
+                rivals = [e for e in entries if e.key != entry.key and results[e.key] is Result.OK]
+                place = (entry.kind, entry.family, entry.proto, entry.side)
+                assert entry.kind is Kind.RELAY
+                assert any(
+                    (e.kind, e.family, e.proto, e.side) == place and e.listen.overlaps(entry.listen) for e in rivals
+                )
+            case result:
+                assert result is Result.OK
+
+
+@settings(max_examples=40, deadline=None)
+@given(entry_sets, entry_sets)
+def test_the_difference_leads_where_everything_leads(before: list[Entry], after: list[Entry]) -> None:
+    old, new = build(before, AROUND)[0], build(after, AROUND)[0]
+    by_difference, anew = host_with(old).nft, host_with(new).nft
+    by_difference.run(difference(old, new, NOW))
+    assert standing(by_difference) == standing(anew)
+    assert difference(new, new, NOW) == ""
+
+
+@settings(max_examples=40, deadline=None)
+@given(entry_sets, entry_sets, st.sampled_from((0.0, 1.0, 1.5, 3.0)), st.sampled_from((0.0, 0.5, 1.0, 1.5, 3.0)))
+def test_the_difference_holds_whatever_the_two_clocks_say(
+    before: list[Entry], after: list[Entry], ours: float, kernels: float
+) -> None:
+    """The kernel's clock may be behind ours (suspend): what is over by ours is removed although its timer runs."""
+    clock = Clock()
+    old, new = build(before, AROUND)[0], build(after, Surroundings(NOW + ours, NEAR, NAMES))[0]
+    host = host_with(old, clock)
+    clock.now = NOW + min(ours, kernels)
+    host.nft.run(difference(old, new, NOW + ours))
+    anew = FakeNft(clock)
+    anew.run(TABLES + RULES)
+    anew.run(everything(new, tuple(Family), NOW + ours))
+    places = {place: set(keys) for place, keys in standing(host.nft).items()}
+    assert places == {place: set(keys) for place, keys in standing(anew).items()}
+
+
+Standing = dict[tuple[str, str], dict[str, tuple[object, float | None, str]]]
+
+
+def standing(nft: FakeNft) -> Standing:
+    found: Standing = {}
+    for (family, name), table in nft.ruleset.items():
+        for member, held in table.sets.items() if name == skeleton.TABLE else ():
+            live = held.live(nft.now).values()
+            found[family, member] = {e.text: (e.data, e.expires, e.comment) for e in live}
+    return found
+
+
+prefixes = st.lists(
+    st.builds(
+        lambda number, bits: ipaddress.ip_network((number, bits), strict=False),
+        st.integers(0, 2**32 - 1).map(lambda n: n & 0xC000003F),
+        st.integers(0, 32),
+    ),
+    max_size=8,
+)
+
+
+@given(prefixes)
+def test_collapsed_prefixes_hold_the_same_and_do_not_overlap(found: list[IPNetwork]) -> None:
+    collapsed = collapse(found)
+    for one, other in itertools.combinations(collapsed, 2):
+        assert not one.overlaps(other)
+    edges = [edge for network in [*found, *collapsed] for edge in (network[0], network[-1])]
+    for address in edges:
+        assert any(address in n for n in found) == any(address in n for n in collapsed)
+
+
+def test_a_name_cannot_fill_the_kernel_with_networks_of_the_other_family() -> None:
+    assert collapse([ipaddress.ip_network("::/0"), ipaddress.ip_network("10.0.0.0/8")]) == [
+        ipaddress.ip_network("10.0.0.0/8"),
+        ipaddress.ip_network("::/0"),
+    ]

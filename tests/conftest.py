@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Fixtures that several folders of tests share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from lab.client import Lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The default laboratory, one for all tests; a test puts back what it changes."""
+    with Lab(f"tests-{os.getpid()}") as lab:
+        yield lab
