@@ -5,6 +5,7 @@
 Exits with 1 when anything was not as it should be.
 """
 
+import io
 import itertools
 import os
 import shlex
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 from lab import probes
 from lab.client import Lab
@@ -45,7 +47,7 @@ class Demo:
         """Type a command in dom0, show it and what it said; its exit code must be as given."""
         print(f"    {self._paint('36', 'dom0$')} {line}")
         done = self.lab.run("dom0", shlex.split(line), capture_output=True, text=True)
-        said = done.stdout + done.stderr
+        said: str = done.stdout + done.stderr
         for row in said.splitlines():
             print(f"      {row}")
         if done.returncode != code:
@@ -163,11 +165,11 @@ def cut(demo: Demo) -> None:
     holder.wait()
 
 
-def say(talk: "socket.SocketIO | object") -> str:
+def say(talk: TextIO) -> str:
     """Have the held connection say something; what came back."""
-    talk.write("still there\n")  # type: ignore[union-attr]
-    talk.flush()  # type: ignore[union-attr]
-    return str(talk.readline()).strip() or "reset"  # type: ignore[union-attr]
+    talk.write("still there\n")
+    talk.flush()
+    return talk.readline().strip() or "reset"
 
 
 def hold_connection(control: socket.socket, host: str, port: int) -> None:
@@ -193,6 +195,9 @@ def forwards(lab: Lab) -> str:
 def main() -> int:
     """Bring a laboratory up, show everything, take it down."""
     started = time.monotonic()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Into a pipe, too, each line is shown when it happens.
+        sys.stdout.reconfigure(line_buffering=True)
     with Lab(f"demo-{os.getpid()}") as lab:
         demo = Demo(lab)
         show(demo)

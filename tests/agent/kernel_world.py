@@ -98,7 +98,7 @@ def reset(machine: Machine, base: str) -> None:
 class KernelWorld:
     """See World. One network for many tests: reset() between them."""
 
-    patience = 0.08
+    patience = 0.06
 
     def __init__(self) -> None:
         names = ("outside", "hop", "work", "sibling", "tunnel")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from lab import namespaces
 from portfwd.wire.values import IPAddress, Proto
 from tests.agent.machine import Machine
 from tests.agent.world import Life, Reached
@@ -62,6 +63,7 @@ def serve(machine: Machine, ports: Sequence[int]) -> None:
 def _accept(machine: Machine, listener: socket.socket) -> None:
     connection, peer = listener.accept()
     connection.setblocking(False)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     here = connection.getsockname()
     with contextlib.suppress(OSError):
         connection.send(f"{_plain(here[0])} {here[1]} {_plain(peer[0])}\n".encode())
@@ -87,11 +89,9 @@ def _echo(machine: Machine, place: tuple[IPAddress, int], connection: socket.soc
 def _answer_datagram(datagrams: socket.socket) -> None:
     with contextlib.suppress(OSError):
         data, peer = datagrams.recvfrom(4096)
-        reached = f"{_plain(WORK_ADDRESSES[':' in str(_plain(peer[0]))])} {datagrams.getsockname()[1]}"
-        datagrams.sendto(f"{reached} {_plain(peer[0])}\n".encode() + data, peer)
-
-
-WORK_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - a placeholder: UDP does not say to which of its addresses
+        # To which of its addresses a datagram came, the program is not told: it says its peer's twice.
+        seen = _plain(peer[0])
+        datagrams.sendto(f"{seen} {datagrams.getsockname()[1]} {seen}\n".encode() + data, peer)
 
 
 def _start(dial: Dial) -> socket.socket:
@@ -99,6 +99,9 @@ def _start(dial: Dial) -> socket.socket:
     kind = socket.SOCK_STREAM if dial.proto is Proto.TCP else socket.SOCK_DGRAM
     client = socket.socket(family, kind)
     client.setblocking(False)
+    if dial.proto is Proto.TCP:
+        # What is said goes out at once, even while an answer to what was said before is outstanding.
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.bind((str(dial.source), 0))
     with contextlib.suppress(BlockingIOError, OSError):
         client.connect((str(dial.target), dial.port))
@@ -233,8 +236,6 @@ def hang_up(machine: Machine) -> None:
 
 def open_tunnel(machine: Machine, other: int) -> None:
     """Make tun0 here and in the network namespace of another process, joined by this one. Raises PermissionError."""
-    from lab import namespaces
-
     ends = [_tun("tun0")]
     with open("/proc/self/ns/net") as here, open(f"/proc/{other}/ns/net") as there:  # noqa: PTH123 - descriptors
         namespaces.setns(there.fileno())

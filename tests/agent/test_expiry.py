@@ -15,7 +15,7 @@ def _shut(world: World, attempt: Attempt) -> bool:
     return world.probe([attempt], 0) == [None]
 
 
-SHORT = 0.6
+SHORT = 0.4
 """Seconds; the kernel is told the difference between an entry's end and the agent's clock."""
 
 
@@ -55,7 +55,7 @@ def test_a_forward_may_be_extended(world: World) -> None:
     first = through(relay(443, expire=end))
     world.apply(first, now)
     world.apply([dataclasses.replace(entry, expire=end + 600) for entry in first], now)
-    world.wait_until(lambda: world.now() - begin > 2 * SHORT)
+    world.wait_until(lambda: world.now() - begin > SHORT + 0.1)
     check(world, {Attempt(LAPTOP, 443): 443})
 
 
@@ -71,7 +71,7 @@ def test_a_door_that_several_share_stays_open_for_the_others(world: World, liste
     check(world, {Attempt(LAPTOP, port): port, Attempt(PHONE, port): port})
     world.apply(entries, end)
     check(world, {Attempt(LAPTOP, port): port}, [Attempt(PHONE, port)])
-    world.wait_until(lambda: world.now() - begin > 2 * SHORT)
+    world.wait_until(lambda: world.now() - begin > SHORT + 0.1)
     check(world, {Attempt(LAPTOP, port): port}, [Attempt(PHONE, port)])
 
 
