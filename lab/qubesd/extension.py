@@ -58,6 +58,7 @@ class PortForwardExtension:
         for pattern in _QUBE_EVENTS:
             app.vm_handlers.add(Level.QUBE, pattern, self._on_event)
         app.vm_handlers.add(Level.QUBE, "domain-shutdown", self._on_shutdown)
+        app.vm_handlers.add(Level.QUBE, "firewall-changed", self._on_firewall)
         for pattern in _APP_EVENTS:
             app.app_handlers.add(Level.QUBE, pattern, self._on_event)
         self._stock = {name: server.methods[f"admin.vm.firewall.{name}"].handler for name in ("Get", "Set")}
@@ -69,6 +70,9 @@ class PortForwardExtension:
         if not self._asked:
             self._asked = True
             self._loop.call_soon(self._refresh)
+
+    def _on_firewall(self, subject: Any, _event: str, **_: Any) -> None:
+        self.service.reload(subject)
 
     def _on_shutdown(self, subject: Any, _event: str, **_: Any) -> None:
         self.service.stopped(subject)

@@ -72,6 +72,17 @@ def test_refresh_writes_nothing_when_nothing_changed(app: FakeApp, service: Forw
     assert app.net.database.read(limits.BASE) == before
 
 
+def test_reload_has_names_resolved_again(app: FakeApp, service: ForwardService) -> None:
+    service.set(app.work, WEB.replace("\n", " srchost=home.example.org\n"))
+    service.set(app.personal, SSH)
+    service.refresh()
+    before = [vm.database.read(limits.BASE) for vm in app.domains]
+    service.reload(app.work)
+    service.refresh()
+    after = [vm.database.read(limits.BASE) for vm in app.domains]
+    assert [old != new for old, new in zip(before, after, strict=True)] == [True, True, True, False]
+
+
 def test_a_second_qube_cannot_take_the_port(app: FakeApp, service: ForwardService) -> None:
     service.set(app.work, WEB)
     with pytest.raises(RefusedError, match=r"srcports '443' is taken at 'sys-net' by external tcp port 443 of 'work'"):

@@ -7,7 +7,7 @@ subtree is compared byte by byte and overwritten. One dead database never keeps 
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
@@ -24,19 +24,25 @@ class Publisher:
         self._generation = 0
 
     def publish(
-        self, entries: Mapping[QubeName, tuple[Entry, ...]], databases: Mapping[QubeName, Database]
+        self,
+        entries: Mapping[QubeName, tuple[Entry, ...]],
+        databases: Mapping[QubeName, Database],
+        again: Container[QubeName] = (),
     ) -> dict[QubeName, str]:
-        """Write what differs, in every database. Returns an error text per qube that could not be written."""
+        """Write what differs, in every database; commit `again` where nothing does.
+
+        Returns an error text per qube that could not be written.
+        """
         failed: dict[QubeName, str] = {}
         for name, database in databases.items():
             wanted = {entry.key: entry.value for entry in entries.get(name, ())}
             try:
-                self._bring(database, wanted)
+                self._bring(database, wanted, again=name in again)
             except (RuntimeError, OSError, ValueError) as error:
                 failed[name] = f"QubesDB of '{name}' cannot be written: {shown(error)}"
         return failed
 
-    def _bring(self, database: Database, wanted: Mapping[str, str]) -> None:
+    def _bring(self, database: Database, wanted: Mapping[str, str], *, again: bool) -> None:
         untrusted_now = database.multiread(limits.ENTRIES)
         untrusted_commit = database.read(limits.BASE)
         if untrusted_commit is None and not untrusted_now and not wanted:
@@ -44,7 +50,7 @@ class Publisher:
         keep = {limits.ENTRIES + key: value.encode() for key, value in wanted.items()}
         extra = [path for path in untrusted_now if path not in keep]
         differing = [path for path, value in keep.items() if untrusted_now.get(path) != value]
-        if not extra and not differing and _is_commit_of(untrusted_commit, wanted):
+        if not again and not extra and not differing and _is_commit_of(untrusted_commit, wanted):
             return
         _remove(database, extra)
         for path in differing:

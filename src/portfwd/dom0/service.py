@@ -21,7 +21,7 @@ from portfwd.dom0.snapshot import Qube, Snapshot, take_snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import QubeName, RuleId
+from portfwd.wire.values import HostName, QubeName, RuleId
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class ForwardService:
         self._now = now
         self._publisher = Publisher(now)
         self._unwritten: dict[QubeName, str] = {}
+        self._reloaded: set[str] = set()
 
     def get(self, vm: Any) -> str:
         """The live forward rules of a qube, a line each (Get+forward)."""
@@ -87,13 +88,18 @@ class ForwardService:
             if self._adopt_sessions(snapshot):
                 snapshot = self._snapshot()
             planned = plan(snapshot)
-            self._unwritten = self._publisher.publish(planned.entries, self._databases(snapshot))
+            again, self._reloaded = _named_hops(planned, self._reloaded), set()
+            self._unwritten = self._publisher.publish(planned.entries, self._databases(snapshot), again)
         except Exception:
             log.exception("port forwarding: refresh failed")
             return None
         for text in self._unwritten.values():
             log.warning("port forwarding: %s", text)
         return planned
+
+    def reload(self, vm: Any) -> None:
+        """Have every hop of this qube's rules resolve host names anew, with the next refresh."""
+        self._reloaded.add(str(vm.name))
 
     def stopped(self, vm: Any) -> None:
         """End the rules of a qube that live until its shutdown. Never raises."""
@@ -185,6 +191,12 @@ class ForwardService:
                 vm.firewall.save_forwards(kept)
         except Exception:
             log.exception("port forwarding: rules of %s that have ended could not be removed", vm.name)
+
+
+def _named_hops(planned: Plan, targets: set[str]) -> set[QubeName]:
+    """The hops whose entries for these qubes hold host names: they look at them when a commit comes."""
+    paths = (path for path in planned.paths.values() if path[-1][0] in targets)
+    return {name for path in paths for name, entry in path if isinstance(entry.source, HostName)}
 
 
 def _alive(qube: Qube, snapshot: Snapshot) -> list[StoredForward]:

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The agent as it runs in a qube: a program, QubesDB on the other side, and whatever happens around it."""
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from portfwd.agent.skeleton import COMMENT, TABLE
+from portfwd.wire import limits
+from portfwd.wire.status import Acknowledgement, State
+from tests.agent.kernel_world import KernelWorld
+from tests.agent.machine import run
+from tests.agent.process import RunningAgent
+from tests.agent.world import LAPTOP, PHONE, Attempt, Life, Node, accept, check, relay, through
+
+RULE, TARGET = through(relay(443))
+NAMED, NAMED_TARGET = through(relay(80, source="name:phone.example.org"))
+OPEN = Attempt(LAPTOP, 443)
+HOSTS = "127.0.0.1 localhost\n192.168.7.3 phone.example.org\n"
+
+
+@pytest.fixture
+def agent(kernel: KernelWorld) -> Iterator[RunningAgent]:
+    kernel.reset()
+    running = RunningAgent(kernel, HOSTS)
+    running.open_target([TARGET, accept(80), accept(22)])
+    yield running
+    running.close()
+
+
+def is_open(agent: RunningAgent, attempt: Attempt = OPEN) -> bool:
+    return agent.world.probe([attempt], 0) != [None]
+
+
+def waits_for(agent: RunningAgent, listed: str, text: str) -> None:
+    agent.world.wait_until(lambda: text in agent.world.nft(Node.HOP, listed), 20)
+
+
+def test_a_commit_opens_and_a_removal_shuts(agent: RunningAgent) -> None:
+    check(agent.world, shut=[OPEN])
+    agent.publish([RULE])
+    check(agent.world, {OPEN: 443}, [Attempt(LAPTOP, 80)])
+    agent.publish([RULE, relay(80)])
+    check(agent.world, {OPEN: 443, Attempt(LAPTOP, 80): 80})
+    handle = agent.world.open(OPEN)
+    agent.publish([])
+    assert agent.world.client_speaks(handle) is Life.RESET
+    check(agent.world, shut=[OPEN, Attempt(LAPTOP, 80)])
+
+
+def test_the_status_tells_dom0(agent: RunningAgent) -> None:
+    clash = relay("400-500", rule=None)
+    agent.publish([RULE, clash])
+    assert agent.acknowledged() == Acknowledgement(1, State.APPLIED)
+    status = agent.dom0.multiread(limits.STATUS)
+    words = {status[limits.STATUS + entry.key] for entry in (RULE, clash)}
+    assert words == {b"ok", b"clash"}
+    assert b"192.168.7.1/24" in status[limits.STATUS + "uplinks"].split()
+    agent.publish([])
+    assert agent.dom0.list(limits.STATUS) == [limits.STATUS + "uplinks"]
+
+
+def test_entries_without_commit_do_nothing(agent: RunningAgent) -> None:
+    agent.write([RULE])
+    agent.hang_up()
+    agent.world.wait_until(lambda: (found := agent.acknowledged()) is not None and found.state is State.INCOMPLETE, 20)
+    check(agent.world, shut=[OPEN])
+    agent.commit([RULE])
+    agent.world.wait_until(lambda: is_open(agent), 20)
+
+
+def test_half_a_set_changes_nothing_and_then_shuts_everything(agent: RunningAgent) -> None:
+    agent.publish([RULE])
+    missing = relay(22)
+    begin = time.monotonic()
+    for _ in range(3):
+        # More of them in a row: dom0 rewrites several times, and we look each time in the middle.
+        generation = agent.commit([RULE, missing])
+        check(agent.world, {OPEN: 443}, [Attempt(LAPTOP, 22)])
+    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.INCOMPLETE), 20)
+    assert time.monotonic() - begin > 1.9
+    check(agent.world, shut=[OPEN, Attempt(LAPTOP, 22)])
+    agent.publish([RULE, missing])
+    check(agent.world, {OPEN: 443, Attempt(LAPTOP, 22): 22})
+
+
+def test_a_restart_of_the_database_is_survived(agent: RunningAgent) -> None:
+    agent.publish([RULE])
+    handle = agent.world.open(OPEN)
+    agent.stop_daemon()
+    check(agent.world, {OPEN: 443})
+    agent.start_daemon()
+    agent.publish([RULE, relay(80)])
+    check(agent.world, {OPEN: 443, Attempt(LAPTOP, 80): 80})
+    assert agent.world.client_speaks(handle) is Life.ALIVE
+    agent.publish([])
+    check(agent.world, shut=[OPEN, Attempt(LAPTOP, 80)])
+
+
+def test_what_was_committed_while_the_database_was_away_is_applied(agent: RunningAgent) -> None:
+    agent.publish([RULE])
+    agent.stop_daemon()
+    agent.write([])
+    generation = agent.commit([])
+    agent.start_daemon()
+    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.APPLIED), 20)
+    check(agent.world, shut=[OPEN])
+
+
+def test_a_killed_agent_leaves_everything_and_its_successor_goes_on(agent: RunningAgent) -> None:
+    agent.publish([RULE, NAMED])
+    agent.world.wait_until(lambda: is_open(agent, Attempt(PHONE, 80)), 20)
+    handle, by_name = agent.world.open(OPEN), agent.world.open(Attempt(PHONE, 80))
+    agent.end(signal.SIGKILL)
+    check(agent.world, {OPEN: 443, Attempt(PHONE, 80): 80}, [Attempt(LAPTOP, 80)])
+    before = agent.world.ruleset(Node.HOP)
+    agent.start()
+    generation = agent.commit([RULE, NAMED])
+    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.APPLIED), 20)
+    assert agent.world.client_speaks(handle) is Life.ALIVE
+    assert agent.world.client_speaks(by_name) is Life.ALIVE
+    assert agent.world.ruleset(Node.HOP) == before
+    agent.publish([])
+    assert agent.world.client_speaks(handle) is Life.RESET
+    check(agent.world, shut=[OPEN, Attempt(PHONE, 80)])
+
+
+def test_what_was_removed_while_the_agent_was_dead_is_shut_and_cut(agent: RunningAgent) -> None:
+    agent.publish([RULE])
+    handle = agent.world.open(OPEN)
+    agent.end(signal.SIGKILL)
+    agent.write([])
+    agent.commit([])
+    agent.start()
+    agent.world.wait_until(lambda: not is_open(agent), 20)
+    assert agent.world.client_speaks(handle) is Life.RESET
+
+
+def test_an_end_by_the_service_manager_leaves_the_forwards(agent: RunningAgent) -> None:
+    agent.publish([RULE])
+    assert agent.end(signal.SIGTERM) == 0
+    check(agent.world, {OPEN: 443})
+
+
+def test_flushed_chains_are_repaired_unasked(agent: RunningAgent) -> None:
+    agent.publish([RULE])
+    agent.world.nft(Node.HOP, "flush chain ip qubes custom-forward")
+    waits_for(agent, "list chain ip qubes custom-forward", COMMENT)
+    check(agent.world, {OPEN: 443})
+    agent.world.nft(Node.HOP, f"flush table ip {TABLE}")
+    waits_for(agent, f"list chain ip {TABLE} entrance", "up-port")
+    agent.world.nft(Node.HOP, f"delete table ip {TABLE}")
+    agent.world.wait_until(lambda: is_open(agent), 20)
+
+
+def test_the_base_firewall_comes_back_after_a_flush_of_everything(agent: RunningAgent) -> None:
+    agent.publish([RULE])
+    agent.world.nft(Node.HOP, "flush ruleset")
+    key = limits.STATUS + RULE.key
+    agent.world.wait_until(lambda: agent.dom0.read(key) == b"no-base-firewall", 20)
+    check(agent.world, shut=[OPEN])
+    agent.world.nft(
+        Node.HOP,
+        "table ip qubes { chain custom-input {\n}\nchain custom-forward {\n}\n"
+        "chain forward { type filter hook forward priority filter; policy accept;\n"
+        "jump custom-forward\nct state related,established accept\noifgroup 2 drop\n}\n}",
+    )
+    agent.world.wait_until(lambda: agent.dom0.read(key) == b"ok", 20)
+    check(agent.world, {OPEN: 443})
+
+
+def test_expiry_cuts_by_itself(agent: RunningAgent) -> None:
+    soon = relay(443, expire=int(agent.world.now()) + 2)
+    agent.publish([soon])
+    handle = agent.world.open(OPEN)
+    key = limits.STATUS + soon.key
+    agent.world.wait_until(lambda: agent.dom0.read(key) == b"expired", 20)
+    assert agent.world.client_speaks(handle) is Life.RESET
+    check(agent.world, shut=[OPEN])
+
+
+def test_neighbours_follow_the_network(agent: RunningAgent) -> None:
+    near = relay(443, source="neighbours")
+    agent.publish([near])
+    check(agent.world, {OPEN: 443})
+    hop = agent.world.machine("hop")
+    hop.call(run, ["ip", "address", "add", "192.168.7.1/32", "dev", "ens6"])
+    hop.call(run, ["ip", "address", "del", "192.168.7.1/24", "dev", "ens6"])
+    hop.call(run, ["ip", "route", "add", "192.168.7.0/24", "dev", "ens6"])
+    try:
+        agent.world.wait_until(lambda: not is_open(agent), 20)
+    finally:
+        hop.call(run, ["ip", "address", "add", "192.168.7.1/24", "dev", "ens6"])
+        hop.call(run, ["ip", "address", "del", "192.168.7.1/32", "dev", "ens6"])
+    agent.world.wait_until(lambda: is_open(agent), 20)
