@@ -218,7 +218,7 @@ def _notes(call: Call) -> Path:
     return Path(call.dest.dir_path) / "notes.txt"
 
 
-async def _volume_list(_call: Call) -> str:
+async def _none(_call: Call) -> str:
     return ""
 
 
@@ -357,7 +357,8 @@ def stock_methods() -> dict[str, Method]:
         "admin.vm.firewall.Reload": Method(_firewall_reload, dom0=False),
         "admin.vm.notes.Get": Method(_notes_get, dom0=False),
         "admin.vm.notes.Set": Method(_notes_set, payload=None, dom0=False),
-        "admin.vm.volume.List": Method(_volume_list),
+        "admin.vm.volume.List": Method(_none),
+        "admin.deviceclass.List": Method(_none, dom0=True),
         "admin.vm.Start": Method(_vm_start),
         "admin.vm.Shutdown": Method(_vm_shutdown, arg=None),
         "admin.vm.Kill": Method(_vm_kill),

@@ -17,13 +17,13 @@ Differences from the real daemon, all on the kind side: a client that does not r
 import argparse
 import contextlib
 import os
+import select
 import selectors
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lab.qubesdb.clients import Client, Clients
 from lab.qubesdb.link import Link, LinkError, connect, listen
@@ -33,6 +33,8 @@ from portfwd.wire.qdb import COMMANDS, Message
 
 CLIENTS_MAX = 256
 _BACKLOG = 5
+_RETRY = 0.02
+"""Seconds between two looks whether dom0's end is there, as the real client of a vchan waits for its server."""
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -43,8 +45,11 @@ def _say(text: str) -> None:
 class Daemon:
     """One daemon. `link_path` None is for dom0's own database; `serves` tells dom0's end from the qube's."""
 
-    def __init__(self, sockets: dict[socket.socket, bool], link_path: str | None, *, serves: bool) -> None:
+    def __init__(
+        self, sockets: dict[socket.socket, bool], termination: socket.socket, link_path: str | None, *, serves: bool
+    ) -> None:
         self._sockets = sockets
+        self._termination = termination
         self._link_path = link_path
         self._serves = serves
         self._store = Store()
@@ -52,8 +57,9 @@ class Daemon:
         self._connected: set[Client] = set()
         self._link: Link | None = None
         self._link_listener: socket.socket | None = None
-        self._over = False
+        self.over = False
         self._selector = selectors.DefaultSelector()
+        self._selector.register(termination, _READ)
 
     def start(self) -> None:
         """Open the link; the qube's end returns when it has the whole database. Raises LinkError."""
@@ -62,13 +68,13 @@ class Daemon:
             self._selector.register(self._link_listener, _READ)
         elif self._link_path is not None:
             self._open_link()
-            while self._link is None or self._link.syncing:
+            while not self.over and (self._link is None or self._link.syncing):
                 self._turn()
         self._listen(True)
 
     def run(self) -> None:
-        """Serve until the qube goes away; raises LinkError."""
-        while not self._over:
+        """Serve until SIGTERM or until the qube goes away; raises LinkError."""
+        while not self.over:
             self._turn()
 
     def _turn(self) -> None:
@@ -81,6 +87,8 @@ class Daemon:
                     self._serve_link(key.data)
             elif key.fileobj is self._link_listener:
                 self._accept_link()
+            elif key.fileobj is self._termination:
+                self._look_for_the_end()
             elif isinstance(key.fileobj, socket.socket):
                 self._accept(key.fileobj)
         while self._clients.told:
@@ -90,6 +98,10 @@ class Daemon:
         if self._link is not None:
             self._link.stream.flush()
             self._await(self._link.stream, self._link)
+
+    def _look_for_the_end(self) -> None:
+        # A forked child may have inherited handlers of other signals, which are told here too.
+        self.over = signal.SIGTERM in self._termination.recv(64)
 
     def _accept(self, listener: socket.socket) -> None:
         if len(self._connected) >= CLIENTS_MAX:
@@ -151,7 +163,13 @@ class Daemon:
 
     def _open_link(self) -> None:
         # Local clients wait meanwhile, as with the real daemon: so nothing they write is lost on the way.
-        self._use_link(connect(self._link_path or ""))
+        while not self.over:
+            connection = connect(self._link_path or "")
+            if connection is not None:
+                self._use_link(connection)
+                return
+            if select.select([self._termination], [], [], _RETRY)[0]:
+                self._look_for_the_end()
 
     def _accept_link(self) -> None:
         if self._link_listener is None:
@@ -181,7 +199,7 @@ class Daemon:
         elif link.updates:
             self._selector.register(self._link_listener, _READ)
         else:
-            self._over = True
+            self.over = True
 
 
 class _Files:
@@ -238,12 +256,13 @@ def _notify_ready() -> None:
         notify.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
 
 
-class _Terminated(Exception):  # noqa: N818 - not an error
-    pass
-
-
-def _terminate(_number: int, _frame: object) -> NoReturn:
-    raise _Terminated
+def _termination() -> socket.socket:
+    """A socket that becomes readable at SIGTERM, so that the daemon ends between two turns and nowhere else."""
+    ours, written = socket.socketpair()
+    written.setblocking(False)
+    signal.set_wakeup_fd(written.detach(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    return ours
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -264,7 +283,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a daemon until it ends; the exit status. Takes over SIGTERM of the calling process."""
     arguments = _arguments(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    termination = _termination()
     files = _Files()
     path: Path = arguments.socket
     try:
@@ -272,17 +291,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.local:
             files.link(path.with_name("qubesdb.sock"), path)
             files.link(path.with_name("qubesdb.ro.sock"), _read_only(path))
-        daemon = Daemon(sockets, arguments.link, serves=arguments.dom0 is not None)
+        daemon = Daemon(sockets, termination, arguments.link, serves=arguments.dom0 is not None)
         daemon.start()
         if not arguments.vm:
             files.write(path.with_suffix(".pid"), f"{os.getpid()}\n")
-        _notify_ready()
+        if not daemon.over:
+            _notify_ready()
         daemon.run()
     except LinkError as error:
         _say(f"FATAL: {error}")
         return 1
-    except _Terminated:
-        return 0
     finally:
         files.remove()
     return 0

@@ -11,7 +11,6 @@ Not imitated: the two rings of 4096 bytes. Neither end ever waits for the other;
 """
 
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +18,6 @@ from lab.qubesdb.store import Store
 from lab.qubesdb.stream import Stream
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.qdb import LINK, Message, MessageType, check_value
-
-_RETRY = 0.02
-"""Seconds between two looks whether dom0's end is there, as the real client of a vchan waits for its server."""
 
 
 class LinkError(Exception):
@@ -38,17 +34,16 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def connect(path: str) -> socket.socket:
-    """Open the qube's end; waits until dom0's is there."""
-    while True:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            time.sleep(_RETRY)
-        else:
-            return connection
+def connect(path: str) -> socket.socket | None:
+    """Open the qube's end; None while dom0's is not there."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        connection.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+        connection.close()
+        return None
+    return connection
 
 
 class Link:

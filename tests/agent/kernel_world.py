@@ -78,9 +78,11 @@ def refuse(machine: Machine, word: str) -> None:
     machine.kept["nft"].refused = word
 
 
-def nft(_machine: Machine, text: str) -> str:
+def nft(machine: Machine, text: str) -> str:
     """Command: another nft than the agent's."""
-    return LibNft().run(text)
+    other: LibNft = machine.kept.get("other nft") or LibNft()
+    machine.kept["other nft"] = other
+    return other.run(text)
 
 
 def marks(_machine: Machine) -> list[int]:
@@ -91,14 +93,14 @@ def marks(_machine: Machine) -> list[int]:
 def reset(machine: Machine, base: str) -> None:
     """Command: the ruleset and connections of a qube that has just started."""
     Netlink(NETLINK_NETFILTER).request(_CT_DELETE, b"\0\0\0\0")
-    LibNft().run("flush ruleset\n" + base)
+    nft(machine, "flush ruleset\n" + base)
     start_agent(machine)
 
 
 class KernelWorld:
     """See World. One network for many tests: reset() between them."""
 
-    patience = 0.06
+    patience = 0.05
 
     def __init__(self) -> None:
         names = ("outside", "hop", "work", "sibling", "tunnel")
@@ -150,7 +152,9 @@ class KernelWorld:
             machine.call(sockets.hang_up)
         served = {"hop": CLIENTS, "work": None}
         for name, clients in served.items():
-            self._machines[name].call(reset, "".join(base_tables(family, clients) for family in Family))
+            self._machines[name].begin(reset, "".join(base_tables(family, clients) for family in Family))
+        for name in served:
+            self._machines[name].finish()
         self._opened.clear()
 
     def apply(
@@ -163,8 +167,9 @@ class KernelWorld:
         wanted = list(entries)
         when = time.time() if now is None else now
         hop, work = self._machines["hop"], self._machines["work"]
-        relays = hop.call(bring, [e for e in wanted if e.kind is Kind.RELAY], when, names or {})
-        return Applied(relays, work.call(bring, [e for e in wanted if e.kind is Kind.ACCEPT], when, names or {}))
+        hop.begin(bring, [e for e in wanted if e.kind is Kind.RELAY], when, names or {})
+        work.begin(bring, [e for e in wanted if e.kind is Kind.ACCEPT], when, names or {})
+        return Applied(hop.finish(), work.finish())
 
     def probe(self, attempts: Sequence[Attempt], hoped: int) -> list[Reached | None]:
         """Try all at once; the first `hoped` are waited for longer."""
@@ -314,9 +319,9 @@ def _links(pids: dict[str, int], has_tunnel: bool) -> dict[str, list[str]]:
     result = {"hop": hop, "outside": outside, **inside}
     if has_tunnel:
         hop.append("link set tun0 up")
-        length = {family: TUN0[family].network.prefixlen for family in Family}
+        lengths = {family: TUN0[family].network.prefixlen for family in Family}
         result["tunnel"] = [
-            f"address add {address}/{length[family]} dev tun0{_nodad(address)}"
+            f"address add {address}/{lengths[family]} dev tun0{_nodad(address)}"
             for family, address in TUNNEL.addresses.items()
         ] + ["link set tun0 up"]
     return result

@@ -15,11 +15,10 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from lab import namespaces
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -61,7 +60,7 @@ class Remote:
         self.name = name
         self._control = control
 
-    def begin(self, command: Callable[Concatenate[Machine, P], R], *arguments: P.args, **_: P.kwargs) -> None:
+    def begin(self, command: Callable[..., object], *arguments: object) -> None:
         """Start a command; finish() gives its answer."""
         self._control.send((command, arguments))
 
@@ -74,7 +73,7 @@ class Remote:
             raise AssertionError(f"in {self.name}: {answer}")
         return answer
 
-    def call(self, command: Callable[Concatenate[Machine, P], R], *arguments: P.args, **_: P.kwargs) -> R:
+    def call(self, command: Callable[..., R], *arguments: object) -> R:
         """Run a command and wait for its answer."""
         self.begin(command, *arguments)
         answer: R = self.finish()

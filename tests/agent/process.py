@@ -64,12 +64,16 @@ class RunningAgent:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(self._folder / "notify"))
         self._notify.settimeout(20)
+        self._runs = False
         self._dom0 = self._daemon("--dom0", "hop", "--socket", "qubesdb.hop.sock")
         self._qube: subprocess.Popen[bytes] | None = None
-        self.start_daemon()
-        self.dom0 = QubesDB(str(self._folder / "qubesdb.hop.sock"))
-        self._runs = False
-        self.start()
+        try:
+            self.start_daemon()
+            self.dom0 = QubesDB(str(self._folder / "qubesdb.hop.sock"))
+            self.start()
+        except BaseException:
+            self._end_all()
+            raise
 
     def start(self) -> None:
         """Start the agent and wait until it is ready."""
@@ -83,8 +87,9 @@ class RunningAgent:
         self._runs = False
         return self.world.machine("hop").call(end, int(number))
 
-    def hang_up(self) -> None:
-        """Tell the agent to read everything anew."""
+    def reload(self, hosts: str) -> None:
+        """Let names mean something else, and tell the agent to read and resolve everything anew."""
+        Path(self._hosts).write_text(hosts)
         self.world.machine("hop").call(hang_up)
 
     def start_daemon(self) -> None:
@@ -100,9 +105,12 @@ class RunningAgent:
 
     def close(self) -> None:
         """End everything."""
+        self.dom0.close()
+        self._end_all()
+
+    def _end_all(self) -> None:
         if self._runs:
             self.end(signal.SIGKILL)
-        self.dom0.close()
         self.stop_daemon()
         self._dom0.terminate()
         self._dom0.wait(20)
@@ -142,7 +150,8 @@ class RunningAgent:
 
     def log(self) -> str:
         """What the agent has said."""
-        return (self._folder / "qube" / "log").read_text()
+        path = self._folder / "qube" / "log"
+        return path.read_text() if path.exists() else "nothing was said"
 
     def _daemon(self, *arguments: str) -> subprocess.Popen[bytes]:
         paths = [str(self._folder / a) if a.endswith(".sock") else a for a in arguments]
@@ -153,4 +162,7 @@ class RunningAgent:
         return subprocess.Popen(argv, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
 
     def _wait_ready(self) -> None:
-        assert self._notify.recv(100) == b"READY=1"
+        try:
+            assert self._notify.recv(100) == b"READY=1"
+        except TimeoutError:
+            raise AssertionError(f"not ready: {self.log()}") from None

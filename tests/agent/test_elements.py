@@ -4,7 +4,7 @@
 
 import ipaddress
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +30,16 @@ RULES = "".join(
 )
 
 
+BASE = FakeNft()
+BASE.run(TABLES + RULES)
+
+
+def fresh_nft(clock: Callable[[], float]) -> FakeNft:
+    nft = FakeNft(clock)
+    nft.ruleset = {place: table.copy() for place, table in BASE.ruleset.items()}
+    return nft
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = float(NOW)
@@ -39,8 +49,7 @@ class Clock:
 
 
 def host_with(elements: Elements, clock: Clock | None = None) -> FakeHost:
-    nft = FakeNft(clock or Clock())
-    nft.run(TABLES + RULES)
+    nft = fresh_nft(clock or Clock())
     nft.run(everything(elements, tuple(Family), NOW))
     routes: list[tuple[IPNetwork, str]] = [(ipaddress.ip_network(t), "vif1.0") for f in Family for t in TARGETS[f]]
     routes += [(family.everything, "ens6") for family in Family]
@@ -149,8 +158,7 @@ def test_the_difference_holds_whatever_the_two_clocks_say(
     host = host_with(old, clock)
     clock.now = NOW + min(ours, kernels)
     host.nft.run(difference(old, new, NOW + ours))
-    anew = FakeNft(clock)
-    anew.run(TABLES + RULES)
+    anew = fresh_nft(clock)
     anew.run(everything(new, tuple(Family), NOW + ours))
     places = {place: set(keys) for place, keys in standing(host.nft).items()}
     assert places == {place: set(keys) for place, keys in standing(anew).items()}

@@ -65,8 +65,6 @@ def test_the_status_tells_dom0(agent: RunningAgent) -> None:
 
 def test_entries_without_commit_do_nothing(agent: RunningAgent) -> None:
     agent.write([RULE])
-    agent.hang_up()
-    agent.world.wait_until(lambda: (found := agent.acknowledged()) is not None and found.state is State.INCOMPLETE, 20)
     check(agent.world, shut=[OPEN])
     agent.commit([RULE])
     agent.world.wait_until(lambda: is_open(agent), 20)
@@ -80,34 +78,38 @@ def test_half_a_set_changes_nothing_and_then_shuts_everything(agent: RunningAgen
         # More of them in a row: dom0 rewrites several times, and we look each time in the middle.
         generation = agent.commit([RULE, missing])
         check(agent.world, {OPEN: 443}, [Attempt(LAPTOP, 22)])
-    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.INCOMPLETE), 20)
+    agent.world.wait_until(lambda: not is_open(agent), 20)
     assert time.monotonic() - begin > 1.9
-    check(agent.world, shut=[OPEN, Attempt(LAPTOP, 22)])
+    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.INCOMPLETE), 20)
     agent.publish([RULE, missing])
     check(agent.world, {OPEN: 443, Attempt(LAPTOP, 22): 22})
 
 
 def test_a_restart_of_the_database_is_survived(agent: RunningAgent) -> None:
+    """What was committed meanwhile is applied, and the watch is made anew."""
     agent.publish([RULE])
     handle = agent.world.open(OPEN)
     agent.stop_daemon()
     check(agent.world, {OPEN: 443})
+    more = [RULE, relay(80)]
+    agent.write(more)
+    generation = agent.commit(more)
     agent.start_daemon()
-    agent.publish([RULE, relay(80)])
+    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.APPLIED), 20)
     check(agent.world, {OPEN: 443, Attempt(LAPTOP, 80): 80})
     assert agent.world.client_speaks(handle) is Life.ALIVE
     agent.publish([])
     check(agent.world, shut=[OPEN, Attempt(LAPTOP, 80)])
 
 
-def test_what_was_committed_while_the_database_was_away_is_applied(agent: RunningAgent) -> None:
-    agent.publish([RULE])
-    agent.stop_daemon()
-    agent.write([])
-    generation = agent.commit([])
-    agent.start_daemon()
-    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.APPLIED), 20)
-    check(agent.world, shut=[OPEN])
+def test_a_reload_resolves_names_again(agent: RunningAgent) -> None:
+    agent.publish([RULE, NAMED])
+    agent.world.wait_until(lambda: is_open(agent, Attempt(PHONE, 80)), 20)
+    handle = agent.world.open(Attempt(PHONE, 80))
+    agent.reload(HOSTS.replace("192.168.7.3", "192.168.7.2"))
+    agent.world.wait_until(lambda: is_open(agent, Attempt(LAPTOP, 80)), 20)
+    assert agent.world.client_speaks(handle) is Life.RESET
+    check(agent.world, {OPEN: 443}, [Attempt(PHONE, 80)])
 
 
 def test_a_killed_agent_leaves_everything_and_its_successor_goes_on(agent: RunningAgent) -> None:

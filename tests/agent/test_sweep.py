@@ -15,6 +15,8 @@ from tests.agent.strategies import CLIENTS, NAMES, NOW, TARGETS, entry_sets
 from tests.agent.test_elements import NEAR, lets_in
 from tests.fakes.nft import FakeNft
 
+GUARDED = FakeNft()
+GUARDED.run("".join(table(family) + guard(family) for family in Family))
 AROUND = Surroundings(NOW, NEAR, NAMES)
 
 
@@ -52,7 +54,7 @@ def test_exactly_what_no_entry_allows(found: list[Flow], entries: list[Entry]) -
 @given(st.lists(flows(), min_size=1, max_size=20))
 def test_the_guards_elements_load_together(found: list[Flow]) -> None:
     nft = FakeNft(lambda: NOW)
-    nft.run("".join(table(family) + guard(family) for family in Family))
+    nft.ruleset = {place: held.copy() for place, held in GUARDED.ruleset.items()}
     for _ in range(2):
         nft.run(mourning(found))
     text = nft.run("list ruleset")

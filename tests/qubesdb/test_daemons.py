@@ -346,3 +346,13 @@ def test_a_daemon_that_is_gone_is_an_error_for_its_clients(daemons: DaemonPair) 
         database.read("/a")
     with pytest.raises(Error):
         QubesDB(daemons.qube_socket)
+
+
+def test_a_qubes_end_that_still_waits_for_dom0_can_be_ended(tmp_path: Path) -> None:
+    arguments = ("--vm", "--socket", str(tmp_path / "qubesdb.sock"), "--link", str(tmp_path / "none"))
+    process = Process(tmp_path, "vm", *arguments)
+    eventually((tmp_path / "qubesdb.ro.sock").exists)
+    assert process.status() is None
+    process.stop()
+    assert process.exit_status() == 0
+    assert not (tmp_path / "qubesdb.sock").exists()

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = 1.0
 _INCOMPLETE_SECONDS = 2.0
 """How long a set of entries may be half written before everything is shut."""
+_START_SECONDS = 2.0
+"""How long the first answer of DNS is waited for, so that a restart does not cut the connections of names."""
 
 
 class Agent:
@@ -54,10 +56,19 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._commands: Database | None = None
         self._watch: Database | None = None
+        self._watch_fd: int | None = None
         self._reporter: Reporter | None = None
         self._desired = Desired()
         self._deadlines: dict[str, float] = {}
+        self._fresh = True
         self._stopping = False
+        self._on_deadline: dict[str, Callable[[], None]] = {
+            "connect": self._connect,
+            "apply": self._bring,
+            "start": self._bring,
+            "incomplete": self._shut_incomplete,
+            "names": self._resolve,
+        }
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT. SIGHUP resolves names and reads everything anew."""
@@ -80,7 +91,7 @@ class Agent:
         now = time.time()
         for name in [name for name, when in self._deadlines.items() if when <= now]:
             del self._deadlines[name]
-            {"connect": self._connect, "apply": self._bring, "incomplete": self._read, "names": self._resolve}[name]()
+            self._on_deadline[name]()
 
     def _catch_signals(self) -> None:
         ours, theirs = socket.socketpair()
@@ -106,7 +117,8 @@ class Agent:
         try:
             self._watch, self._commands = self._open_database(), self._open_database()
             self._watch.watch(limits.BASE)
-            self._selector.register(self._watch.watch_fd(), selectors.EVENT_READ, self._on_database)
+            self._watch_fd = self._watch.watch_fd()
+            self._selector.register(self._watch_fd, selectors.EVENT_READ, self._on_database)
         except (RuntimeError, OSError) as error:
             log.warning("no QubesDB: %s", error)
             self._disconnect()
@@ -116,9 +128,11 @@ class Agent:
         self._read()
 
     def _disconnect(self) -> None:
-        if self._watch is not None:
-            with contextlib.suppress(KeyError, ValueError, RuntimeError, OSError):
-                self._selector.unregister(self._watch.watch_fd())
+        if self._watch_fd is not None:
+            # A lost connection no longer tells its descriptor, and the next one may get the same number.
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._watch_fd)
+            self._watch_fd = None
         for connection in (self._watch, self._commands):
             if connection is not None:
                 with contextlib.suppress(RuntimeError, OSError):
@@ -136,7 +150,10 @@ class Agent:
             return
         self._read()
 
-    def _read(self) -> None:
+    def _shut_incomplete(self) -> None:
+        self._read(late=True)
+
+    def _read(self, *, late: bool = False) -> None:
         """Read what dom0 wants. Half a set changes nothing at first, and shuts everything if it stays half."""
         if self._commands is None:
             self._bring()
@@ -148,13 +165,16 @@ class Agent:
             self._disconnect()
             self._deadlines["connect"] = time.time() + _RETRY_SECONDS
             return
-        if not desired.complete and self._desired.complete:
+        if not desired.complete and not late:
             self._desired = Desired(desired.generation, self._desired.entries, self._desired.refused, complete=False)
-            self._deadlines["incomplete"] = time.time() + _INCOMPLETE_SECONDS
+            self._deadlines.setdefault("incomplete", time.time() + _INCOMPLETE_SECONDS)
             return
         self._desired = desired
         self._deadlines.pop("incomplete", None)
         self._resolve()
+        if self._fresh and "names" in self._deadlines:
+            self._deadlines["start"] = time.time() + _START_SECONDS
+        self._fresh = False
         self._bring()
 
     def _resolve(self) -> None:
@@ -165,6 +185,8 @@ class Agent:
             self._deadlines["names"] = time.time() + REFRESH_SECONDS
 
     def _bring(self) -> None:
+        if "start" in self._deadlines:
+            return
         now = time.time()
         around = Surroundings(now, self._near(), self._resolver.found)
         try:
@@ -208,7 +230,8 @@ class Agent:
         self._bring()
 
     def _on_names(self) -> None:
-        if self._resolver.read():
+        changed = self._resolver.read()
+        if self._deadlines.pop("start", None) is not None or changed:
             self._bring()
 
 
