@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lab import namespaces
 from lab.inside.commands import ip, sysctl
-from lab.inside.network import NETVM_MAC
+from lab.inside.vif import NETVM_MAC
 
 OUTSIDE, HOP1, HOP2, TARGET = NODES = ("outside", "hop1", "hop2", "target")
 HOPS = (HOP1, HOP2)
@@ -32,6 +32,8 @@ class Network:
     def __init__(self) -> None:
         if os.geteuid() != 0:
             _become_root()
+        # An empty one: the host's is left for good, and a user namespace of our own could not return to it.
+        namespaces.unshare(namespaces.CLONE_NEWNET)
         self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._fds = {name: self._new() for name in NODES}
         self._build()
@@ -70,7 +72,6 @@ class Network:
         self._veth("vif2.0", HOP2, "eth0", TARGET, (NETVM_MAC, _MAC))
         with self.inside(OUTSIDE):
             ip(f"address add {OUTSIDE_AT}/24 dev eth0", "link set eth0 up", f"route add 10.137.0.0/16 via {HOP1_AT}")
-            # Other clients of the rules with sources.
         with self.inside(HOP1):
             ip(f"address add {HOP1_AT}/24 dev ens6", "link set ens6 up")
             _vif("vif1.0", HOP2_AT, _HOP1_INSIDE)

@@ -4,15 +4,15 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from lab.client import QUBESD, Lab, LabError
+from lab.client import Lab, LabError
+from lab.events import FLUSHES, NotConvergedError
 from lab.hypervisor.state import names
 from lab.qubesd.client import ApiError as CloneError
-from lab.qubesd.client import clone
 from portfwd.wire.errors import RefusedError
 
 _EPILOG = """examples:
@@ -23,14 +23,31 @@ _EPILOG = """examples:
   ./run lab set work netvm sys-vpn          changes a running qube's net qube
   ./run lab down
 """
-# Commands that are one call of the Admin API: help text and method.
-_CALLS = {
-    "start": ("start a qube", "admin.vm.Start"),
-    "stop": ("shut a qube down", "admin.vm.Shutdown"),
-    "kill": ("end a qube at once", "admin.vm.Kill"),
-    "pause": ("stop a qube's time", "admin.vm.Pause"),
-    "unpause": ("let it go on", "admin.vm.Unpause"),
-    "remove": ("remove a halted qube", "admin.vm.Remove"),
+# Events whose words are those of a method of lab.events.Events: help text, method and words.
+_EVENTS: dict[str, tuple[str, Callable[..., object], tuple[str, ...]]] = {
+    "start": ("start a qube", Lab.start, ("qube",)),
+    "kill": ("end a qube at once", Lab.kill, ("qube",)),
+    "restart": ("shut a qube down, whoever needs it, and start it again", Lab.restart, ("qube",)),
+    "pause": ("stop a qube's time", Lab.pause, ("qube",)),
+    "unpause": ("let it go on", Lab.unpause, ("qube",)),
+    "create": ("make a new qube", Lab.create, ("new", "netvm")),
+    "clone": ("copy a qube, with its rules", Lab.clone, ("qube", "new")),
+    "remove": ("remove a halted qube", Lab.remove, ("qube",)),
+    "reset": ("bring a qube's property back to its default", Lab.reset, ("qube", "property")),
+    "disposable": ("start a disposable, or take a preloaded one, and say its name", Lab.disposable, ("template",)),
+    "preload": ("have NUMBER preloaded disposables of a template ready", Lab.preload, ("template", "number")),
+    "agent": ("start, stop, restart or kill a qube's agent (killed, it comes again)", Lab.agent, ("qube", "action")),
+    "install-agent": ("the agent appears in a qube", Lab.install_agent, ("qube",)),
+    "uninstall-agent": ("the agent goes from a qube", Lab.uninstall_agent, ("qube",)),
+    "service": (
+        "start, stop, restart or kill a service: qubesd of dom0, qubesdb-daemon of a qube",
+        Lab.service,
+        ("machine", "service", "action"),
+    ),
+    "kill-database": ("kill dom0's QubesDB daemon of a qube", Lab.kill_database, ("qube",)),
+    "flush": (f"flush a qube's nftables as a user may: {', '.join(FLUSHES)}", Lab.flush, ("qube", "what")),
+    "unplug": ("pull a network card out", Lab.unplug, ("qube", "card")),
+    "rename": ("give a network card another name", Lab.rename, ("qube", "card", "new")),
 }
 
 
@@ -45,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RefusedError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 2
-    except (LabError, CloneError, OSError) as error:
+    except (LabError, NotConvergedError, CloneError, OSError, subprocess.CalledProcessError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -79,9 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     add("logs", "what a machine's services said (hypervisor: the laboratory itself)", "machine")
     add("set", "set a qube's property: set QUBE netvm|ip|... VALUE ('' for none)", "qube", "property", "value")
     add("feature", "set a qube's feature ('' removes it)", "qube", "feature", "value")
-    add("clone", "copy a qube, with its rules", "qube", "new")
-    for name, (text, _) in _CALLS.items():
-        add(name, text, "qube")
+    stop = add("stop", "shut a qube down", "qube")
+    stop.add_argument("--force", action="store_true", help="even if running qubes need it")
+    for name, text in (("plug", "plug a new network card in"), ("move", "give a network card other addresses")):
+        card = add(name, text, "qube", "card", "network", "ip")
+        card.add_argument("ip6", nargs="?", default="", help="default: the number of IP")
+    add("converge", "wait until every hop has done what dom0 wants, and say how long that took")
+    for name, (text, _, positionals) in _EVENTS.items():
+        add(name, text, *positionals)
     return parser
 
 
@@ -105,14 +127,20 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     elif command == "logs":
         print(lab.log(arguments.machine), end="")
     elif command == "set":
-        lab.api(arguments.qube, "admin.vm.property.Set", arguments.property, arguments.value)
+        lab.set(arguments.qube, arguments.property, arguments.value)
     elif command == "feature":
-        method = "admin.vm.feature.Set" if arguments.value else "admin.vm.feature.Remove"
-        lab.api(arguments.qube, method, arguments.feature, arguments.value)
-    elif command == "clone":
-        lab.call("dom0", clone, Path(QUBESD), arguments.qube, arguments.new)
+        lab.feature(arguments.qube, arguments.feature, arguments.value or None)
+    elif command == "stop":
+        lab.stop(arguments.qube, arguments.force)
+    elif command in ("plug", "move"):
+        change = lab.plug if command == "plug" else lab.move
+        change(arguments.qube, arguments.card, arguments.network, arguments.ip, arguments.ip6)
+    elif command == "converge":
+        print(f"converged after {lab.converge():.3f} s")
     else:
-        lab.api(arguments.qube, _CALLS[command][1])
+        _, event, positionals = _EVENTS[command]
+        said = event(lab, *(getattr(arguments, word) for word in positionals))
+        print(f"{said}\n" if said else "", end="")
     return 0
 
 

@@ -23,17 +23,17 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from lab import enter, topology
 from lab import namespaces as ns
+from lab.dom0 import exchange, gather
 from lab.draw import Machine, draw
+from lab.events import Events
 from lab.hypervisor.root import PROJECT
 from lab.hypervisor.state import State, find, short_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-QUBESD = "/run/qubesd.sock"
 # Seconds.
 DOWN_DEADLINE = 20.0
-API_TIMEOUT = 120.0
 
 
 class LabError(RuntimeError):
@@ -60,7 +60,7 @@ class Call:
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
 
-class Lab:
+class Lab(Events):
     """One laboratory of this user, running or not. RefusedError for a name that cannot be one."""
 
     def __init__(
@@ -220,7 +220,7 @@ class Lab:
     def start_call(self, machine: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Call:
         """Run a Python function in a machine in the background; it shares the caller's open descriptors."""
         with self._namespaces(machine) as fds:
-            pid = os.fork()
+            pid = ns.fork()
             if pid == 0:
                 if self._lifeline is not None:
                     os.close(self._lifeline)
@@ -295,40 +295,3 @@ def _end(pidfd: int, deadline: float) -> None:
         if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             select.select([pidfd], [], [], DOWN_DEADLINE)
-
-
-def exchange(request: bytes) -> bytes:
-    """In dom0: send one Admin API request, give everything that came back."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(API_TIMEOUT)
-        client.connect(QUBESD)
-        client.sendall(request)
-        client.shutdown(socket.SHUT_WR)
-        with client.makefile("rb") as answer:
-            return answer.read()
-
-
-def gather() -> dict[str, dict[str, str]]:
-    """In dom0: what a drawing needs of every qube, by name: state, netvm, ip, ip6, label, forwards (lines)."""
-    found: dict[str, dict[str, str]] = {}
-    listed = exchange(b"admin.vm.List+ dom0 name dom0\0")
-    for line in listed.partition(b"\0")[2].decode("ascii", "replace").splitlines():
-        name, *words = line.split(" ")
-        known = dict(word.partition("=")[::2] for word in words)
-        if known.get("class") != "AdminVM":
-            found[name] = {"state": known.get("state", ""), **_properties(name), "forwards": _forwards(name)}
-    return found
-
-
-def _properties(name: str) -> dict[str, str]:
-    answer = exchange(f"admin.vm.property.GetAll+ dom0 name {name}\0".encode())
-    properties = {}
-    for line in answer.partition(b"\0")[2].decode("ascii", "replace").splitlines():
-        key, *rest = line.split(" ", 3)
-        properties[key] = rest[2] if len(rest) == 3 else ""
-    return {key: properties.get(key, "") for key in ("netvm", "ip", "ip6", "label")}
-
-
-def _forwards(name: str) -> str:
-    answer = exchange(f"admin.vm.firewall.Get+forward dom0 name {name}\0".encode())
-    return answer[2:].decode("ascii", "replace") if answer.startswith(b"0\0") else ""

@@ -198,9 +198,13 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Into a pipe, too, each line is shown when it happens.
         sys.stdout.reconfigure(line_buffering=True)
-    with Lab(f"demo-{os.getpid()}") as lab:
-        demo = Demo(lab)
-        show(demo)
+    try:
+        with Lab(f"demo-{os.getpid()}") as lab:
+            demo = Demo(lab)
+            show(demo)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The laboratory is gone again.")
+        return 130
     verdict = "everything was as it should be" if demo.well else "SOMETHING WAS WRONG, see above"
     print(f"\nDone in {time.monotonic() - started:.0f} s: {verdict}. The laboratory is gone again.")
     return 0 if demo.well else 1

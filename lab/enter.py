@@ -71,7 +71,7 @@ def call(namespaces: Sequence[int], function: Callable[P, R], *args: P.args, **k
     Result and exception must be picklable; a process that dies without an answer is a ChildProcessError.
     """
     read_end, write_end = os.pipe()
-    child = os.fork()
+    child = ns.fork()
     if child == 0:
         os.close(read_end)
         _call_child(namespaces, write_end, lambda: function(*args, **kwargs))

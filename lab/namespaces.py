@@ -144,10 +144,20 @@ def keep_only(fds: Iterable[int]) -> None:
         os.closerange(low + 1, high)
 
 
+def fork() -> int:
+    """os.fork(), after writing out what was printed so far, which the child would print once more."""
+    _flush()
+    return os.fork()
+
+
 def leave(status: int) -> NoReturn:
     """End a forked process without running the parent's exit handlers."""
+    _flush()
+    os._exit(status)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         # Whoever read it may be gone.
         with contextlib.suppress(OSError):
             stream.flush()
-    os._exit(status)

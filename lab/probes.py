@@ -8,15 +8,18 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 TIMEOUT = 1.5
 """Seconds to wait for an answer inside one machine: real paths answer within a millisecond."""
 
 
-def ask_tcp(host: str, port: int, words: str = "hello", source_port: int = 0) -> str:
+def ask_tcp(host: str, port: int, words: str = "hello", source_port: int = 0, *, patience: float = TIMEOUT) -> str:
     """Connect, send a line, return the answer line; or 'refused', 'timeout', 'reset', 'unreachable'."""
     try:
-        with socket.create_connection((host, port), TIMEOUT, ("", source_port) if source_port else None) as client:
+        with socket.create_connection((host, port), patience, ("", source_port) if source_port else None) as client:
             client.sendall(words.encode() + b"\n")
             return client.makefile().readline().strip() or "closed"
     except OSError as error:
@@ -34,11 +37,11 @@ def fetch(host: str, port: int) -> str:
         return why(error)
 
 
-def ask_udp(host: str, port: int, words: str = "hello", tries: int = 2) -> str:
+def ask_udp(host: str, port: int, words: str = "hello", tries: int = 2, *, patience: float = TIMEOUT) -> str:
     """Send a datagram, return the answer; or 'timeout', 'refused', 'unreachable'."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(TIMEOUT / tries)
+        client.settimeout(patience / tries)
         result = "timeout"
         for _ in range(tries):
             try:
@@ -48,6 +51,26 @@ def ask_udp(host: str, port: int, words: str = "hello", tries: int = 2) -> str:
             except OSError as error:
                 result = why(error)
         return result
+
+
+class Question(NamedTuple):
+    """One thing that a client tries. `patience` is in seconds."""
+
+    host: str
+    port: int
+    proto: str = "tcp"
+    patience: float = TIMEOUT
+
+
+def ask_all(questions: Sequence[Question]) -> list[str]:
+    """Ask everything at the same time; the answers in the order of the questions."""
+
+    def ask(question: Question) -> str:
+        function = ask_udp if question.proto == "udp" else ask_tcp
+        return function(question.host, question.port, patience=question.patience)
+
+    with ThreadPoolExecutor(max_workers=len(questions)) as threads:
+        return list(threads.map(ask, questions))
 
 
 def why(error: OSError) -> str:

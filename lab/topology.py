@@ -274,6 +274,21 @@ def _nic(name: str, table: _Reader, networks: Mapping[str, Network]) -> Nic:
     return Nic(name, word, ip, ip6)
 
 
+def read_nic(name: str, words: Table, networks: Mapping[str, Network]) -> Nic:
+    """The card that these words (network, ip, perhaps ip6) describe. Raises RefusedError."""
+    return _card(name, _Reader(f"nics.{_plain(name)}", dict(words)), networks)
+
+
+def _card(name: str, table: _Reader, networks: Mapping[str, Network]) -> Nic:
+    if not _INTERFACE.fullmatch(name) or name == "lo" or name.startswith(("vif", "eth")):
+        raise RefusedError(
+            f"{table.where}: {shown(name)} cannot be the name of a network card (lo, eth, vif are taken)"
+        )
+    nic = _nic(name, table, networks)
+    table.end()
+    return nic
+
+
 def _host(name: str, table: _Reader, networks: Mapping[str, Network]) -> Host:
     nic = _nic("eth0", table, networks)
     table.end()
@@ -291,14 +306,7 @@ def _router(name: str, table: _Reader, networks: Mapping[str, Network]) -> Route
 
 
 def _qube(name: str, table: _Reader, networks: Mapping[str, Network]) -> Qube:
-    nics = []
-    for nic, part in table.parts("nics").items():
-        if not _INTERFACE.fullmatch(nic) or nic == "lo" or nic.startswith(("vif", "eth")):
-            raise RefusedError(
-                f"{part.where}: {shown(nic)} cannot be the name of a network card (lo, eth, vif are taken)"
-            )
-        nics.append(_nic(nic, part, networks))
-        part.end()
+    nics = [_card(nic, part, networks) for nic, part in table.parts("nics").items()]
     qube = Qube(
         name=name,
         klass=table.choice("klass", "AppVM", KLASSES),

@@ -9,11 +9,17 @@ connection can ask many times, and gets its answers in order.
 
     create name type nics   a new domain, its first process waiting; type is the qube's class -> {"domid": N}
     boot name               starts its services; answered when it is up
-    attach name backend ip ip6 gateway gateway6 mac   the cable: eth0 of name to vif<domid>.0 of backend, before or
-                            after boot; an address that there is not is null or missing
+    attach name backend ip ip6 gateway gateway6 mac visible_ip visible_gateway   the cable: eth0 of name to
+                            vif<domid>.0 of backend, before or after boot; an address that there is not is null or
+                            missing; with a visible_ip other than ip (net.fake-ip) it is translated on the way
     detach name             takes the cable away; nothing happens when there is none
     destroy name            ends the domain at once; answered when its processes are gone
     pause name, unpause name   stops all its processes, and every packet from, to and through it
+    service name service action   start, stop, restart or kill (and so start again) a service: port-forward-agent or
+                            qubesdb-daemon of a qube, qubesd of dom0; answered when it is ready, or has ended
+    agent name installed    true: the qube has the agent from now on; false: it has not; now and after each start
+    card name card action network ip ip6 new   a network card: plug, move (both with network, ip and perhaps ip6),
+                            unplug, rename (with new); a qube that is started again keeps its cards
     list                    -> {"domains": [{"name", "domid", "state": "created|running|paused"}]}
     machines                -> {"machines": [...]}: list's words for everything, with kind (qube, dom0, host, router)
     topology                -> {"topology": TEXT of the file}

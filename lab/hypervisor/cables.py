@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Everything outside the machines that carries packets: bridges for the networks, veth pairs for cards and vifs.
+"""What carries packets outside the machines: bridges for the networks, veth pairs for vifs (for cards: cards.py).
 
 Runs in the hypervisor's own network namespace, which no machine is in.
 """
@@ -9,10 +9,12 @@ import ipaddress
 
 from lab.hypervisor.machine import Cable, Running
 from lab.inside import init, network, vif
-from lab.inside.commands import ip, ip_if_there, nft_if_there
+from lab.inside.commands import ip, nft_if_there
 from lab.inside.vif import Vif
-from lab.topology import Nic, Topology
+from lab.topology import Topology
 from portfwd.wire.errors import RefusedError, shown
+
+_ADDRESSES = ("ip", "ip6", "gateway", "gateway6", "visible_ip", "visible_gateway")
 
 
 def build_networks(topology: Topology) -> None:
@@ -25,27 +27,6 @@ def build_networks(topology: Topology) -> None:
     ip(*lines)
 
 
-def cards(topology: Topology, nics: tuple[Nic, ...]) -> tuple[network.Card, ...]:
-    """What the owner of these cards has to know of the networks."""
-    found = []
-    for nic in nics:
-        net = topology.networks[nic.network]
-        gateway, gateway6 = topology.gateway(nic)
-        bits6 = net.ip6.prefixlen if net.ip6 is not None else 128
-        found.append(network.Card(nic, net.ip.prefixlen, bits6, gateway, gateway6))
-    return tuple(found)
-
-
-def plug_cards(machine: Running) -> None:
-    """Connect a machine's network cards to their bridges; the machine sets them up when it boots."""
-    for number, card in enumerate(machine.plan.cards):
-        port = f"p{machine.domid}-{number}"
-        ip(
-            f"link add name {port} type veth peer name {card.nic.name} netns {machine.pid}",
-            f"link set {port} master br-{card.nic.network} up",
-        )
-
-
 def attach(machine: Running, backend: Running, cable: Cable, offload: bool) -> None:
     """Connect a qube with its net qube, at both ends. OSError, and then nothing of it is left."""
     machine.call(network.remove_uplink)
@@ -53,7 +34,7 @@ def attach(machine: Running, backend: Running, cable: Cable, offload: bool) -> N
     wire = cable.vif
     try:
         ip(
-            f"link add name {wire.name} address {network.NETVM_MAC} netns {backend.pid} type veth "
+            f"link add name {wire.name} address {vif.NETVM_MAC} netns {backend.pid} type veth "
             f"peer name eth0 address {wire.mac} netns {machine.pid}"
         )
         backend.call(vif.online, wire, offload)
@@ -86,7 +67,7 @@ def can_offload() -> bool:
 
 def read_vif(domid: int, words: dict[str, object]) -> Vif:
     """The cable that an attach request describes. Raises RefusedError."""
-    text = {key: words.get(key) or None for key in ("ip", "ip6", "gateway", "gateway6", "mac")}
+    text = {key: words.get(key) or None for key in (*_ADDRESSES, "mac")}
     for key, value in text.items():
         if value is not None and not isinstance(value, str):
             raise RefusedError(f"{key} {shown(value)} must be text")
@@ -95,7 +76,9 @@ def read_vif(domid: int, words: dict[str, object]) -> Vif:
     if not vif.MAC.fullmatch(mac):
         raise RefusedError(f"mac {shown(mac)} is not an Ethernet address")
     own = tuple(addresses[key] for key in ("ip", "ip6") if key in addresses)
-    return Vif(domid, mac, own, addresses.get("gateway"), addresses.get("gateway6"))
+    visible, gateway = addresses.get("visible_ip"), addresses.get("visible_gateway")
+    disguise = (visible, gateway) if visible and gateway and visible != addresses.get("ip") else None
+    return Vif(domid, mac, own, addresses.get("gateway"), addresses.get("gateway6"), disguise)
 
 
 def _address(key: str, word: str) -> str:
@@ -103,9 +86,3 @@ def _address(key: str, word: str) -> str:
         return str(ipaddress.ip_address(word))
     except ValueError:
         raise RefusedError(f"{key} {shown(word)} is not an address") from None
-
-
-def unplug_leftovers(machine: Running) -> None:
-    """Remove the bridge ports of a machine that is gone (its kernel side may still be cleaning up)."""
-    if machine.plan.cards:
-        ip_if_there(*(f"link delete p{machine.domid}-{number}" for number in range(len(machine.plan.cards))))

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from lab import namespaces as ns
-from lab.hypervisor import cables, root
+from lab.hypervisor import cables, cards, root
 from lab.hypervisor.calls import serve_in_background
 from lab.hypervisor.machine import Cable, Running, launch, wait_created
 from lab.hypervisor.server import Connection, Loop, listen
 from lab.hypervisor.state import State, short_path
 from lab.inside import init
+from lab.inside.network import Card
 from lab.qrexec.router import listen as qrexec_listen
-from lab.topology import Nic, Topology
+from lab.topology import Nic, Topology, read_nic
 from portfwd.wire.errors import RefusedError, shown
 
 Words = dict[str, Any]
@@ -40,7 +41,8 @@ class Hypervisor:
         self._topology = topology
         self._text = text
         self._report = report
-        self._qubes = {qube.name: qube for qube in topology.qubes}
+        self._nics = {qube.name: qube.nics for qube in topology.qubes}
+        self._agentless = {qube.name for qube in topology.qubes if not qube.agent}
         self._machines: dict[str, Running] = {}
         self._subscribers: list[Connection] = []
         self._domid = 0
@@ -57,6 +59,9 @@ class Hypervisor:
             "destroy": self._destroy,
             "pause": self._pause,
             "unpause": self._unpause,
+            "service": self._service,
+            "agent": self._agent,
+            "card": self._card,
             "list": self._list,
             "machines": self._list_machines,
             "topology": lambda c, _: c.answer(topology=self._text),
@@ -146,7 +151,8 @@ class Hypervisor:
         """Wait until a launched machine exists, and connect its cards. OSError, and then it is gone."""
         try:
             wait_created(machine)
-            cables.plug_cards(machine)
+            for card in machine.plan.cards:
+                cards.connect(machine, card)
         except OSError:
             machine.kill()
             del self._machines[machine.name]
@@ -178,12 +184,18 @@ class Hypervisor:
             raise RefusedError(f"machine {shown(name)} does not exist or is not running")
         return machine
 
+    def _find_running(self, words: Words) -> Running:
+        machine = self._find(words)
+        if machine.state != "running":
+            raise RefusedError(f"machine {shown(machine.name)} is {machine.state}, it must run")
+        return machine
+
     def _gone(self, machine: Running) -> None:
         """Clear away what a dead machine leaves in others, and tell."""
         self._loop.remove(machine.channel.fileno())
         del self._machines[machine.name]
         machine.close()
-        cables.unplug_leftovers(machine)
+        cards.remove_leftovers(machine)
         if machine.cable is not None:
             cables.detach(machine, self._machines.get(machine.cable.backend))
         for subscriber in list(self._subscribers):
@@ -195,7 +207,7 @@ class Hypervisor:
             raise RefusedError(f"{shown(name)} is not the name of a qube")
         if name in self._machines:
             raise RefusedError(f"machine {shown(name)} exists already")
-        nics = self._qubes[name].nics if words.get("nics") and name in self._qubes else ()
+        nics = self._nics.get(name, ()) if words.get("nics") else ()
         machine = launch(self._plan_qube(name, str(words.get("type")), nics), self._next_domid(), self._state.log(name))
         self._add(machine)
         self._finish(machine)
@@ -203,14 +215,42 @@ class Hypervisor:
 
     def _boot(self, connection: Connection, words: Words) -> None:
         machine = self._find(words)
+        machine.boot(self._booted(machine.name, _reply_to(connection)))
 
-        def reply(error: str | None) -> None:
-            if error is None:
-                connection.answer()
-            else:
-                connection.answer(ok=False, error=error)
+    def _service(self, connection: Connection, words: Words) -> None:
+        machine = self._find_running(words)
+        machine.control(str(words.get("service")), str(words.get("action")), _reply_to(connection))
 
-        machine.boot(self._booted(machine.name, reply))
+    def _agent(self, connection: Connection, words: Words) -> None:
+        name, installed = str(words.get("name")), bool(words.get("installed"))
+        if installed:
+            self._agentless.discard(name)
+        else:
+            self._agentless.add(name)
+        machine = self._machines.get(name)
+        if machine is None or machine.state != "running":
+            connection.answer()
+        else:
+            machine.control(init.AGENT, "start" if installed else "stop", _reply_to(connection))
+
+    def _card(self, connection: Connection, words: Words) -> None:
+        machine, name, action = self._find_running(words), str(words.get("card")), words.get("action")
+        if action == "unplug":
+            cards.unplug(machine, name)
+        elif action == "rename":
+            new, old = str(words.get("new")), cards.find(machine, name).nic
+            addresses = {"ip": str(old.ip), **({"ip6": str(old.ip6)} if old.ip6 else {})}
+            cards.rename(machine, name, self._described(new, {"network": old.network, **addresses}))
+        elif action in ("plug", "move"):
+            card = self._described(name, {key: words[key] for key in ("network", "ip", "ip6") if words.get(key)})
+            (cards.plug if action == "plug" else cards.move)(machine, card)
+        else:
+            raise RefusedError(f"action {shown(action)} is not known")
+        self._nics[machine.name] = tuple(card.nic for card in machine.cards.values())
+        connection.answer()
+
+    def _described(self, name: str, words: Words) -> Card:
+        return cards.card_of(self._topology, read_nic(name, words, self._topology.networks))
 
     def _attach(self, connection: Connection, words: Words) -> None:
         machine, backend = self._find(words), self._find({"name": words.get("backend")})
@@ -234,10 +274,7 @@ class Hypervisor:
         connection.answer()
 
     def _pause(self, connection: Connection, words: Words) -> None:
-        machine = self._find(words)
-        if machine.state != "running":
-            raise RefusedError(f"machine {shown(machine.name)} is {machine.state}, only a running one can be paused")
-        machine.pause()
+        self._find_running(words).pause()
         connection.answer()
 
     def _unpause(self, connection: Connection, words: Words) -> None:
@@ -280,7 +317,7 @@ class Hypervisor:
 
     def _plan_host(self, name: str, kind: str, nics: tuple[Nic, ...]) -> init.Machine:
         layout = self._layout(name, None, {})
-        return init.Machine(name, kind, layout, self._new_root(), cables.cards(self._topology, nics))
+        return init.Machine(name, kind, layout, self._new_root(), self._cards_of(nics))
 
     def _plan_dom0(self) -> init.Machine:
         mounts = self._state.mounts
@@ -300,9 +337,12 @@ class Hypervisor:
         (private / "config/network-hooks.d").mkdir(parents=True, exist_ok=True)
         (mounts / "vchan" / name).mkdir(exist_ok=True)
         binds = {"/run/vchan": mounts / "vchan" / name, "/rw": private, **self._qrexec(name)}
-        agent = self._qubes[name].agent if name in self._qubes else True
         layout = self._layout(name, "qube", binds)
-        return init.Machine(name, "qube", layout, self._new_root(), cables.cards(self._topology, nics), agent)
+        agent = name not in self._agentless
+        return init.Machine(name, "qube", layout, self._new_root(), self._cards_of(nics), agent)
+
+    def _cards_of(self, nics: tuple[Nic, ...]) -> tuple[Card, ...]:
+        return tuple(cards.card_of(self._topology, nic) for nic in nics)
 
     def _qrexec(self, name: str) -> dict[str, Path]:
         """A machine's own qrexec socket: which one is called tells who calls."""
@@ -324,3 +364,13 @@ class Hypervisor:
     def _new_root(self) -> Path:
         # One folder for all: each machine mounts its root there in its own mount namespace.
         return self._state.mounts / "new-root"
+
+
+def _reply_to(connection: Connection) -> Callable[[str | None], None]:
+    def reply(error: str | None) -> None:
+        if error is None:
+            connection.answer()
+        else:
+            connection.answer(ok=False, error=error)
+
+    return reply

@@ -16,6 +16,7 @@ from lab import enter
 from lab import namespaces as ns
 from lab.inside import init
 from lab.inside.commands import nft
+from lab.inside.network import Card
 from lab.inside.vif import Vif
 
 P = ParamSpec("P")
@@ -41,7 +42,10 @@ class Cable:
 
 @dataclass
 class Running:
-    """A machine that exists. state: created (not booted), running or paused."""
+    """A machine that exists. state: created (not booted), running or paused.
+
+    cards: its network cards by their names inside; ports: the name of each one's other end, at a bridge.
+    """
 
     plan: init.Machine
     domid: int
@@ -50,6 +54,8 @@ class Running:
     namespaces: list[int] = field(default_factory=list)
     state: str = "created"
     cable: Cable | None = None
+    cards: dict[str, Card] = field(default_factory=dict)
+    ports: dict[str, str] = field(default_factory=dict)
     waiting: list[Reply] = field(default_factory=list)
     received: bytes = b""
 
@@ -63,8 +69,15 @@ class Running:
 
     def boot(self, reply: Reply) -> None:
         """Ask the machine to boot; reply(None) or reply(error) follows."""
+        self._ask({"op": "boot"}, reply)
+
+    def control(self, service: str, action: str, reply: Reply) -> None:
+        """Ask the machine to start, stop, restart or kill one of its services; a reply follows."""
+        self._ask({"op": "service", "service": service, "action": action}, reply)
+
+    def _ask(self, request: dict[str, str], reply: Reply) -> None:
         self.waiting.append(reply)
-        self.channel.sendall(b'{"op": "boot"}\n')
+        self.channel.sendall(json.dumps(request).encode() + b"\n")
 
     def take_answers(self) -> bool:
         """Read what the machine says; False when it is gone."""
@@ -76,7 +89,7 @@ class Running:
         while b"\n" in self.received:
             line, self.received = self.received.split(b"\n", 1)
             answer = json.loads(line)
-            if answer["ok"]:
+            if answer["ok"] and self.state == "created":
                 self.state = "running"
             self.waiting.pop(0)(None if answer["ok"] else answer["error"])
         return bool(data)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Run the system's network programs; the only place of the laboratory that does."""
+"""Run the system's network programs."""
 
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 
-def _run(argv: list[str], text: str | None) -> None:
+def run(*argv: str, text: str | None = None) -> None:
+    """Run a program with this input. OSError with its own words."""
     done = subprocess.run(argv, input=text, text=True, capture_output=True, check=False)
     if done.returncode != 0:
         raise OSError(f"{' '.join(argv)}: {done.stderr.strip()}" + (f" in: {text}" if text else ""))
@@ -15,7 +16,7 @@ def _run(argv: list[str], text: str | None) -> None:
 
 def ip(*lines: str) -> None:
     """Run lines of ip(8) in order, in one process. OSError with ip's own words."""
-    _run(["ip", "-batch", "-"], "\n".join(lines) + "\n")
+    run("ip", "-batch", "-", text="\n".join(lines) + "\n")
 
 
 def ip_if_there(*lines: str) -> None:
@@ -27,7 +28,7 @@ def ip_if_there(*lines: str) -> None:
 
 def nft(text: str) -> None:
     """Load an nftables script as one transaction. OSError with nft's own words."""
-    _run(["nft", "-f", "-"], text)
+    run("nft", "-f", "-", text=text)
 
 
 def nft_if_there(text: str) -> bool:

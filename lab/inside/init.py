@@ -3,7 +3,8 @@
 """The first process of a machine: builds its root, sets its network up, starts its services, and obeys the hypervisor.
 
 Runs as PID 1 of the machine's PID namespace, forked from the hypervisor, in fresh namespaces. The hypervisor talks over
-a stream socket, a line of JSON each way: {"op": "boot"} -> {"ok": true} or {"ok": false, "error": TEXT}.
+a stream socket, a line of JSON each way: {"op": "boot"} or {"op": "service", "service": NAME, "action": WORD}
+-> {"ok": true} or {"ok": false, "error": TEXT}.
 The first line it sends, unasked, tells that root and network namespace are there.
 """
 
@@ -30,6 +31,7 @@ QDB_SOCKET = "/var/run/qubes/qubesdb.sock"
 QDB_LINK = "/run/vchan/111.sock"
 TOPOLOGY = "/run/lab-topology.json"
 BOOT_ID = "/run/boot_id"
+AGENT = "port-forward-agent"
 # Seconds. Generous: a loaded machine is slow, and nobody waits this long when all is well.
 SYNC_DEADLINE = 20.0
 AGENT_DEADLINE = 20.0
@@ -83,9 +85,13 @@ def _obey(machine: Machine, channel: socket.socket, services: Services) -> NoRet
             ns.leave(0)
         received += data
         while b"\n" in received:
-            _, received = received.split(b"\n", 1)
+            line, received = received.split(b"\n", 1)
+            request = json.loads(line)
             try:
-                _boot(machine, services)
+                if request["op"] == "boot":
+                    _boot(machine, services)
+                else:
+                    services.control(request["service"], request["action"])
                 _answer(channel, None)
             except Exception as error:
                 traceback.print_exc()
@@ -114,8 +120,10 @@ def _boot_qube(machine: Machine, services: Services) -> None:
     network.set_up_uplink(keys)
     network.set_up_cards(machine.cards)
     _run_rc_local()
-    if machine.agent:
-        agent = Service("port-forward-agent", argv=(sys.executable, "-I", "-m", "portfwd.agent"))
+    agent = Service(AGENT, argv=(sys.executable, "-I", "-m", "portfwd.agent"))
+    if not machine.agent:
+        services.add(agent)
+    else:
         services.start(agent)
         if not services.wait(agent, AGENT_DEADLINE):
             log("the agent is not ready, the qube goes on without it")

@@ -5,14 +5,15 @@
 What Qubes' boot scripts and NetworkManager do in a real qube (core-agent-linux, network/). Run inside the machine.
 """
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.inside.commands import ip, ip_if_there, nft, sysctl
+from lab.inside.vif import NETVM_MAC
 from lab.topology import V4, V6, Nic
 
-NETVM_MAC = "fe:ff:ff:ff:ff:ff"
 NFT = Path(__file__).parent / "nft"
 BASE_TABLES = ("qubes-antispoof.nft", "qubes-ipv4.nft", "qubes-ipv6.nft")
 
@@ -68,17 +69,39 @@ def become_router() -> None:
 
 
 def set_up_cards(cards: Sequence[Card]) -> None:
-    """Give each plugged card its addresses and routes (NetworkManager's work); cards stay in interface group 0."""
+    """Give each plugged card its addresses and routes (NetworkManager's work); cards stay in interface group 0.
+
+    The card that was plugged in first has the best default route.
+    """
     for card in cards:
         nic = card.nic
+        metric = 100 + socket.if_nametoindex(nic.name)
+        # Two cards may be on one network: each answers for its own addresses only.
+        sysctl(**{f"ipv4__conf__{nic.name}__arp_ignore": 1, f"ipv4__conf__{nic.name}__arp_notify": 1})
         lines = [f"link set {nic.name} up", f"address replace {nic.ip}/{card.bits} dev {nic.name}"]
         if card.gateway is not None:
-            lines.append(f"route replace default via {card.gateway} dev {nic.name}")
+            lines.append(f"route replace default via {card.gateway} dev {nic.name} metric {metric}")
         if nic.ip6 is not None:
             lines.append(f"address replace {nic.ip6}/{card.bits6} dev {nic.name} nodad")
             if card.gateway6 is not None:
-                lines.append(f"route replace default via {card.gateway6} dev {nic.name}")
+                lines.append(f"route replace default via {card.gateway6} dev {nic.name} metric {metric}")
         ip(*lines)
+
+
+def rename_card(name: str, card: Card) -> None:
+    """Change a card's name, and set it up again: routes and IPv6 addresses do not outlive "down"."""
+    ip(f"link set {name} down", f"link set {name} name {card.nic.name}")
+    set_up_cards((card,))
+
+
+def move_card(card: Card) -> None:
+    """Replace a card's addresses and routes; link-local ones stay."""
+    name = card.nic.name
+    ip_if_there(
+        *(f"{family} route flush dev {name} scope global" for family in ("-4", "-6")),
+        f"address flush dev {name} scope global",
+    )
+    set_up_cards((card,))
 
 
 def set_up_uplink(keys: Mapping[str, str]) -> None:

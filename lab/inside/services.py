@@ -27,6 +27,9 @@ NOTIFY_SOCKET = "/run/systemd/notify"
 FIRST_DELAY, LAST_DELAY = 0.1, 5.0
 # A service that lived this long (seconds) starts again with the first delay.
 HEALTHY = 10.0
+# Seconds that a service may take to end, or to be ready again.
+CONTROL_DEADLINE = 20.0
+ACTIONS = ("start", "stop", "restart", "kill")
 
 
 @dataclass
@@ -58,9 +61,47 @@ class Services:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def start(self, service: Service) -> None:
+    def add(self, service: Service) -> None:
+        """Know a service without starting it."""
         self._services.append(service)
+
+    def start(self, service: Service) -> None:
+        self.add(service)
         self._launch(service)
+
+    def control(self, name: str, action: str) -> None:
+        """As systemctl does: start, stop and restart (with SIGTERM), kill (SIGKILL; it is then started again).
+
+        Returns when the service is ready, or has ended. OSError for words that are not known, and after a deadline.
+        """
+        service = next((service for service in self._services if service.name == name), None)
+        if service is None or action not in ACTIONS:
+            raise OSError(f"there is no {action!r} of a service {name!r}")
+        if action in ("stop", "restart"):
+            self._stop(service)
+        elif action == "kill" and service.pid is not None:
+            service.ready = False
+            os.kill(service.pid, signal.SIGKILL)
+        if action == "stop":
+            return
+        if service.pid is None and (service.due is None or action != "kill"):
+            service.delay = FIRST_DELAY
+            self._launch(service)
+        deadline = time.monotonic() + CONTROL_DEADLINE
+        while not service.ready:
+            if time.monotonic() > deadline:
+                raise OSError(f"{name} does not get ready")
+            self.step(deadline)
+
+    def _stop(self, service: Service) -> None:
+        deadline = time.monotonic() + CONTROL_DEADLINE
+        if service.pid is not None:
+            os.kill(service.pid, signal.SIGTERM)
+        while service.pid is not None:
+            if time.monotonic() > deadline:
+                os.kill(service.pid, signal.SIGKILL)
+            self.step(deadline)
+        service.due = None
 
     def wait(self, service: Service, seconds: float) -> bool:
         """Go on until the service is ready, has ended once, or the time is over; tell whether it is ready."""

@@ -11,22 +11,27 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.inside.commands import ip, ip_if_there, nft, nft_if_there, purge_connections, sysctl
+from lab.inside.commands import ip, ip_if_there, nft, nft_if_there, purge_connections, run, sysctl
 
 # The largest domain id of Xen; a later qube (a larger id) gets the better route.
 MAX_DOMID = 32752
+NETVM_MAC = "fe:ff:ff:ff:ff:ff"
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True)
 class Vif:
-    """The cable of one qube: its domain id, its addresses and MAC, and the net qube's address on it."""
+    """The cable of one qube: its domain id, its addresses and MAC, and the net qube's address on it.
+
+    `disguise` is what the qube shall take its own IPv4 address and that of its gateway for (net.fake-ip), or None.
+    """
 
     domid: int
     mac: str
     addresses: tuple[str, ...]
     gateway: str | None
     gateway6: str | None
+    disguise: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -36,6 +41,8 @@ class Vif:
 def online(vif: Vif, offload: bool) -> None:
     """Accept the qube's addresses on its vif, and route them to it. OSError if the system's programs refuse."""
     name = vif.name
+    if vif.disguise is not None:
+        _put_translator(vif, *vif.disguise)
     sysctl(**{f"ipv4__conf__{name}__proxy_arp": 1})
     purge_connections(vif.addresses)
     # Before the interface is up, so that no spoofed packet can be first.
@@ -60,8 +67,51 @@ def offline(vif: Vif) -> None:
         for line in elements.splitlines():
             nft_if_there(line)
     purge_connections(vif.addresses)
-    ip_if_there(f"link delete {vif.name}")
+    ip_if_there(f"link delete {vif.name}", *([f"netns delete {vif.name}-nat"] if vif.disguise else []))
     _hooks("offline", vif)
+
+
+def _put_translator(vif: Vif, visible: str, visible_gateway: str) -> None:
+    """Put a namespace between the qube and its vif that translates its address, statelessly (vif-qubes-nat.sh).
+
+    The net qube then sees the real address on an interface with the name of the vif. IPv6 does not pass.
+    """
+    name, space, inner = vif.name, f"{vif.name}-nat", f"{vif.name}-p"
+    real = next(address for address in vif.addresses if ":" not in address)
+    ip(
+        f"netns add {space}",
+        f"link set {name} netns {space}",
+        f"link add name {name} address {NETVM_MAC} type veth peer name {inner} address {vif.mac} netns {space}",
+    )
+    for line in (
+        f"neighbour add {visible} dev {name} lladdr {vif.mac} nud permanent",
+        f"address add {visible_gateway}/32 dev {name}",
+        f"link set {inner} up",
+        f"link set {name} up",
+    ):
+        run("ip", "-n", space, *line.split())
+    run(
+        "nsenter", f"--net=/run/netns/{space}", "nft", "-f", "-", text=_translation(name, inner, visible, real, vif.mac)
+    )
+
+
+def _translation(outer: str, inner: str, visible: str, real: str, mac: str) -> str:
+    return f"""
+table netdev translation {{
+	chain from-qube {{
+		type filter hook ingress device "{outer}" priority filter; policy drop;
+		ip saddr {visible} ip saddr set {real} fwd to "{inner}"
+		arp htype 1 arp ptype ip arp hlen 6 arp plen 4 arp saddr ether {mac} arp saddr ip {visible} accept
+		counter
+	}}
+	chain to-qube {{
+		type filter hook ingress device "{inner}" priority filter; policy drop;
+		ip daddr {real} ip daddr set {visible} fwd to "{outer}"
+		ether type arp accept
+		counter
+	}}
+}}
+"""
 
 
 def accelerator() -> str:

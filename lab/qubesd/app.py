@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lab.qubesd import lifecycle, network, services
+from lab.qubesd import lifecycle, network, preload, services
 from lab.qubesd.databases import DatabaseHost
 from lab.qubesd.errors import (
     QubesException,
@@ -109,6 +109,7 @@ class App(Holder):
         self._save_waits = False
         services.register(self.vm_handlers)
         network.register(self.vm_handlers)
+        preload.register(self.vm_handlers)
         network.register_app(self.app_handlers)
         dom0 = AdminVM(self, {"name": "dom0", "qid": 0, "uuid": uuid.UUID(int=0), "label": "black"})
         self.domains.put(dom0)
@@ -197,6 +198,9 @@ class App(Holder):
             if isinstance(vm, Qube):
                 Path(vm.dir_path).mkdir(parents=True, exist_ok=True)
         self.events_enabled = True
+        for vm in self.domains.qubes():
+            if vm.is_running():
+                vm.qdb_watch.start()
         for vm in self.domains:
             vm.fire_event("domain-load")
 
@@ -264,12 +268,13 @@ class App(Holder):
         async for name in reports:
             if name in self.domains:
                 task = asyncio.ensure_future(lifecycle.died(self.domains[name]))
-                task.add_done_callback(self._report)
+                task.add_done_callback(self.report)
 
-    def _report(self, task: asyncio.Future[None]) -> None:
+    def report(self, task: asyncio.Future[None]) -> None:
+        """Log the error of a task that nobody waits for."""
         with suppress(asyncio.CancelledError):
             if (error := task.exception()) is not None:
-                self.log.error("end of a qube: %s", error)
+                self.log.error("in the background: %s", error)
 
 
 def _describe(vm: Qube) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lab.qubesd.app import App
@@ -18,14 +19,19 @@ from lab.qubesd.errors import ProtocolError, QubesValueError
 from lab.qubesd.events import Level
 from lab.qubesd.server import Call, Method, Server
 from portfwd.dom0.service import ForwardService
+from portfwd.wire import limits
+from portfwd.wire.clock import ClockWatch
 from portfwd.wire.errors import RefusedError
+from portfwd.wire.qdb_client import Error
+from portfwd.wire.status import WAY_OUT
 
 ARGUMENT = "forward"
 _VIEWS = ("status", "plan")
 _SLEEP_MIN = 1.0
 """Seconds until the next try when a rule that has ended could not be removed."""
-_SLEEP_MAX = 3600.0
-"""Seconds after which the clock is looked at again: it may have been set, or the host may have slept."""
+_STATUS_SECONDS = 0.2
+"""A qube may write its status as often as it likes; it is looked at once in this time."""
+_WAY_OUT = limits.STATUS + WAY_OUT
 
 _QUBE_EVENTS = (
     "domain-load",
@@ -42,6 +48,7 @@ _QUBE_EVENTS = (
     "domain-feature-delete:*",
     *(f"property-{word}:{name}" for word in ("set", "reset") for name in ("netvm", "ip", "ip6", "provides_network")),
     "property-set:template",
+    "property-reset:is_preload",
 )
 _APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "property-reset:default_netvm")
 
@@ -49,16 +56,25 @@ _APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "pro
 class PortForwardExtension:
     """Connects one application and one API server to the service. Must be made inside the running loop."""
 
-    def __init__(self, app: App, server: Server, boot_id: str, now: Callable[[], float] = time.time) -> None:
-        self.service = ForwardService(app, boot_id=boot_id, now=now)
+    def __init__(
+        self, app: App, server: Server, boot_id: str, kept: Path, now: Callable[[], float] = time.time
+    ) -> None:
+        self.service = ForwardService(app, boot_id=boot_id, now=now, kept=kept)
         self._now = now
+        self._log = app.log
+        self._clock = ClockWatch()
         self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._clock, self._on_clock)
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
+        self._status_timer: asyncio.TimerHandle | None = None
         for pattern in _QUBE_EVENTS:
             app.vm_handlers.add(Level.QUBE, pattern, self._on_event)
         app.vm_handlers.add(Level.QUBE, "domain-shutdown", self._on_shutdown)
         app.vm_handlers.add(Level.QUBE, "firewall-changed", self._on_firewall)
+        for pattern in ("domain-load", "domain-qdb-create"):
+            app.vm_handlers.add(Level.QUBE, pattern, self._on_database)
+        app.vm_handlers.add(Level.QUBE, f"domain-qdb-change:{_WAY_OUT}", self._on_status)
         for pattern in _APP_EVENTS:
             app.app_handlers.add(Level.QUBE, pattern, self._on_event)
         self._stock = {name: server.methods[f"admin.vm.firewall.{name}"].handler for name in ("Get", "Set")}
@@ -70,6 +86,18 @@ class PortForwardExtension:
         if not self._asked:
             self._asked = True
             self._loop.call_soon(self._refresh)
+
+    def _on_database(self, subject: Any, _event: str, **_: Any) -> None:
+        if subject.klass != "AdminVM":
+            subject.watch_qdb_path(_WAY_OUT)
+
+    def _on_status(self, _subject: Any, _event: str, **_: Any) -> None:
+        if self._status_timer is None:
+            self._status_timer = self._loop.call_later(_STATUS_SECONDS, self._after_status)
+
+    def _after_status(self) -> None:
+        self._status_timer = None
+        self._on_event(None, "status")
 
     def _on_firewall(self, subject: Any, _event: str, **_: Any) -> None:
         self.service.reload(subject)
@@ -84,12 +112,15 @@ class PortForwardExtension:
             self._timer.cancel()
         deadline = self.service.next_deadline()
         if deadline is not None:
-            delay = min(max(_SLEEP_MIN, deadline - self._now()), _SLEEP_MAX)
-            self._timer = self._loop.call_later(delay, self._on_deadline)
+            self._timer = self._loop.call_later(max(_SLEEP_MIN, deadline - self._now()), self._on_deadline)
+
+    def _on_clock(self) -> None:
+        # The timer is one of the monotonic clock, which knows neither suspend nor a clock that was set.
+        if self._clock.read():
+            self._on_event(None, "clock")
 
     def _on_deadline(self) -> None:
         self._timer = None
-        self.service.expire()
         self._on_event(None, "deadline")
 
     async def _get(self, call: Call) -> str | None:
@@ -120,4 +151,8 @@ class PortForwardExtension:
             self.service.set(call.dest, untrusted_text, untrusted_token if dot else None)
         except RefusedError as error:
             raise QubesValueError(str(error)) from None
+        except Error as error:
+            # The list is stored by now. qubesd's own handler of firewall-changed failed: some QubesDB is gone.
+            self._log.warning("port forwarding: a QubesDB could not be told: %s", error)
+        self._on_event(call.dest, "set")
         return None

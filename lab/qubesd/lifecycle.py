@@ -140,6 +140,7 @@ async def _bring_up(vm: Qube) -> None:
     await vm.fire_event_async("domain-spawn", start_guid=True)
     await vm.app.databases.start(vm.name)
     vm.create_qdb_entries()
+    vm.qdb_watch.start()
     async with vm.app.network_lock:
         if vm.netvm is not None:
             await network.plug(vm)

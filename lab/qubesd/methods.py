@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab.qubesd import lifecycle
+from lab.qubesd import lifecycle, preload
 from lab.qubesd.errors import (
     ProtocolError,
     QubesException,
@@ -290,7 +290,7 @@ async def _vm_create_disposable(call: Call) -> str:
         raise ProtocolError("Invalid payload, expected empty string or 'uuid'")
     if not getattr(call.dest, "template_for_dispvms", False):
         raise QubesException("Refusing to create disposable out of app qube which has template_for_dispvms=False")
-    vm = call.app.add("DispVM", "", call.dest.label, call.dest, auto_cleanup=True)
+    vm = await preload.take(call.dest) or call.app.add("DispVM", "", call.dest.label, call.dest, auto_cleanup=True)
     for tag in ("created-by", "disp-created-by"):
         vm.tags.add(f"{tag}-{call.src}")
     call.app.save()

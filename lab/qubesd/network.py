@@ -71,6 +71,8 @@ async def plug(vm: Qube) -> None:
         gateway=_text(vm.netvm.gateway),
         gateway6=_text(vm.netvm.gateway6) if vm.has_ipv6() else None,
         mac=vm.mac,
+        visible_ip=_text(vm.visible_ip),
+        visible_gateway=_text(vm.visible_gateway),
     )
 
 

@@ -19,11 +19,14 @@ from lab.qubesd.errors import QubesValueError
 from lab.qubesd.features import Features, Tags
 from lab.qubesd.firewall import Firewall
 from lab.qubesd.holder import Holder, Property, as_bool, as_ipv4, as_ipv6, as_label, as_mac, as_qube, as_text
+from lab.qubesd.qdb_watch import QdbWatch
 from portfwd.wire.qdb_client import Database, Error
 
 if TYPE_CHECKING:
     from lab.qubesd.app import App
 
+PRELOADED = "preload-dispvm"
+"""The feature of a disposable template that lists its preloaded disposables."""
 DNS = ("10.139.1.1", "10.139.1.2")
 _NETMASK = "255.255.255.255"
 _IPV6_PREFIX = "fd09:24ef:4179::"
@@ -148,6 +151,7 @@ class Qube(LocalVM):
         self.stopped: asyncio.Event = asyncio.Event()
         self._firewall: Firewall | None = None
         self._qdb: Database | None = None
+        self.qdb_watch = QdbWatch(self)
 
     # Power
 
@@ -226,8 +230,13 @@ class Qube(LocalVM):
                 return None
         return self._qdb
 
+    def watch_qdb_path(self, path: str) -> None:
+        """Have each change of a path fire domain-qdb-change:PATH, in this run and in later ones."""
+        self.qdb_watch.add(path)
+
     def close_qdb(self) -> None:
-        """Forget the connection, as the domain is gone."""
+        """Forget the connections, as the domain is gone."""
+        self.qdb_watch.stop()
         if self._qdb is not None:
             self._qdb.close()
         self._qdb = None
@@ -287,12 +296,19 @@ class DispVM(Qube):
     template = Property("vm", lambda _q: None, as_qube("template"))
     dispid = Property("int")
     auto_cleanup = Property("bool", lambda _q: False, as_bool)
+    is_preload = Property("bool", lambda q: q.preload_requested or q.name in preloaded(q.template))
+    preload_requested = False
 
     def own_ipv4(self) -> ipaddress.IPv4Address:
         return numbered_ipv4("10.138", self.dispid)
 
     def own_ipv6(self) -> ipaddress.IPv6Address:
         return ipaddress.IPv6Address(f"{_IPV6_PREFIX}a8a:{self.dispid:x}")
+
+
+def preloaded(template: Qube | None) -> list[str]:
+    """The names of a template's preloaded disposables; none for a disposable without template."""
+    return [] if template is None else str(template.features.get(PRELOADED, "")).split()
 
 
 CLASSES: dict[str, type[Qube]] = {c.__name__: c for c in (AppVM, StandaloneVM, TemplateVM, DispVM)}

@@ -102,8 +102,8 @@ class KernelWorld:
 
     patience = 0.05
 
-    def __init__(self) -> None:
-        names = ("outside", "hop", "work", "sibling", "tunnel")
+    def __init__(self, *more: str) -> None:
+        names = ("outside", "hop", "work", "sibling", "tunnel", *more)
         pairs = [socket.socketpair() for _ in names]
         theirs = [pair[1].fileno() for pair in pairs]
         argv = [sys.executable, "-m", "tests.agent.machine", *map(str, theirs)]

@@ -109,6 +109,7 @@ def test_the_status_is_written_entry_by_entry_and_acknowledged_last() -> None:
         limits.STATUS + first.key: b"ok",
         limits.STATUS + second.key: b"clash",
         limits.STATUS + "uplinks": b"192.168.1.2/24",
+        limits.STATUS + "way-out": b"uplink",
     }
     acknowledged = (dom0.read(limits.STATUS_BASE) or b"").decode()
     assert Acknowledgement.parse(acknowledged) == Acknowledgement(4, State.APPLIED)
@@ -120,11 +121,12 @@ def test_the_status_of_what_is_gone_goes() -> None:
     reporter = Reporter(database)
     reporter.report(1, State.APPLIED, {first.key: Result.OK, second.key: Result.OK}, "")
     reporter.report(2, State.APPLIED, {second.key: Result.OK}, "")
-    assert database.list(limits.STATUS) == sorted([limits.STATUS + second.key, limits.STATUS + "uplinks"])
+    facts = [limits.STATUS + "uplinks", limits.STATUS + "way-out"]
+    assert database.list(limits.STATUS) == sorted([limits.STATUS + second.key, *facts])
     # A new agent also removes what its predecessor has left, and nothing else.
     database.write("/qubes-other", "x")
     Reporter(database).report(3, State.APPLIED, {}, "")
-    assert database.list(limits.STATUS) == [limits.STATUS + "uplinks"]
+    assert database.list(limits.STATUS) == facts
     assert database.read("/qubes-other") == b"x"
 
 

@@ -36,13 +36,15 @@ def test_the_kernel_ends_a_forward_alone(world: World) -> None:
     check(world, {Attempt(LAPTOP, 80): 80}, [Attempt(LAPTOP, 443), Attempt(LAPTOP, 9005)])
 
 
-def test_the_agent_cuts_what_has_expired(world: World) -> None:
+def test_c24_an_expiry_ends_open_connections_and_the_agent_says_so(world: World) -> None:
+    """The target's kernel lets nothing more through, whoever is dead; the agent then resets both sides."""
     end, now = _end(world)
     entries = [*through(relay(443, expire=end)), *through(relay(80))]
     world.apply(entries, now)
     ends, lives = world.open(Attempt(LAPTOP, 443)), world.open(Attempt(LAPTOP, 80))
     world.wait_until(lambda: _shut(world, Attempt(LAPTOP, 443)))
-    assert world.client_speaks(ends) is Life.ALIVE
+    assert world.client_speaks(ends) is Life.SILENT
+    assert world.client_speaks(lives) is Life.ALIVE
     applied = world.apply(entries, end)
     assert sorted(applied.hop.values()) == [Result.EXPIRED, Result.OK]
     assert world.client_speaks(lives) is Life.ALIVE

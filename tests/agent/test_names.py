@@ -5,6 +5,7 @@
 import ipaddress
 import select
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,13 @@ LOCALHOST, NOBODY = HostName("localhost"), HostName("nobody.invalid")
 
 
 def wait_for(resolver: Resolver) -> bool:
-    readable, _, _ = select.select([resolver], [], [], 30)
-    assert readable
-    return resolver.read()
+    """Read until nothing is under way; whether anything changed."""
+    changed = False
+    while resolver.waiting:
+        readable, _, _ = select.select([resolver], [], [], 30)
+        assert readable
+        changed |= resolver.read()
+    return changed
 
 
 def test_a_name_of_this_machine() -> None:
@@ -44,6 +49,27 @@ def test_the_loop_is_told_when_names_are_known() -> None:
     assert not wait_for(resolver)
     resolver.want([])
     assert resolver.found == {}
+
+
+def test_name_whose_server_is_dead_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, real = threading.Event(), socket.getaddrinfo
+
+    def slow(name: str, *args: object, **options: object) -> object:
+        if name == NOBODY:
+            answer.wait(30)
+        return real(name, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    resolver = Resolver()
+    resolver.want([NOBODY])
+    resolver.want([LOCALHOST, NOBODY])
+    assert select.select([resolver], [], [], 20)[0]
+    assert resolver.read()
+    assert resolver.found[LOCALHOST]
+    assert resolver.waiting
+    answer.set()
+    wait_for(resolver)
+    assert resolver.found[NOBODY] == ()
 
 
 @pytest.mark.parametrize("abstract", [False, True])

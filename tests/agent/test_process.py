@@ -60,7 +60,7 @@ def test_the_status_tells_dom0(agent: RunningAgent) -> None:
     assert words == {b"ok", b"clash"}
     assert b"192.168.7.1/24" in status[limits.STATUS + "uplinks"].split()
     agent.publish([])
-    assert agent.dom0.list(limits.STATUS) == [limits.STATUS + "uplinks"]
+    assert agent.dom0.list(limits.STATUS) == [limits.STATUS + "uplinks", limits.STATUS + "way-out"]
 
 
 def test_entries_without_commit_do_nothing(agent: RunningAgent) -> None:

@@ -51,7 +51,7 @@ def test_adding_and_removing_leaves_nothing(world: World) -> None:
     assert [world.ruleset(node) for node in Node] == before
 
 
-def test_the_users_rules_stay_and_come_first(world: World) -> None:
+def test_u12_the_users_rules_stay_and_come_first(world: World) -> None:
     world.nft(Node.HOP, "add rule ip qubes custom-forward ip saddr 192.168.7.3 drop")
     world.nft(Node.WORK, "add rule ip qubes custom-input ip saddr 203.0.113.9 drop")
     world.apply(through(relay(443)))
@@ -61,7 +61,7 @@ def test_the_users_rules_stay_and_come_first(world: World) -> None:
     assert "ip saddr 203.0.113.9 drop" in world.ruleset(Node.WORK)
 
 
-def test_a_users_rule_added_later_stays(world: World) -> None:
+def test_u12_a_users_rule_added_later_stays(world: World) -> None:
     world.apply(through(relay(443)))
     world.nft(Node.HOP, "add rule ip qubes custom-forward ip saddr 10.0.0.1 accept")
     for _ in range(3):

@@ -36,6 +36,7 @@ class Qubesd:
     flavour: Flavour = Flavour.EXTENSION
     rules: dict[str, list[str]] = field(default_factory=lambda: {"work": ["action=accept"], "personal": []})
     forwards: dict[str, str] = field(default_factory=lambda: {"work": "", "personal": ""})
+    plan: str = ""
     log: list[tuple[str, str, str]] = field(default_factory=list)
     before_edit: Callable[[], None] = lambda: None
 
@@ -72,7 +73,7 @@ class Qubesd:
             case "Get", "":
                 return "".join(line + "\n" for line in self.rules[dest])
             case "Get", "forward":
-                return self.forwards[dest]
+                return self.plan if arg == "forward.plan" else self.forwards[dest]
             case "Set", "":
                 try:
                     self.rules[dest] = [parse_ordinary(line).api_line() for line in payload.splitlines()]

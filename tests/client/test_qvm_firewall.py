@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from portfwd.client import qvm_firewall
-from portfwd.model.forward import format_forwards, parse_forwards
+from portfwd.model.forward import format_forwards, parse_forward, parse_forwards
+from portfwd.wire.values import QubeName
 from tests.client.conftest import Flavour, Qubesd, Run
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
@@ -126,6 +127,17 @@ def test_a_forward_is_added_and_removed_by_its_text(qubesd: Qubesd, run: Run, wo
     assert qubesd.forwards["work"] == ""
 
 
+def test_c1_a_forward_that_opens_nothing_yet_is_told(qubesd: Qubesd, run: Run, work: QubeName) -> None:
+    rule = parse_forward(WEB).id(work)
+    reason = "'sys-net' is not running"
+    qubesd.plan = f"rule={rule} hop=sys-net state=problem reason=halted text={reason}\n"
+    assert run("work", "add", *WEB.split()) == (
+        0,
+        "",
+        f"Note: the forward is stored but opens nothing yet: {reason}\n",
+    )
+
+
 def test_a_time_from_now_is_sent_as_a_moment(qubesd: Qubesd, run: Run) -> None:
     run("work", "add", "forward", "external", "tcp", "443", "8443", "expire=+2h", "comment=for the afternoon")
     assert qubesd.forwards["work"] == f"{WEB} expire=1800007200 comment=for the afternoon\n"
@@ -172,10 +184,10 @@ def test_an_edit_by_number_is_not_tried_on_another_list(qubesd: Qubesd, run: Run
 
 
 def test_it_gives_up_when_the_list_never_stands_still(qubesd: Qubesd, run: Run) -> None:
-    others = (parse_forwards(f"action=forward forwardtype=internal srcports={port}\n") for port in range(1, 99))
+    others = (parse_forwards(f"action=forward forwardtype=internal srcports={port}\n") for port in range(1, 999))
     qubesd.before_edit = lambda: qubesd.forwards.update(work=format_forwards(next(others)))
     assert run("work", "add", *WEB.split()) == (1, "", "Error: forwards were changed by someone else meanwhile\n")
-    assert len(qubesd.payloads("admin.vm.firewall.Set+forward")) == 5
+    assert len(qubesd.payloads("admin.vm.firewall.Set+forward")) == 100
 
 
 def test_a_clash_is_shown_and_not_tried_again(qubesd: Qubesd, run: Run) -> None:

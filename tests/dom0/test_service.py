@@ -37,7 +37,7 @@ def app(tmp_path: Path) -> FakeApp:
 
 @pytest.fixture
 def service(app: FakeApp, clock: Clock) -> ForwardService:
-    return ForwardService(app, "boot-1", clock)
+    return ForwardService(app, "boot-1", clock, clock)
 
 
 def entries(vm: FakeVM) -> list[Entry]:
@@ -83,7 +83,7 @@ def test_reload_has_names_resolved_again(app: FakeApp, service: ForwardService) 
     assert [old != new for old, new in zip(before, after, strict=True)] == [True, True, True, False]
 
 
-def test_a_second_qube_cannot_take_the_port(app: FakeApp, service: ForwardService) -> None:
+def test_c30_a_second_qube_cannot_take_the_port(app: FakeApp, service: ForwardService) -> None:
     service.set(app.work, WEB)
     with pytest.raises(RefusedError, match=r"srcports '443' is taken at 'sys-net' by external tcp port 443 of 'work'"):
         service.set(app.personal, WEB)
@@ -124,7 +124,7 @@ def test_two_editors_cannot_overwrite_each_other(app: FakeApp, service: ForwardS
 
 
 @pytest.mark.parametrize("text", ["garbage\n", WEB + "\n", WEB + WEB, "action=accept\n", WEB.replace("443-443", "0")])
-def test_a_bad_payload_changes_nothing(app: FakeApp, service: ForwardService, text: str) -> None:
+def test_u16_a_bad_payload_changes_nothing(app: FakeApp, service: ForwardService, text: str) -> None:
     service.set(app.work, SSH)
     with pytest.raises(RefusedError):
         service.set(app.work, text)
@@ -141,7 +141,7 @@ def test_a_halted_hop_closes_and_its_start_opens(app: FakeApp, service: ForwardS
     assert [len(entries(vm)) for vm in (app.net, app.firewall, app.work)] == [1, 1, 1]
 
 
-def test_netvm_switch_leaves_nothing_behind(app: FakeApp, service: ForwardService) -> None:
+def test_c18_netvm_switch_leaves_nothing_behind(app: FakeApp, service: ForwardService) -> None:
     service.set(app.work, WEB)
     service.refresh()
     app.work.netvm = app.net

@@ -17,7 +17,7 @@ from tests.fakes.nft_text import Tokens, number, seconds, span
 
 _PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "srcnat": 100}
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
-_CHAIN_KINDS = ("filter", "nat")
+_CHAIN_KINDS = ("filter", "nat", "route")
 _SET_FLAGS = {"interval", "timeout"}
 
 
@@ -36,9 +36,11 @@ class FakeNft:
 
     def run(self, text: str) -> str:
         """Apply one transaction (or list something) and return the listing. Raises NftError."""
-        ruleset = {name: table.copy() for name, table in self.ruleset.items()}
         tokens = Tokens(text)
         output = ""
+        if text.startswith("list ") and "\n" not in text.strip():
+            return self._command(self.ruleset, tokens)
+        ruleset = {name: table.copy() for name, table in self.ruleset.items()}
         tokens.skip_ends()
         while tokens.peek():
             output += self._command(ruleset, tokens)

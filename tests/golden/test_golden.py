@@ -57,6 +57,8 @@ def read_qubes(lines: list[str], rules: list[str]) -> Snapshot:
             agent="no-agent" not in words,
             tor_gateway="tor" in words,
             denies="deny" in words,
+            tunnel="tunnel" in words,
+            transit="transit" in words,
             forwards=tuple(forwards.pop(name, ())),
         )
     assert not forwards, "a rule of a qube that the case does not have"

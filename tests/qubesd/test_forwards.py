@@ -113,7 +113,7 @@ def test_a_net_qube_has_its_entries_before_it_runs(world: World) -> None:
     opened(world, "sys-net", "sys-firewall")
 
 
-def test_a_restart_of_qubesd_keeps_and_repairs(world: World) -> None:
+def test_u5_a_restart_of_qubesd_keeps_and_repairs(world: World) -> None:
     world.api("work", f"{SET}+forward", WEB)
     opened(world, "sys-net", "sys-firewall", "work")
     before = {name: world.read(name, "/qubes-port-forward") for name in ("sys-net", "work")}
@@ -141,7 +141,7 @@ def test_a_rule_until_shutdown_ends_with_the_run_of_the_qube(world: World) -> No
     assert world.api("work", f"{GET}+forward") == ""
 
 
-def test_a_clone_and_a_disposable_have_no_forwards(world: World) -> None:
+def test_u3_u4_a_clone_and_a_disposable_have_no_forwards(world: World) -> None:
     world.api("dvm", f"{SET}+forward", WEB)
     name = world.api("dvm", "admin.vm.CreateDisposable")
     assert world.api(name, f"{GET}+forward") == ""

@@ -28,6 +28,8 @@ def test_a_running_qube_is_plugged_into_its_net_qube(world: World) -> None:
         "gateway": "10.137.0.2",
         "gateway6": None,
         "mac": "00:16:3e:5e:6c:00",
+        "visible_ip": "10.137.0.4",
+        "visible_gateway": "10.137.0.2",
     }
     assert "sys-net" not in world.xen.cables
 

@@ -149,3 +149,11 @@ def test_the_list_of_qubes_is_in_the_order_of_names(halted: World) -> None:
     assert lines[0].startswith("dom0 class=AdminVM state=Running uuid=00000000-0000-0000-0000-000000000000")
     assert halted.api("work", "admin.vm.List").startswith("work class=AppVM state=Halted uuid=")
     assert halted.api("work", "admin.vm.CurrentState").endswith(" power_state=Halted")
+
+
+@pytest.mark.parametrize(
+    ("dest", "method"),
+    [("dom0", "admin.deviceclass.List"), ("work", "admin.vm.volume.List"), ("work", "admin.vm.notes.Get")],
+)
+def test_stock_qvm_clone_learns_that_there_is_nothing_more_to_copy(halted: World, dest: str, method: str) -> None:
+    assert halted.api(dest, method) == ""

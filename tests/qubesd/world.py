@@ -66,14 +66,14 @@ class World:
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
-    def start(self) -> None:
-        """Start qubesd, and wait until it answers."""
+    def start(self, module: str = "lab.qubesd") -> None:
+        """Start qubesd, or a module that behaves like it, and wait until it answers."""
         paths = {"topology": "topology.json", "socket": "qubesd.sock", "xen": "xen.sock", "base": "lib"}
         paths |= {"qubesdb": "run", "link": "link", "boot-id": "boot_id"}
         options = [word for key, name in paths.items() for word in (f"--{key}", str(self.folder / name))]
         log = (self.folder / "log").open("ab")
         with log:
-            command = [sys.executable, "-m", "lab.qubesd", "--verbose", *options]
+            command = [sys.executable, "-m", module, "--verbose", *options]
             self._process = subprocess.Popen(command, cwd=ROOT, stderr=log)
         eventually(self._answers, "the answer of qubesd")
 
@@ -83,6 +83,13 @@ class World:
             self._process.terminate()
             assert self._process.wait(DEADLINE) == 0, self.log()
         self._process = None
+
+    def died(self) -> bool:
+        """Whether qubesd has been killed."""
+        if self._process is None or self._process.poll() is None:
+            return False
+        assert self._process.returncode == -signal.SIGKILL, self.log()
+        return True
 
     def close(self) -> None:
         self.stop()

@@ -217,7 +217,12 @@ def test_the_sockets_of_a_qube_and_of_dom0() -> None:
 @pytest.mark.parametrize("name", ["none", "/none/such.sock", "n" * 300, "a\0b"])
 def test_a_database_that_is_not_there_is_an_error(name: str) -> None:
     with pytest.raises(Error, match="cannot connect"):
-        open_qubesdb(name)
+        QubesDB(name)
+
+
+def test_a_daemon_that_is_not_there_is_the_same_error_from_our_client_and_the_c_module() -> None:
+    with pytest.raises(Error):
+        open_qubesdb("none")
 
 
 def test_only_the_read_only_socket_is_used_where_the_other_is_not_there(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TRACKED = [p for d in ("src", "lab", "tests") for p in sorted((ROOT / d).rglob("*.py"))]
+TRACKED = [p for d in ("src", "lab", "bench", "tests") for p in sorted((ROOT / d).rglob("*.py"))]
 HEADER = "# SPDX-License-Identifier: GPL-2.0-or-later\n# SPDX-FileCopyrightText: "
 
 

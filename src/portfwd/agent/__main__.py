@@ -4,6 +4,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 from portfwd.agent.agent import Agent
 from portfwd.agent.events import NFT_GROUP, RulesetWatch
@@ -11,11 +12,15 @@ from portfwd.agent.firewall import Firewall
 from portfwd.agent.flows import Conntrack
 from portfwd.agent.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener
 from portfwd.agent.nft import LibNft
+from portfwd.agent.routes import Routes
 from portfwd.agent.systemd import notify
 from portfwd.agent.uplinks import GROUPS, neighbours, uplink_addresses
+from portfwd.wire.ends import Ends
 from portfwd.wire.qdb_client import open_qubesdb
 
 _UPLINKS_MAX = 32
+_ENDS = Path("/run/qubes-port-forward/ends")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def main() -> int:
@@ -24,12 +29,14 @@ def main() -> int:
     nft = LibNft()
     agent = Agent(
         firewall=Firewall(nft, Conntrack()),
+        routes=Routes(),
         open_database=open_qubesdb,
         near=neighbours,
         uplinks=lambda: " ".join(str(address) for _, address in uplink_addresses()[:_UPLINKS_MAX]),
         ruleset=Listener(NETLINK_NETFILTER, (NFT_GROUP,)),
         links=Listener(NETLINK_ROUTE, GROUPS),
         touched=RulesetWatch(nft.generations).touched,
+        ends=Ends(_ENDS, _BOOT_ID.read_text().strip()),
         ready=lambda: notify("READY=1"),
     )
     agent.run()

@@ -14,16 +14,19 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from portfwd.agent.desired import Desired, Reporter, read_desired
+from portfwd.agent.desired import Desired, Reporter, read_desired, read_gateways
 from portfwd.agent.elements import Network, Surroundings
 from portfwd.agent.firewall import Firewall
 from portfwd.agent.names import REFRESH_SECONDS, Resolver
 from portfwd.agent.netlink import Listener, Message
 from portfwd.agent.nft import NftError
+from portfwd.agent.routes import Outcome, Routes
 from portfwd.wire import limits
+from portfwd.wire.clock import ClockWatch, read_clocks
+from portfwd.wire.ends import Ends
 from portfwd.wire.qdb_client import Database
-from portfwd.wire.status import Result, State
-from portfwd.wire.values import HostName
+from portfwd.wire.status import Result, State, WayOut
+from portfwd.wire.values import Family, HostName, IPAddress, Side
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ _RETRY_SECONDS = 1.0
 _INCOMPLETE_SECONDS = 2.0
 """How long a set of entries may be half written before everything is shut."""
 _START_SECONDS = 2.0
-"""How long the first answer of DNS is waited for, so that a restart does not cut the connections of names."""
+"""How long the first answers of DNS are waited for, so that a restart does not cut the connections of names."""
 
 
 class Agent:
@@ -40,18 +43,21 @@ class Agent:
     def __init__(
         self,
         firewall: Firewall,
+        routes: Routes,
         open_database: Callable[[], Database],
         near: Callable[[], tuple[Network, ...]],
         uplinks: Callable[[], str],
         ruleset: Listener,
         links: Listener,
         touched: Callable[[list[Message]], tuple[bool, bool]],
+        ends: Ends,
         ready: Callable[[], None],
     ) -> None:
-        self._firewall = firewall
+        self._firewall, self._routes = firewall, routes
         self._open_database = open_database
         self._near, self._uplinks, self._touched, self._ready = near, uplinks, touched, ready
         self._ruleset, self._links = ruleset, links
+        self._ends, self._clock = ends, ClockWatch()
         self._resolver = Resolver()
         self._selector = selectors.DefaultSelector()
         self._commands: Database | None = None
@@ -59,6 +65,8 @@ class Agent:
         self._watch_fd: int | None = None
         self._reporter: Reporter | None = None
         self._desired = Desired()
+        self._gateways: dict[Family, IPAddress] = {}
+        self._ways = Outcome({}, tunnel=False)
         self._deadlines: dict[str, float] = {}
         self._fresh = True
         self._stopping = False
@@ -75,6 +83,7 @@ class Agent:
         self._selector.register(self._ruleset, selectors.EVENT_READ, self._on_ruleset)
         self._selector.register(self._links, selectors.EVENT_READ, self._on_links)
         self._selector.register(self._resolver, selectors.EVENT_READ, self._on_names)
+        self._selector.register(self._clock, selectors.EVENT_READ, self._on_clock)
         self._catch_signals()
         self._connect()
         if self._watch is None:
@@ -85,10 +94,10 @@ class Agent:
 
     def _wait(self) -> None:
         due = min(self._deadlines.values(), default=None)
-        timeout = None if due is None else max(0.0, due - time.time())
+        timeout = None if due is None else max(0.0, due - time.monotonic())
         for key, _ in self._selector.select(timeout):
             key.data()
-        now = time.time()
+        now = time.monotonic()
         for name in [name for name, when in self._deadlines.items() if when <= now]:
             del self._deadlines[name]
             self._on_deadline[name]()
@@ -122,7 +131,7 @@ class Agent:
         except (RuntimeError, OSError) as error:
             log.warning("no QubesDB: %s", error)
             self._disconnect()
-            self._deadlines["connect"] = time.time() + _RETRY_SECONDS
+            self._deadlines["connect"] = time.monotonic() + _RETRY_SECONDS
             return
         self._reporter = Reporter(self._commands)
         self._read()
@@ -160,20 +169,21 @@ class Agent:
             return
         try:
             desired = read_desired(self._commands)
+            self._gateways = read_gateways(self._commands)
         except (RuntimeError, OSError) as error:
             log.warning("QubesDB cannot be read: %s", error)
             self._disconnect()
-            self._deadlines["connect"] = time.time() + _RETRY_SECONDS
+            self._deadlines["connect"] = time.monotonic() + _RETRY_SECONDS
             return
         if not desired.complete and not late:
             self._desired = Desired(desired.generation, self._desired.entries, self._desired.refused, complete=False)
-            self._deadlines.setdefault("incomplete", time.time() + _INCOMPLETE_SECONDS)
+            self._deadlines.setdefault("incomplete", time.monotonic() + _INCOMPLETE_SECONDS)
             return
         self._desired = desired
         self._deadlines.pop("incomplete", None)
         self._resolve()
         if self._fresh and "names" in self._deadlines:
-            self._deadlines["start"] = time.time() + _START_SECONDS
+            self._deadlines["start"] = time.monotonic() + _START_SECONDS
         self._fresh = False
         self._bring()
 
@@ -182,13 +192,18 @@ class Agent:
         self._resolver.want(names)
         self._deadlines.pop("names", None)
         if names:
-            self._deadlines["names"] = time.time() + REFRESH_SECONDS
+            self._deadlines["names"] = time.monotonic() + REFRESH_SECONDS
 
     def _bring(self) -> None:
         if "start" in self._deadlines:
             return
-        now = time.time()
-        around = Surroundings(now, self._near(), self._resolver.found)
+        # By the clock of the kernel's timeouts, which is that of our deadlines, too.
+        moment = read_clocks()
+        now = moment.monotonic
+        expires = {e.key: e.expire for e in self._desired.entries if e.expire is not None}
+        ends = {key: now + left for key, left in self._ends.left(expires, moment).items()}
+        self._find_ways()
+        around = Surroundings(now, self._near(), self._resolver.found, self._ways.numbers, ends)
         try:
             results = self._firewall.bring(self._desired.entries, around)
             state = State.APPLIED if self._desired.complete else State.INCOMPLETE
@@ -197,8 +212,7 @@ class Agent:
             results = {e.key: Result.FAILED for e in self._desired.entries}
             state = State.FAILED
         failed = state is State.FAILED or Result.FAILED in results.values()
-        ends = [e.expire for e in self._desired.entries if e.expire is not None and e.expire > now]
-        again = [*map(float, ends), *([now + _RETRY_SECONDS] if failed else [])]
+        again = [*(end for end in ends.values() if end > now), *([now + _RETRY_SECONDS] if failed else [])]
         if (guard := self._firewall.tend(now)) is not None:
             again.append(guard)
         self._deadlines.pop("apply", None)
@@ -206,15 +220,23 @@ class Agent:
             self._deadlines["apply"] = min(again)
         self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED))
 
+    def _find_ways(self) -> None:
+        families = {entry.family for entry in self._desired.entries if entry.side is Side.UPLINK}
+        try:
+            self._ways = self._routes.bring(families, self._gateways)
+        except OSError as error:
+            log.error("replies may leave by another uplink: %s", error)
+
     def _report(self, state: State, results: dict[str, Result]) -> None:
         if self._reporter is None:
             return
+        way_out = WayOut.TUNNEL if self._ways.tunnel else WayOut.UPLINK
         try:
-            self._reporter.report(self._desired.generation, state, results, self._uplinks())
+            self._reporter.report(self._desired.generation, state, results, self._uplinks(), way_out)
         except (RuntimeError, OSError) as error:
             log.warning("status cannot be written: %s", error)
             self._disconnect()
-            self._deadlines["connect"] = time.time() + _RETRY_SECONDS
+            self._deadlines["connect"] = time.monotonic() + _RETRY_SECONDS
 
     def _on_ruleset(self) -> None:
         """Someone changed nftables: when it was not us, put back what is ours."""
@@ -225,13 +247,23 @@ class Agent:
         if own or base or lost:
             self._bring()
 
+    def _on_clock(self) -> None:
+        """The clock was set, or the qube has slept: timeouts in the kernel may end too late."""
+        if self._clock.read():
+            self._bring()
+
     def _on_links(self) -> None:
         self._links.read()
         self._bring()
 
     def _on_names(self) -> None:
         changed = self._resolver.read()
-        if self._deadlines.pop("start", None) is not None or changed:
+        if "start" in self._deadlines:
+            if self._resolver.waiting:
+                return
+            del self._deadlines["start"]
+            changed = True
+        if changed:
             self._bring()
 
 

@@ -12,7 +12,8 @@ from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.qdb_client import Database
-from portfwd.wire.status import UPLINKS, Acknowledgement, Result, State
+from portfwd.wire.status import UPLINKS, WAY_OUT, Acknowledgement, Result, State, WayOut
+from portfwd.wire.values import Family, IPAddress, parse_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,20 @@ def read_desired(database: Database) -> Desired:
     return Desired(commit.generation, tuple(entries), tuple(refused))
 
 
+def read_gateways(database: Database) -> dict[Family, IPAddress]:
+    """The gateways of the uplink to a net qube, as dom0 says them (Qubes: /qubes-gateway, /qubes-gateway6)."""
+    found = {}
+    for family, path in ((Family.V4, "/qubes-gateway"), (Family.V6, "/qubes-gateway6")):
+        raw = database.read(path)
+        try:
+            address = None if raw is None else parse_address(_text(raw))
+        except RefusedError:
+            continue
+        if address is not None and address.version == family:
+            found[family] = address
+    return found
+
+
 def _text(value: bytes) -> str:
     return value.decode("ascii", "replace")
 
@@ -58,10 +73,18 @@ class Reporter:
     database: Database
     _written: dict[str, str] = field(default_factory=dict)
 
-    def report(self, generation: int, state: State, results: Mapping[str, Result], uplinks: str) -> None:
+    def report(
+        self,
+        generation: int,
+        state: State,
+        results: Mapping[str, Result],
+        uplinks: str,
+        way_out: WayOut = WayOut.UPLINK,
+    ) -> None:
         """Per entry first, then the acknowledgement of the whole."""
         wanted = {limits.STATUS + key: result.value for key, result in results.items()}
         wanted[limits.STATUS + UPLINKS] = uplinks
+        wanted[limits.STATUS + WAY_OUT] = way_out.value
         if not self._written:
             for path in self.database.multiread(limits.STATUS):
                 if path not in wanted:

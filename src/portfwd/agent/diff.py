@@ -10,6 +10,25 @@ from portfwd.wire.values import Family
 
 _CHUNK = 500
 """Elements in one nft command: long lines cost nft quadratic time in its error locations."""
+_SAME_SECONDS = 0.5
+"""Ends are given in whole seconds, so two that differ by less are one."""
+
+
+def settle(before: Elements, after: Elements) -> Elements:
+    """The elements of `after`, with the ends of `before` where both end at the same time but for reading the clocks.
+
+    A later end is a timeout of the kernel that has stood still in suspend, or a change of mind: it is written anew.
+    """
+    return {
+        place: {key: _settled(before.get(place, {}).get(key), element) for key, element in elements.items()}
+        for place, elements in after.items()
+    }
+
+
+def _settled(old: Element | None, new: Element) -> Element:
+    if old is None or old.expire is None or new.expire is None or abs(old.expire - new.expire) > _SAME_SECONDS:
+        return new
+    return new._replace(expire=old.expire)
 
 
 def difference(before: Elements, after: Elements, now: float) -> str:

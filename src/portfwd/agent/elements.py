@@ -5,6 +5,7 @@
 An entry that is expired, not resolved or at odds with another opens nothing; its result says why.
 """
 
+import bisect
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from portfwd.agent.skeleton import RELAY_SIDES
 from portfwd.wire.entry import Entry
+from portfwd.wire.limits import PORT_MAX
 from portfwd.wire.status import Result
 from portfwd.wire.values import (
     Family,
@@ -34,18 +36,28 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the qube knows beside its entries. `now` is in epoch seconds."""
+    """What the qube knows beside its entries. `now` is in seconds of any clock.
+
+    `ends` says by the same clock when entries end (by entry key); where it is silent, `expire` counts.
+    """
 
     now: float
     near: tuple[Network, ...] = ()
     names: Mapping[HostName, tuple[IPAddress, ...]] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """The uplinks whose replies need a way of their own: interface name -> its number."""
+    ends: Mapping[str, float] = field(default_factory=dict)
+
+    def end_of(self, entry: Entry) -> float | None:
+        """When an entry ends, by the clock of `now`."""
+        return self.ends.get(entry.key, entry.expire)
 
 
 class Element(NamedTuple):
-    """One element: what it maps to ('' in a set), when it ends (epoch seconds), and the rules it serves."""
+    """One element: what it maps to ('' in a set), when it ends (as Surroundings.now), and the rules it serves."""
 
     data: str = ""
-    expire: int | None = None
+    expire: float | None = None
     comment: str = ""
 
 
@@ -58,7 +70,7 @@ def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, dic
     elements: Elements = {}
     results: dict[str, Result] = {}
     accepts: list[Entry] = []
-    taken: dict[tuple[Family, str, Proto], list[PortRange]] = {}
+    taken: dict[tuple[Family, str, Proto], list[tuple[int, int]]] = {}
     for entry in sorted(entries, key=lambda e: e.key):
         results[entry.key] = result = _judge(entry, around, taken)
         if result is not Result.OK:
@@ -73,19 +85,23 @@ def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, dic
             for ports, owners in _segments(mine):
                 _add_door(elements, "in", ports, owners, around)
     _add_near(elements, around)
+    _add_via(elements, around)
     return elements, results
 
 
-def _judge(entry: Entry, around: Surroundings, taken: dict[tuple[Family, str, Proto], list[PortRange]]) -> Result:
-    if entry.expire is not None and entry.expire <= around.now:
+def _judge(entry: Entry, around: Surroundings, taken: dict[tuple[Family, str, Proto], list[tuple[int, int]]]) -> Result:
+    end = around.end_of(entry)
+    if end is not None and end <= around.now:
         return Result.EXPIRED
     if isinstance(entry.source, HostName) and not addresses_of(entry, around):
         return Result.UNRESOLVED
     if entry.kind is Kind.RELAY:
         held = taken.setdefault((entry.family, RELAY_SIDES[entry.side], entry.proto), [])
-        if any(entry.listen.overlaps(other) for other in held):
+        # What is held never overlaps, so only the neighbours in port order can be in the way.
+        place = bisect.bisect_right(held, (entry.listen.last, PORT_MAX))
+        if place and held[place - 1][1] >= entry.listen.first:
             return Result.CLASH
-        held.append(entry.listen)
+        held.insert(place, (entry.listen.first, entry.listen.last))
     return Result.OK
 
 
@@ -125,7 +141,7 @@ def _add_relay(elements: Elements, entry: Entry, around: Surroundings) -> None:
 def _add_door(elements: Elements, side: str, ports: PortRange, owners: list[Entry], around: Surroundings) -> None:
     """Let the sources of these entries in at these ports."""
     family, proto = owners[0].family, owners[0].proto.value
-    expire = _end(owners)
+    expire = _end(owners, around)
     words = {e.source for e in owners if isinstance(e.source, SourceWord)}
     klass = "any" if SourceWord.ANYONE in words else "near" if SourceWord.NEIGHBOURS in words else "src"
     door = Element(f"goto {side}-{klass}", expire, " ".join(sorted(e.rule for e in owners))[:100])
@@ -139,13 +155,13 @@ def _add_door(elements: Elements, side: str, ports: PortRange, owners: list[Entr
             _add(elements, family, f"{side}-src", f"{ports.short} . {proto} . {prefix}", Element())
 
 
-def _end(owners: list[Entry]) -> int | None:
+def _end(owners: list[Entry], around: Surroundings) -> float | None:
     """When a door shared by several entries must be looked at again.
 
     Same sources: it stays open as long as any of them. Different sources: it shuts with the first, and the agent opens
     it anew for the others, so that a dead agent leaves nobody in whose time has come.
     """
-    ends = [e.expire for e in owners if e.expire is not None]
+    ends = [end for e in owners if (end := around.end_of(e)) is not None]
     if len({e.source for e in owners}) == 1:
         return max(ends) if len(ends) == len(owners) else None
     return min(ends, default=None)
@@ -154,6 +170,8 @@ def _end(owners: list[Entry]) -> int | None:
 def collapse(prefixes: Iterable[IPNetwork]) -> list[IPNetwork]:
     """The same addresses in prefixes that do not overlap: the kernel refuses overlapping intervals."""
     unique = list(prefixes)
+    if len(unique) == 1:
+        return unique
     v4 = [p for p in unique if isinstance(p, ipaddress.IPv4Network)]
     v6 = [p for p in unique if isinstance(p, ipaddress.IPv6Network)]
     return [*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)]
@@ -186,3 +204,11 @@ def _add_near(elements: Elements, around: Surroundings) -> None:
             prefixes = [n.prefix for n in around.near if n.interface == interface and n.prefix.version == family]
             for prefix in collapse(prefixes):
                 _add(elements, family, "near", f'"{interface}" . {prefix}', Element())
+
+
+def _add_via(elements: Elements, around: Surroundings) -> None:
+    """The numbered uplinks, only where something may come in by them."""
+    for family in Family:
+        if any((family, f"{side}-{shape}") in elements for side in ("up", "in") for shape in ("port", "range")):
+            for interface, number in around.numbers.items():
+                _add(elements, family, "via", f'"{interface}"', Element(f"jump via-{number}"))

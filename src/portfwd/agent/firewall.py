@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 
 from portfwd.agent import skeleton
-from portfwd.agent.diff import difference, everything
+from portfwd.agent.diff import difference, everything, settle
 from portfwd.agent.elements import Elements, Surroundings, build
 from portfwd.agent.flows import FlowTable
 from portfwd.agent.nft import Nft, NftError
@@ -33,6 +33,16 @@ def _mark(family: Family) -> str:
 def _fresh_table(family: Family) -> str:
     table = f"{nft_family(family)} {TABLE}"
     return f"add table {table}\ndelete table {table}\n{skeleton.table(family)}{_mark(family)}"
+
+
+def _numbered(elements: Elements) -> set[Family]:
+    return {family for family, name in elements if name == "via"}
+
+
+def _replies(families: set[Family], elements: Elements) -> str:
+    """The reply chains of these families as the elements want them."""
+    wanted = _numbered(elements)
+    return "".join(skeleton.replies(f) if f in wanted else skeleton.no_replies(f) for f in sorted(families))
 
 
 class Firewall:
@@ -69,7 +79,7 @@ class Firewall:
         self._suspect = True
 
     def tend(self, now: float) -> float | None:
-        """Remove guards whose time is over. Returns when to come again (epoch seconds), or None."""
+        """Remove guards whose time is over. Returns when to come again (as Surroundings.now), or None."""
         for family, until in list(self._guarded.items()):
             if until <= now:
                 ip = nft_family(family)
@@ -81,7 +91,9 @@ class Firewall:
     def _load(self, elements: Elements, now: float) -> bool:
         """Apply the elements; whether something was taken away, or may have been."""
         if self._applied is not None:
-            text = difference(self._applied, elements, now)
+            elements = settle(self._applied, elements)
+            text = _replies(_numbered(self._applied) ^ _numbered(elements), elements)
+            text += difference(self._applied, elements, now)
             if not text:
                 return self._replace(elements)
             try:
@@ -91,7 +103,7 @@ class Firewall:
                 log.info("loading all elements anew: %s", error)
             else:
                 return self._replace(elements)
-        wanted = everything(elements, tuple(Family), now)
+        wanted = everything(elements, tuple(Family), now) + _replies(set(Family), elements)
         try:
             self._nft.run("".join(self._table(family, now) for family in Family) + wanted)
         except NftError as error:

@@ -7,6 +7,7 @@ costs nothing.
 """
 
 import contextlib
+import functools
 import ipaddress
 import socket
 import struct
@@ -88,4 +89,10 @@ def _tuple(data: bytes) -> tuple[Proto, IPAddress, IPAddress, int, int] | None:
     if source is None or target is None:
         return None
     ports = (int.from_bytes(proto[2], "big"), int.from_bytes(proto[3], "big"))
-    return _PROTOS[number], ipaddress.ip_address(source), ipaddress.ip_address(target), *ports
+    return _PROTOS[number], _address(source), _address(target), *ports
+
+
+@functools.lru_cache(maxsize=4096)
+def _address(packed: bytes) -> IPAddress:
+    """Of thousands of connections, most share a few addresses."""
+    return ipaddress.ip_address(packed)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Host names of sources, resolved in a thread of their own: the agent never waits for a DNS server."""
+"""Host names of sources, resolved in threads of their own: the agent never waits for a DNS server."""
 
 import contextlib
 import ipaddress
@@ -13,49 +13,73 @@ from collections.abc import Iterable
 from portfwd.wire.values import HostName, IPAddress
 
 REFRESH_SECONDS = 300
+_THREADS = 16
 _MOST = 32
 """Addresses taken from one name: a name that answers thousands must not fill the kernel."""
 
 
 class Resolver:
-    """Ask for names with want(); fileno() is readable when `found` has changed and read() was not yet called."""
+    """Ask for names with want(); fileno() is readable when answers have come and read() was not yet called.
+
+    Each name has a thread while there are few, so that one whose server is dead does not hold up the others.
+    """
 
     def __init__(self) -> None:
         self.found: dict[HostName, tuple[IPAddress, ...]] = {}
-        self._asked: queue.SimpleQueue[tuple[HostName, ...]] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[dict[HostName, tuple[IPAddress, ...]]] = queue.SimpleQueue()
+        self._wanted: frozenset[HostName] = frozenset()
+        self._under_way: dict[HostName, bool] = {}
+        self._asked: queue.SimpleQueue[HostName] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[HostName, tuple[IPAddress, ...]]] = queue.SimpleQueue()
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._thread: threading.Thread | None = None
+        self._threads = 0
 
     def fileno(self) -> int:
         """For select."""
         return self._reader
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the answer for some wanted name is still to come."""
+        return not self._wanted.isdisjoint(self._under_way)
+
     def want(self, names: Iterable[HostName]) -> None:
         """Resolve these names now, in the background; a name that does not answer means no addresses."""
-        wanted = tuple(sorted(set(names)))
-        if not wanted:
-            self.found = {}
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
-        self._asked.put(wanted)
+        self._wanted = frozenset(names)
+        self.found = {name: addresses for name, addresses in self.found.items() if name in self._wanted}
+        for name in sorted(self._wanted):
+            if name in self._under_way:
+                # What it answers may be older than this wish.
+                self._under_way[name] = True
+            else:
+                self._ask(name)
 
     def read(self) -> bool:
         """Take over what has been resolved; whether it differs from before."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 4096)
-        before = self.found
+        found = dict(self.found)
         with contextlib.suppress(queue.Empty):
             while True:
-                self.found = self._answers.get_nowait()
-        return self.found != before
+                name, addresses = self._answers.get_nowait()
+                again = self._under_way.pop(name)
+                if name in self._wanted:
+                    found[name] = addresses
+                    if again:
+                        self._ask(name)
+        changed, self.found = found != self.found, found
+        return changed
+
+    def _ask(self, name: HostName) -> None:
+        self._under_way[name] = False
+        self._asked.put(name)
+        if self._threads < min(_THREADS, len(self._under_way)):
+            threading.Thread(target=self._work, daemon=True).start()
+            self._threads += 1
 
     def _work(self) -> None:
         while True:
-            names = self._asked.get()
-            self._answers.put({name: resolve(name) for name in names})
+            name = self._asked.get()
+            self._answers.put((name, resolve(name)))
             with contextlib.suppress(BlockingIOError):
                 os.write(self._writer, b"x")
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_NEW = 0x600
+"""NLM_F_CREATE and NLM_F_EXCL: make it, and fail when it is there."""
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
@@ -45,23 +47,25 @@ def nested(kind: int, *values: bytes) -> bytes:
 def attributes(data: bytes) -> dict[int, bytes]:
     """Attributes by type; the last of a repeated type counts."""
     found = {}
-    while len(data) >= _ATTR.size:
-        length, kind = _ATTR.unpack_from(data)
-        if not _ATTR.size <= length <= len(data):
+    place, end = 0, len(data)
+    while end - place >= _ATTR.size:
+        length, kind = _ATTR.unpack_from(data, place)
+        if not _ATTR.size <= length <= end - place:
             break
-        found[kind & _TYPE_MASK] = data[_ATTR.size : length]
-        data = data[length + (-length % 4) :]
+        found[kind & _TYPE_MASK] = data[place + _ATTR.size : place + length]
+        place += length + (-length % 4)
     return found
 
 
 def messages(data: bytes) -> Iterator[Message]:
     """Split a datagram into messages."""
-    while len(data) >= _HEADER.size:
-        length, kind, _, _, _ = _HEADER.unpack_from(data)
-        if not _HEADER.size <= length <= len(data):
+    place, end = 0, len(data)
+    while end - place >= _HEADER.size:
+        length, kind, _, _, _ = _HEADER.unpack_from(data, place)
+        if not _HEADER.size <= length <= end - place:
             break
-        yield Message(kind, data[_HEADER.size : length])
-        data = data[length + (-length % 4) :]
+        yield Message(kind, data[place + _HEADER.size : place + length])
+        place += length + (-length % 4)
 
 
 class Netlink:
@@ -83,9 +87,9 @@ class Netlink:
                 _raise_error(message)
                 found.append(message)
 
-    def request(self, kind: int, body: bytes) -> list[Message]:
+    def request(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
         """One request that is acknowledged, and what was answered before the acknowledgement."""
-        header = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK, 0, 0)
+        header = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0)
         self._socket.send(header + body)
         found: list[Message] = []
         while True:

@@ -11,10 +11,16 @@ qubes and tunnels behind us) and `in` (this qube is the target).
     SIDE-src    port, protocol, prefix of the allowed clients
     SIDE-to, SIDE-to-one, SIDE-to-keep   where to: exact port; range to one port; range that keeps its ports
     near        interface, prefix of the networks attached to the uplinks
+    via         interface -> chain that notes the uplink's number
 
 Three bits of the connection mark are ours: they carry the verdict from our table to the base tables' custom chains, and
-let our connections be found again; one of them is set on all, so that one look at conntrack finds them. All other bits
-are left as they are, since VPN and policy routing scripts use them.
+let our connections be found again; one of them is set on all, so that one look at conntrack finds them. Four more say
+by which uplink the connection came, where replies would not leave by it of themselves; the same four of the packet mark
+lead them to its routes (ways.py). All other bits are left as they are, since VPN and policy routing scripts use them.
+
+At the target every packet of our connections asks whether its door still stands (chain `standing`). So an end of time
+ends open connections, too, when nobody is left but the target's kernel. It drops and does not reset: an agent may be
+just about to open a shared door anew for the others. A connection that has been let in is not asked for its source.
 """
 
 import hashlib
@@ -29,6 +35,9 @@ MARK_UP = MARK_OURS
 MARK_DOWN = MARK_OURS | 0x02000000
 MARK_IN = MARK_OURS | 0x04000000
 MARK_BITS = 0x07000000
+UPLINK_SHIFT = 28
+UPLINK_BITS = 0xF << UPLINK_SHIFT
+UPLINK_MAX = 15
 MARKS = {"up": MARK_UP, "down": MARK_DOWN, "in": MARK_IN}
 RELAY_SIDES = {Side.UPLINK: "up", Side.DOWNSTREAM: "down"}
 TUNNEL_KINDS = ("tun", "wireguard", "ppp", "xfrm", "vti", "vti6", "gre", "ipip", "sit", "ip6tnl", "ovpn", "amneziawg")
@@ -42,6 +51,7 @@ BASE_RULES = {"custom-forward": FORWARD_RULE, "custom-input": INPUT_RULE}
 """The only rules outside our table: chain of the base table -> rule."""
 
 GUARDS = ("guard-forward", "guard-input", "guard-output")
+REPLY_CHAINS = ("reply-in", "reply-out", "back-in", "back")
 DEAD_OUT = "dead-out"
 DEAD_IN = "dead-in"
 
@@ -64,6 +74,7 @@ def sets_of(family: Family) -> dict[str, str]:
         found[f"map {side}-to-one"] = f"type inet_service . inet_proto : {addr} . inet_service; flags interval;"
         found[f"map {side}-to-keep"] = f"type inet_service . inet_proto : {addr}; flags interval;"
     found["set near"] = f"type ifname . {addr}; flags interval;"
+    found["map via"] = "type ifname : verdict;"
     return found
 
 
@@ -73,11 +84,13 @@ def table(family: Family) -> str:
     addr = f"ipv{int(family)}_addr"
     tunnels = ", ".join(f'"{kind}"' for kind in TUNNEL_KINDS)
     sets = "\n".join(f"  {name} {{ {text} }}" for name, text in sets_of(family).items())
+    vias = "\n".join(_via_chain(number) for number in range(1, UPLINK_MAX + 1))
     relays = "\n".join(_relay_chains(ip, side) for side in RELAY_SIDES.values())
     return f"""table {ip} {TABLE} {{
 {sets}
   set {DEAD_OUT} {{ type {addr} . inet_proto . inet_service . {addr}; flags timeout; }}
   set {DEAD_IN} {{ type inet_proto . {addr} . inet_service; flags timeout; }}
+{vias}
 {relays}
   chain up-near {{
     iifname . {ip} saddr @near goto up-go
@@ -87,11 +100,14 @@ def table(family: Family) -> str:
   }}
   chain in-go {{
     ct mark set ct mark | 0x{MARK_IN:08x}
+    iifname vmap @via
   }}
   chain in-any {{
+    ct state != new accept
     goto in-go
   }}
   chain in-src {{
+    ct state != new accept
     th dport . meta l4proto . {ip} saddr @in-src goto in-go
   }}
   chain entrance {{
@@ -110,6 +126,11 @@ def table(family: Family) -> str:
     meta l4proto . th dport vmap @in-port
     th dport . meta l4proto vmap @in-range
   }}
+  chain standing {{
+    meta l4proto . th dport vmap @in-port
+    th dport . meta l4proto vmap @in-range
+    drop
+  }}
   chain dead {{
     meta l4proto tcp tcp flags & (syn | rst | ack) == syn return
     meta l4proto tcp tcp flags & rst == rst return
@@ -123,14 +144,24 @@ def table(family: Family) -> str:
   chain input {{
     type filter hook input priority filter - 1; policy accept;
     iifgroup != 2 iif != lo meta l4proto {{ tcp, udp }} ct state new jump arrival
+    ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} meta l4proto {{ tcp, udp }} jump standing
   }}
 }}
 """
 
 
+def _via_chain(number: int) -> str:
+    # Two statements: older nft cannot clear and set bits in one.
+    return f"""  chain via-{number} {{
+    ct mark set ct mark & 0x{UPLINK_BITS ^ 0xFFFFFFFF:08x}
+    ct mark set ct mark | 0x{number << UPLINK_SHIFT:08x}
+  }}"""
+
+
 def _relay_chains(ip: str, side: str) -> str:
+    via = "\n    iifname vmap @via" if side == "up" else ""
     return f"""  chain {side}-go {{
-    ct mark set ct mark | 0x{MARKS[side]:08x}
+    ct mark set ct mark | 0x{MARKS[side]:08x}{via}
     meta l4proto {{ tcp, udp }} dnat {ip} to meta l4proto . th dport map @{side}-to
     meta l4proto {{ tcp, udp }} dnat {ip} to th dport . meta l4proto map @{side}-to-one
     dnat {ip} to th dport . meta l4proto map @{side}-to-keep
@@ -168,7 +199,54 @@ def guard(family: Family) -> str:
 """
 
 
+def replies(family: Family) -> str:
+    """The chains that hand the uplink's number from a connection to its replies, whatever stood there before.
+
+    They cost every packet, so they stand only while some uplink is numbered. What goes the other way loses the number,
+    in case that a script has restored the packet mark from the connection's: it is routed as ever. `route` makes the
+    kernel look again for the way of what a program of this qube sends.
+    """
+    table = f"{nft_family(family)} {TABLE}"
+    numbered = f"ct mark & 0x{UPLINK_BITS:08x} != 0"
+    without = f"meta mark set meta mark & 0x{UPLINK_BITS ^ 0xFFFFFFFF:08x}"
+    bits = [1 << bit for bit in range(UPLINK_SHIFT, 32)]
+    copied = "\n".join(f"    ct mark & 0x{b:08x} != 0 meta mark set meta mark | 0x{b:08x}" for b in bits)
+    return f"""{_empty_replies(family)}table {table} {{
+  chain back {{
+    {without}
+{copied}
+  }}
+  chain back-in {{
+    ct direction original {without} return
+    iifgroup 2 goto back
+  }}
+  chain reply-in {{
+    {numbered} goto back-in
+  }}
+  chain reply-out {{
+    ct direction reply {numbered} goto back
+  }}
+}}
+"""
+
+
+def no_replies(family: Family) -> str:
+    """Takes those chains away, be they there or not."""
+    table = f"{nft_family(family)} {TABLE}"
+    return _empty_replies(family) + "".join(f"delete chain {table} {name}\n" for name in REPLY_CHAINS)
+
+
+def _empty_replies(family: Family) -> str:
+    table = f"{nft_family(family)} {TABLE}"
+    hooks = {
+        "reply-in": " { type filter hook prerouting priority mangle + 1; policy accept; }",
+        "reply-out": " { type route hook output priority mangle + 1; policy accept; }",
+    }
+    made = "".join(f"add chain {table} {name}{hooks.get(name, '')}\n" for name in REPLY_CHAINS)
+    return made + "".join(f"flush chain {table} {name}\n" for name in REPLY_CHAINS)
+
+
 def marker(family: Family) -> str:
     """The name of an empty chain that tells which text the table was made from."""
-    text = table(family) + guard(family)
+    text = table(family) + guard(family) + replies(family)
     return f"made-from-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -19,13 +19,24 @@ GUARD_SECONDS = 600
 
 def doomed(flows: Iterable[Flow], entries: Iterable[Entry], around: Surroundings) -> list[Flow]:
     """The flows that no entry allows any more."""
-    by_place: dict[tuple[object, ...], list[Entry]] = {}
+    # By port where an entry has just one: thousands of flows must not each be held against thousands of entries.
+    exact: dict[tuple[object, ...], list[Entry]] = {}
+    wide: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
-        by_place.setdefault((entry.family, entry.proto, _mark(entry)), []).append(entry)
+        place = (entry.family, entry.proto, _mark(entry))
+        if len(entry.listen) == 1:
+            exact.setdefault((*place, entry.listen.first), []).append(entry)
+        else:
+            wide.setdefault(place, []).append(entry)
+    judged: dict[tuple[object, ...], bool] = {}
     lost = []
     for flow in flows:
-        candidates = by_place.get((flow.family, flow.proto, flow.mark & MARK_BITS), ())
-        if not any(_allows(entry, flow, around) for entry in candidates):
+        place = (flow.family, flow.proto, flow.mark & MARK_BITS)
+        alike = (*place, flow.client, flow.port, flow.server, flow.server_port)
+        if alike not in judged:
+            candidates = (*exact.get((*place, flow.port), ()), *wide.get(place, ()))
+            judged[alike] = any(_allows(entry, flow, around) for entry in candidates)
+        if not judged[alike]:
             lost.append(flow)
     return lost
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The networks attached to this qube's uplinks, read from the kernel. Formats: rtnetlink(7).
+"""This qube's interfaces and the networks attached to its uplinks, read from the kernel. Formats: rtnetlink(7).
 
 An uplink is an interface that is up, not loopback, not in group 2 (the qubes behind us) and not a tunnel. A network is
 the prefix of one of its addresses; link-local ones cannot be forwarded and do not count.
@@ -10,7 +10,7 @@ import ipaddress
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 from portfwd.agent.elements import Network
 from portfwd.agent.netlink import NETLINK_ROUTE, Netlink, attributes
@@ -20,20 +20,48 @@ _GETLINK, _GETADDR = 18, 22
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_GROUP, _INFO_KIND = 3, 18, 27, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
-_DOWNSTREAM_GROUP = 2
+_XEN_GROUP, _DOWNSTREAM_GROUP = 1, 2
 
 # The kernel allows quotes in names; in nft text they would end the name early. Such an interface has no neighbours.
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 
-GROUPS = (1, 5, 9)
-"""RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR: what changes the answer."""
+GROUPS = (1, 5, 7, 8, 9, 11, 19)
+"""What changes the answers here and in routes.py: RTNLGRP_LINK, and IFADDR, ROUTE, RULE of IPv4 and IPv6."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface that is up. `xen` is the uplink to a net qube; `tunnel` is what ends in this qube."""
+
+    index: int
+    name: str
+    uplink: bool
+    tunnel: bool
+    xen: bool = False
+
+
+def read_links(netlink: Netlink) -> list[Link]:
+    """Every interface that is up and not loopback."""
+    found = []
+    for message in netlink.dump(_GETLINK, struct.pack("=BBHiII", socket.AF_UNSPEC, 0, 0, 0, 0, 0)):
+        _, _, _, index, flags, _ = struct.unpack_from("=BBHiII", message.body)
+        if not flags & _IFF_UP or flags & _IFF_LOOPBACK:
+            continue
+        fields = attributes(message.body[16:])
+        group = int.from_bytes(fields.get(_IFLA_GROUP, b"\0"), "little")
+        kind = attributes(fields.get(_IFLA_LINKINFO, b"")).get(_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
+        name = fields.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+        tunnel = kind in TUNNEL_KINDS and group != _DOWNSTREAM_GROUP
+        uplink = not tunnel and group != _DOWNSTREAM_GROUP and bool(_NAME.fullmatch(name))
+        found.append(Link(index, name, uplink, tunnel, group == _XEN_GROUP))
+    return found
 
 
 def uplink_addresses() -> list[tuple[str, ipaddress.IPv4Interface | ipaddress.IPv6Interface]]:
     """(interface name, address with its prefix length) of every uplink."""
     netlink = Netlink(NETLINK_ROUTE)
     try:
-        names = dict(_uplinks(netlink))
+        names = {link.index: link.name for link in read_links(netlink) if link.uplink}
         found = []
         for message in netlink.dump(_GETADDR, struct.pack("=BBBBi", socket.AF_UNSPEC, 0, 0, 0, 0)):
             _, bits, _, _, index = struct.unpack_from("=BBBBi", message.body)
@@ -53,15 +81,3 @@ def neighbours() -> tuple[Network, ...]:
         for name, address in uplink_addresses()
         if not address.is_link_local and address.network.prefixlen < address.max_prefixlen
     )
-
-
-def _uplinks(netlink: Netlink) -> Iterator[tuple[int, str]]:
-    for message in netlink.dump(_GETLINK, struct.pack("=BBHiII", socket.AF_UNSPEC, 0, 0, 0, 0, 0)):
-        _, _, _, index, flags, _ = struct.unpack_from("=BBHiII", message.body)
-        fields = attributes(message.body[16:])
-        group = int.from_bytes(fields.get(_IFLA_GROUP, b"\0"), "little")
-        kind = attributes(fields.get(_IFLA_LINKINFO, b"")).get(_INFO_KIND, b"").rstrip(b"\0").decode()
-        name = fields.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-        usable = flags & _IFF_UP and not flags & _IFF_LOOPBACK
-        if usable and _NAME.fullmatch(name) and group != _DOWNSTREAM_GROUP and kind not in TUNNEL_KINDS:
-            yield index, name

@@ -28,7 +28,8 @@ _DOM0 = "dom0"
 _FORWARD = "forward"
 _ANSWER_MAX = 16 * 1024 * 1024
 """Bytes of an answer: qubesd has no limit, and no answer that is asked for here comes near this one."""
-_EDIT_ATTEMPTS = 5
+_EDIT_ATTEMPTS = 100
+"""Each failure is the success of another editor, so this many must be faster than we are, one after the other."""
 
 Change = Callable[[tuple[ForwardRule, ...]], tuple[ForwardRule, ...]]
 """From the present forwards of a qube to the wanted ones; may refuse. Can be asked again for a newer list."""
@@ -214,6 +215,14 @@ class AdminClient:
                 if attempts <= 0 or newer.token == present.token:
                     raise
                 present = newer
+
+    def problem(self, qube: QubeName, rule: ForwardRule) -> str | None:
+        """Why a stored forward opens nothing at the moment, in a sentence; None when its whole path is planned."""
+        plan = _text(self._transport.call(qube, "admin.vm.firewall.Get", f"{_FORWARD}.plan"))
+        for line in plan.splitlines():
+            if line.startswith(f"rule={rule.id(qube)} ") and " state=problem " in line:
+                return line.partition(" text=")[2]
+        return None
 
     def reload(self, qube: QubeName) -> None:
         """Have the rules applied anew, even though nothing has changed; host names are resolved again."""

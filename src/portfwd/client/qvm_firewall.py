@@ -137,6 +137,8 @@ def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: R
         reset(client, qube)
     elif isinstance(match, ForwardRule):
         add_forward(client, qube, match, args.before)
+        if match.enabled and (problem := client.problem(qube, match)) is not None:
+            print(f"Note: the forward is stored but opens nothing yet: {problem}", file=sys.stderr)
     elif match is not None:
         add_ordinary(client, qube, match, args.before)
     else:

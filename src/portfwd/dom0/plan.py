@@ -11,10 +11,12 @@ import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
+from portfwd.wire import limits
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import (
     Family,
@@ -38,6 +40,7 @@ class ProblemKind(enum.StrEnum):
     NO_AGENT = "no-agent"
     TOR_GATEWAY = "tor-gateway"
     DENIED = "denied"
+    VPN = "vpn"
     NO_ADDRESS = "no-address"
     CONFLICT = "conflict"
 
@@ -64,13 +67,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A rule's hold on ports of one entrance: the net qube and side where clients come in."""
+    """A rule's hold on ports of one entrance: the net qube and side where clients come in; `inner`: hops behind it."""
 
     qube: QubeName
     stored: StoredForward
     entrance: QubeName
     side: Side
     families: frozenset[Family]
+    inner: tuple[QubeName, ...] = ()
 
     @property
     def rule(self) -> ForwardRule:
@@ -83,9 +87,9 @@ class Claim:
         return (self.stored.added, self.qube, self.rule.id(self.qube))
 
     @property
-    def keys(self) -> list[tuple[QubeName, Side, Family, Proto]]:
-        """The entrances that this claim wants its ports of."""
-        return [(self.entrance, self.side, f, p) for f in sorted(self.families) for p in self.rule.protos]
+    def ways(self) -> list[tuple[Family, Proto]]:
+        """The families and protocols of the rule."""
+        return [(f, p) for f in sorted(self.families) for p in self.rule.protos]
 
     def describe(self) -> str:
         """The words by which the user knows this rule."""
@@ -99,8 +103,10 @@ def is_over(stored: StoredForward, qube: Qube, snapshot: Snapshot) -> bool:
     if expire is Lifetime.REBOOT:
         return stored.session != snapshot.boot_id
     if expire is Lifetime.SHUTDOWN:
-        return qube.running and stored.session not in ("", qube.session)
-    return expire is not None and expire <= snapshot.now
+        return stored.session not in ("", qube.session)
+    if expire is None:
+        return False
+    return expire <= snapshot.now or (qube.name, stored.rule.id(qube.name)) in snapshot.over
 
 
 def claims(snapshot: Snapshot) -> Iterator[Claim]:
@@ -121,34 +127,69 @@ def claim_of(qube: Qube, stored: StoredForward, snapshot: Snapshot) -> Claim:
     entrance = path[-1] if external else path[0]
     only = source_family(stored.rule.srchost)
     families = frozenset(Family) if only is None else frozenset({only})
-    return Claim(qube.name, stored, entrance.name, Side.UPLINK if external else Side.DOWNSTREAM, families)
+    inner = tuple(hop.name for hop in path[:-1]) if external and qube.netvm is not None else ()
+    return Claim(qube.name, stored, entrance.name, Side.UPLINK if external else Side.DOWNSTREAM, families, inner)
+
+
+class Clash(NamedTuple):
+    """What is in the way of a claim: who holds the ports, at which qube, and which word of the claim wants them."""
+
+    owner: Claim
+    at: QubeName
+    word: str
+
+
+_Place = tuple[QubeName, Side, Family, Proto]
 
 
 class Entrances:
-    """Who holds which ports of which entrance: looked up in the logarithm of their number."""
+    """Who holds which ports at an entrance and at the hops behind it: looked up in the logarithm of their number.
+
+    A net qube that is the target of a rule gets the packets for it by the uplink, as it gets those that it hands on, so
+    the same port cannot mean both. Ports that a qube opens for itself can be shared by several of its rules.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[QubeName, Side, Family, Proto], list[tuple[int, int, Claim]]] = {}
+        self._relayed: dict[_Place, list[tuple[int, int, Claim]]] = {}
+        self._opened: dict[_Place, list[tuple[int, int, Claim]]] = {}
 
-    def owner(self, claim: Claim) -> Claim | None:
-        """The claim that already holds a port which this one wants."""
-        ports = claim.rule.srcports
-        for key in claim.keys:
-            held = self._held.get(key, [])
-            # Held ranges do not overlap, so only the last one that begins at or before our end can reach into ours.
-            place = bisect.bisect_right(held, ports.last, key=lambda h: h[0]) - 1
-            if place >= 0 and held[place][1] >= ports.first:
-                return held[place][2]
+    def clash(self, claim: Claim) -> Clash | None:
+        """The first thing that is in the way of a claim."""
+        srcports, dstports = claim.rule.srcports, claim.rule.dstports
+        for place in self._relays(claim):
+            # Ranges do not overlap here, so only the last one that begins at or before our end can reach into ours.
+            held = self._relayed.get(place, [])
+            found = bisect.bisect_right(held, srcports.last, key=lambda h: h[0]) - 1
+            if found >= 0 and held[found][1] >= srcports.first:
+                return Clash(held[found][2], place[0], f"srcports '{srcports.short}'")
+            for first, last, owner in self._opened.get(place, ()):
+                if first <= srcports.last and srcports.first <= last:
+                    return Clash(owner, place[0], f"srcports '{srcports.short}'")
+        for place in self._targets(claim):
+            for first, last, owner in self._relayed.get(place, ()):
+                if first <= dstports.last and dstports.first <= last:
+                    return Clash(owner, place[0], f"dstports '{dstports.short}'")
         return None
 
-    def take(self, claim: Claim) -> Claim | None:
-        """Hold the claim's ports, or return the claim that is in the way."""
-        owner = self.owner(claim)
-        if owner is None:
-            ports = claim.rule.srcports
-            for key in claim.keys:
-                bisect.insort(self._held.setdefault(key, []), (ports.first, ports.last, claim), key=lambda h: h[0])
-        return owner
+    def take(self, claim: Claim) -> Clash | None:
+        """Hold the claim's ports, or return what is in the way."""
+        clash = self.clash(claim)
+        if clash is None:
+            ports, dstports = claim.rule.srcports, claim.rule.dstports
+            for place in self._relays(claim):
+                bisect.insort(self._relayed.setdefault(place, []), (ports.first, ports.last, claim), key=lambda h: h[0])
+            for place in self._targets(claim):
+                self._opened.setdefault(place, []).append((dstports.first, dstports.last, claim))
+        return clash
+
+    def _relays(self, claim: Claim) -> Iterator[_Place]:
+        for hop in (claim.entrance, *claim.inner):
+            yield from ((hop, claim.side, *way) for way in claim.ways)
+
+    def _targets(self, claim: Claim) -> Iterator[_Place]:
+        # A qube without a net qube is its own entrance.
+        if claim.entrance != claim.qube:
+            yield from ((claim.qube, Side.UPLINK, *way) for way in claim.ways)
 
 
 def plan(snapshot: Snapshot) -> Plan:
@@ -160,11 +201,11 @@ def plan(snapshot: Snapshot) -> Plan:
     for claim in sorted(claims(snapshot), key=lambda c: c.order):
         qube = snapshot.qubes[claim.qube]
         rule_id = claim.rule.id(qube.name)
-        owner = entrances.take(claim)
+        clash = entrances.take(claim)
         try:
-            if owner is not None:
-                text = f"port is taken at '{claim.entrance}' by {owner.describe()}"
-                raise _StopError(ProblemKind.CONFLICT, claim.entrance, text)
+            if clash is not None:
+                text = f"port is taken at '{clash.at}' by {clash.owner.describe()}"
+                raise _StopError(ProblemKind.CONFLICT, clash.at, text)
             paths[rule_id] = tuple(_entries(claim, qube, snapshot))
             for name, entry in paths[rule_id]:
                 entries.setdefault(name, []).append(entry)
@@ -188,6 +229,8 @@ def _entries(claim: Claim, qube: Qube, snapshot: Snapshot) -> list[tuple[QubeNam
         raise _StopError(ProblemKind.NO_NET_QUBE, qube.name, text)
     hops = path if claim.side is Side.UPLINK else path[:1]
     _check(qube, hops)
+    if claim.side is Side.UPLINK:
+        _check_tunnels(hops)
     found: list[tuple[QubeName, Entry]] = []
     for family in sorted(claim.families):
         if all(hop.address(family) for hop in (qube, *hops[:-1])):
@@ -212,6 +255,14 @@ def _check(qube: Qube, hops: tuple[Qube, ...]) -> None:
             raise _StopError(ProblemKind.HALTED, hop.name, f"'{hop.name}' is not running")
         if not hop.agent:
             raise _StopError(ProblemKind.NO_AGENT, hop.name, f"'{hop.name}' has no port forwarding agent")
+
+
+def _check_tunnels(hops: tuple[Qube, ...]) -> None:
+    """Refuse to show the world what its user has put behind a VPN, unless that is what the user wants."""
+    for hop in reversed(hops):
+        if hop.tunnel and not hop.transit:
+            text = f"'{hop.name}' is a VPN qube; its feature {limits.FEATURE_TRANSIT} lets forwards cross"
+            raise _StopError(ProblemKind.VPN, hop.name, text)
 
 
 def _relays(

@@ -12,6 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from portfwd.dom0 import views
@@ -20,6 +21,8 @@ from portfwd.dom0.publish import Publisher
 from portfwd.dom0.snapshot import Qube, Snapshot, take_snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
+from portfwd.wire.clock import Moment
+from portfwd.wire.ends import Ends
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import HostName, QubeName, RuleId
 
@@ -27,12 +30,24 @@ log = logging.getLogger(__name__)
 
 
 class ForwardService:
-    """One per qubesd. `now` gives epoch seconds; `boot_id` names this run of the host."""
+    """One per qubesd. `boot_id` names this run of the host.
 
-    def __init__(self, app: Any, boot_id: str, now: Callable[[], float] = time.time) -> None:
+    `now` gives epoch seconds, `boot` the seconds of a clock that cannot be set; `kept` is a file for what must outlive
+    a restart of qubesd, but not of the host.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        boot_id: str,
+        now: Callable[[], float] = time.time,
+        boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        kept: Path | None = None,
+    ) -> None:
         self._app = app
         self._boot_id = boot_id
-        self._now = now
+        self._now, self._boot = now, boot
+        self._ends = Ends(kept, boot_id)
         self._publisher = Publisher(now)
         self._unwritten: dict[QubeName, str] = {}
         self._reloaded: set[str] = set()
@@ -85,7 +100,7 @@ class ForwardService:
         """Make every qube's QubesDB equal to the plan. Never raises; what went wrong is logged and shown by status."""
         try:
             snapshot = self._snapshot()
-            if self._adopt_sessions(snapshot):
+            if self._drop_over(snapshot) | self._adopt_sessions(snapshot):
                 snapshot = self._snapshot()
             planned = plan(snapshot)
             again, self._reloaded = _named_hops(planned, self._reloaded), set()
@@ -106,24 +121,41 @@ class ForwardService:
         self._drop(vm, lambda stored: stored.rule.expire is Lifetime.SHUTDOWN)
 
     def next_deadline(self) -> float | None:
-        """Epoch seconds of the next expiry among all rules, or None."""
-        ends = (s.rule.expire for q in self._snapshot().qubes.values() for s in q.forwards)
-        return min((float(end) for end in ends if isinstance(end, int)), default=None)
+        """When the next rule ends, in epoch seconds by the present clock, or None."""
+        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id)
+        return min((self._now() + seconds for seconds in self._left(snapshot).values()), default=None)
 
     def expire(self) -> None:
         """Remove every rule whose lifetime has ended from its file. Never raises."""
         try:
-            snapshot = self._snapshot()
+            self._drop_over(self._snapshot())
         except Exception:
             log.exception("port forwarding: expiry failed")
-            return
+
+    def _drop_over(self, snapshot: Snapshot) -> bool:
+        dropped = False
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
             if qube is not None and len(_alive(qube, snapshot)) != len(qube.forwards):
-                self._drop(vm, functools.partial(is_over, qube=qube, snapshot=snapshot))
+                dropped |= self._drop(vm, functools.partial(is_over, qube=qube, snapshot=snapshot))
+        return dropped
 
     def _snapshot(self) -> Snapshot:
-        return take_snapshot(self._app, int(self._now()), self._boot_id)
+        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id)
+        over = frozenset(rule for rule, seconds in self._left(snapshot).items() if seconds <= 0)
+        return dataclasses.replace(snapshot, over=over)
+
+    def _left(self, snapshot: Snapshot) -> dict[tuple[QubeName, RuleId], float]:
+        """How many seconds each rule with an end by the clock still has."""
+        expires = {
+            (qube.name, stored.rule.id(qube.name)): stored.rule.expire
+            for qube in snapshot.qubes.values()
+            for stored in qube.forwards
+            if isinstance(stored.rule.expire, int)
+        }
+        moment = Moment(self._now(), self._boot(), 0.0)
+        left = self._ends.left({f"{qube}/{rule}": expire for (qube, rule), expire in expires.items()}, moment)
+        return {(qube, rule): left[f"{qube}/{rule}"] for qube, rule in expires}
 
     def _databases(self, snapshot: Snapshot) -> dict[QubeName, Any]:
         """The databases of all running qubes, also of those that could not be read: theirs are emptied."""
@@ -152,23 +184,23 @@ class ForwardService:
         """Refuse a new or newly enabled rule whose port is taken; what stood before is the planner's business."""
         taken = Entrances()
         fresh: list[Claim] = []
-        for claim in claims(snapshot):
-            if claim.qube != qube.name:
-                taken.take(claim)
+        standing = [claim for claim in claims(snapshot) if claim.qube != qube.name]
         for stored in changed:
             if not stored.rule.enabled:
                 continue
             before = known.get(stored.rule.id(qube.name))
             claim = claim_of(qube, stored, snapshot)
             if before is not None and before.rule.enabled:
-                taken.take(claim)
+                standing.append(claim)
             else:
                 fresh.append(claim)
+        # In the planner's order: of two that clash since the network changed, the same one holds the port here.
+        for claim in sorted(standing, key=lambda c: c.order):
+            taken.take(claim)
         for claim in fresh:
-            owner = taken.take(claim)
-            if owner is not None:
-                ports = claim.rule.srcports.short
-                raise RefusedError(f"srcports '{ports}' is taken at '{claim.entrance}' by {owner.describe()}")
+            clash = taken.take(claim)
+            if clash is not None:
+                raise RefusedError(f"{clash.word} is taken at '{clash.at}' by {clash.owner.describe()}")
 
     def _adopt_sessions(self, snapshot: Snapshot) -> bool:
         """A rule until shutdown that was added to a halted qube begins with the qube's next run."""
@@ -180,17 +212,26 @@ class ForwardService:
             waiting = [s for s in qube.forwards if s.rule.expire is Lifetime.SHUTDOWN and not s.session]
             if waiting:
                 forwards = (dataclasses.replace(s, session=qube.session) if s in waiting else s for s in qube.forwards)
-                vm.firewall.save_forwards(tuple(forwards))
-                adopted = True
+                adopted |= self._save(vm, tuple(forwards))
         return adopted
 
-    def _drop(self, vm: Any, over: Callable[[StoredForward], bool]) -> None:
+    def _drop(self, vm: Any, over: Callable[[StoredForward], bool]) -> bool:
         try:
-            kept = tuple(stored for stored in vm.firewall.forwards if not over(stored))
-            if len(kept) != len(vm.firewall.forwards):
-                vm.firewall.save_forwards(kept)
+            forwards = vm.firewall.forwards
+        except RefusedError as error:
+            log.warning("port forwarding: rules of %s cannot be read: %s", vm.name, error)
+            return False
+        kept = tuple(stored for stored in forwards if not over(stored))
+        return len(kept) != len(forwards) and self._save(vm, kept)
+
+    def _save(self, vm: Any, forwards: tuple[StoredForward, ...]) -> bool:
+        """Whether it could be saved; what could not is tried again at the next event."""
+        try:
+            vm.firewall.save_forwards(forwards)
         except Exception:
-            log.exception("port forwarding: rules of %s that have ended could not be removed", vm.name)
+            log.exception("port forwarding: rules of %s that have begun or ended could not be saved", vm.name)
+            return False
+        return True
 
 
 def _named_hops(planned: Plan, targets: set[str]) -> set[QubeName]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from portfwd.dom0.store import StoredForward
 from portfwd.wire import limits
-from portfwd.wire.values import Family, IPAddress, QubeName, parse_address
+from portfwd.wire.status import WAY_OUT, WayOut
+from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class Qube:
     agent: bool = False
     tor_gateway: bool = False
     denies: bool = False
+    tunnel: bool = False
+    """Its agent says that what it sends to the world leaves by a tunnel."""
+    transit: bool = False
+    """The user lets external forwards cross it all the same."""
     session: str = ""
     forwards: tuple[StoredForward, ...] = ()
 
@@ -42,12 +47,16 @@ class Qube:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All qubes at one moment. `now` is in epoch seconds; `boot_id` names the present run of the host."""
+    """All qubes at one moment. `now` is in epoch seconds; `boot_id` names the present run of the host.
+
+    `over` holds the rules whose time is over although the clock may say otherwise: it has been set back.
+    """
 
     qubes: Mapping[QubeName, Qube]
     now: int
     boot_id: str = ""
     unread: tuple[str, ...] = field(default=())
+    over: frozenset[tuple[QubeName, RuleId]] = frozenset()
 
     def path(self, name: QubeName) -> tuple[Qube, ...]:
         """The net qubes above a qube, its own first and the outermost last. Ends at an unknown qube or a loop."""
@@ -81,16 +90,20 @@ def _read(vm: Any) -> Qube:
     netvm = getattr(vm, "netvm", None)
     running = bool(vm.is_running()) and not getattr(vm, "is_preload", False)
     ip = _address(getattr(vm, "ip", None))
-    ip6 = _address(getattr(vm, "ip6", None))
+    # The translation of net.fake-ip lets no IPv6 pass (vif-qubes-nat.sh), whatever address the qube has.
+    ip6 = None if vm.features.check_with_template("net.fake-ip", None) else _address(getattr(vm, "ip6", None))
+    agent = bool(vm.features.check_with_template(limits.FEATURE_AGENT, None))
     return Qube(
         name=QubeName(str(vm.name)),
         netvm=QubeName(str(netvm.name)) if netvm is not None else None,
         running=running,
         ip=ip if isinstance(ip, IPv4Address) else None,
         ip6=ip6 if isinstance(ip6, IPv6Address) else None,
-        agent=bool(vm.features.check_with_template(limits.FEATURE_AGENT, None)),
+        agent=agent,
         tor_gateway=limits.TAG_TOR_GATEWAY in vm.tags,
         denies=bool(vm.features.check_with_template(limits.FEATURE_DENY, None)),
+        tunnel=running and agent and bool(getattr(vm, "provides_network", False)) and _says_tunnel(vm),
+        transit=bool(vm.features.check_with_template(limits.FEATURE_TRANSIT, None)),
         session=session_of(vm) if running else "",
         forwards=tuple(vm.firewall.forwards),
     )
@@ -99,6 +112,16 @@ def _read(vm: Any) -> Qube:
 def session_of(vm: Any) -> str:
     """A word that is the same during one run of a qube and differs between two runs."""
     return f"{getattr(vm, 'xid', -1)}@{getattr(vm, 'start_time', None) or 0}"
+
+
+def _says_tunnel(vm: Any) -> bool:
+    """What the qube's agent says of its way out; a qube that lies only leads its own replies astray."""
+    database = vm.untrusted_qdb
+    try:
+        untrusted_word = None if database is None else database.read(limits.STATUS + WAY_OUT)
+    except (RuntimeError, OSError):
+        return False
+    return bool(untrusted_word == WayOut.TUNNEL.value.encode())
 
 
 def _address(value: object) -> IPAddress | None:

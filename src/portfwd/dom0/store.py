@@ -20,7 +20,6 @@ nothing in a file is ever overwritten before somebody has repaired it.
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from portfwd.wire.entry import parse_number
 from portfwd.wire.errors import RefusedError, shown
 
 _MODE = 0o664
+_NEW = ".new"
 _KEY = re.compile(r"[a-z0-9]+")
 _VALUE = re.compile(r"[!-<>-~]*")
 _COMMENT = re.compile(r"[ -~]*")
@@ -273,18 +273,23 @@ def _append(parent: etree._Element, words: Iterable[tuple[str, str]]) -> etree._
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write beside the file, then put it in place. The folder is synced, so the new name survives a power cut."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name + "~", delete=False) as new:
-        try:
-            new.write(data)
-            new.flush()
-            os.fchmod(new.fileno(), _MODE)
-            os.fsync(new.fileno())
-            Path(new.name).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(new.name).unlink()
-            raise
+    """Write beside the file, then put it in place. The folder is synced, so the new name survives a power cut.
+
+    qubesd alone writes, so the name beside can be a fixed one: what a crash has left there goes with the next save.
+    """
+    new = path.with_name(path.name + _NEW)
+    try:
+        new.unlink(missing_ok=True)
+        with new.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), _MODE)
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

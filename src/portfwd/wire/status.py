@@ -5,6 +5,7 @@
 /qubes-port-forward-status            version=1 generation=N state=applied|incomplete|failed
 /qubes-port-forward-status/RULE.F.P   a Result word
 /qubes-port-forward-status/uplinks    PREFIX words, the addresses of the uplinks (outermost hop)
+/qubes-port-forward-status/way-out    uplink|tunnel, by which what the qube sends to the world leaves
 """
 
 import enum
@@ -16,6 +17,14 @@ from portfwd.wire.entry import parse_number, parse_words
 from portfwd.wire.errors import RefusedError, shown
 
 UPLINKS = "uplinks"
+WAY_OUT = "way-out"
+
+
+class WayOut(enum.StrEnum):
+    """By which kind of interface a qube's traffic to the world leaves: tunnel if it does so in any family."""
+
+    UPLINK = "uplink"
+    TUNNEL = "tunnel"
 
 
 class State(enum.StrEnum):

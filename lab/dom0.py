@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What a client of the laboratory does inside dom0, as functions for Lab.call: Admin API calls, looks at everything."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from portfwd.wire import limits
+from portfwd.wire.entry import Commit
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.qdb_client import Database, Error, open_qubesdb
+from portfwd.wire.status import Acknowledgement
+
+QUBESD = "/run/qubesd.sock"
+API_TIMEOUT = 120.0
+"""Seconds."""
+_SETTLED = {"state=applied", "state=problem", "state=paused"}
+# Seconds between two looks.
+_LOOK = 0.005
+
+
+def exchange(request: bytes) -> bytes:
+    """Send one Admin API request, give everything that came back."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(API_TIMEOUT)
+        client.connect(QUBESD)
+        client.sendall(request)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as answer:
+            return answer.read()
+
+
+def gather() -> dict[str, dict[str, str]]:
+    """What a drawing needs of every qube, by name: state, netvm, ip, ip6, label, forwards (lines)."""
+    return {name: {"state": state, **_properties(name), "forwards": _forwards(name)} for name, state in _qubes()}
+
+
+def _qubes() -> Iterator[tuple[str, str]]:
+    listed = exchange(b"admin.vm.List+ dom0 name dom0\0")
+    for line in listed.partition(b"\0")[2].decode("ascii", "replace").splitlines():
+        name, *words = line.split(" ")
+        known = dict(word.partition("=")[::2] for word in words)
+        if known.get("class") != "AdminVM":
+            yield name, known.get("state", "")
+
+
+def _properties(name: str) -> dict[str, str]:
+    answer = exchange(f"admin.vm.property.GetAll+ dom0 name {name}\0".encode())
+    properties = {}
+    for line in answer.partition(b"\0")[2].decode("ascii", "replace").splitlines():
+        key, *rest = line.split(" ", 3)
+        properties[key] = rest[2] if len(rest) == 3 else ""
+    return {key: properties.get(key, "") for key in ("netvm", "ip", "ip6", "label")}
+
+
+def _forwards(name: str, view: str = "") -> str:
+    answer = exchange(f"admin.vm.firewall.Get+forward{view} dom0 name {name}\0".encode())
+    return answer[2:].decode("ascii", "replace") if answer.startswith(b"0\0") else ""
+
+
+def converge(seconds: float, dead: frozenset[str]) -> list[str]:
+    """Wait until every hop has done what dom0 wants; what is still missing when the time is over.
+
+    That is: each line of each qube's status says applied, problem or paused, and each agent has acknowledged the last
+    commit in its QubesDB, also where that takes something away. Paused qubes, and those in `dead`, are not waited for.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        missing = list(_missing(dead))
+        if not missing or time.monotonic() > deadline:
+            return missing
+        time.sleep(_LOOK)
+
+
+def _missing(dead: frozenset[str]) -> Iterator[str]:
+    qubes = dict(_qubes())
+    silent = dead | {name for name, state in qubes.items() if state == "Paused"}
+    for name, state in qubes.items():
+        for line in _forwards(name, ".status").splitlines():
+            words = set(line.partition(" text=")[0].split(" "))
+            if not words & (_SETTLED | {f"hop={hop}" for hop in silent}):
+                yield line
+        if state != "Halted" and name not in silent and (late := _late(name)):
+            yield f"hop={name} {late}"
+
+
+def _late(name: str) -> str:
+    try:
+        with contextlib.closing(open_database(name)) as database:
+            commit, answer = database.read(limits.BASE), database.read(limits.STATUS_BASE)
+        if commit is None:
+            return ""
+        wanted = Commit.parse(commit.decode()).generation
+        if answer is None or Acknowledgement.parse(answer.decode()).generation != wanted:
+            return f"has not acknowledged generation {wanted}"
+    except (Error, OSError, RefusedError) as error:
+        return f"cannot be asked: {error}"
+    return ""
+
+
+def open_database(name: str) -> Database:
+    """dom0's side of a qube's QubesDB. Raises Error."""
+    return open_qubesdb(f"/var/run/qubes/qubesdb.{name}.sock")
+
+
+def entries(name: str) -> dict[str, str]:
+    """What stands in a running qube's QubesDB for its agent: key of the entry -> value."""
+    with contextlib.closing(open_database(name)) as database:
+        found = database.multiread(limits.ENTRIES)
+    return {path.removeprefix(limits.ENTRIES): value.decode("ascii", "replace") for path, value in found.items()}
+
+
+def kill_database(name: str) -> None:
+    """Kill dom0's QubesDB daemon of a qube; as with the real one, only a restart of the qube brings it back."""
+    os.kill(int(Path(f"/run/qubes/qubesdb.{name}.pid").read_text()), signal.SIGKILL)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What the random events have found, in the fewest steps."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.oracle.driver import Question, Refused
+from tests.oracle.fakes import FakeHome
+
+TCP4 = "action=forward forwardtype=external proto=tcp"
+
+
+@pytest.fixture
+def home() -> Iterator[FakeHome]:
+    """The qubes on fakes."""
+    found = FakeHome()
+    yield found
+    found.close()
+
+
+def reached(home: FakeHome, client: str, port: int) -> tuple[str, int] | None:
+    """Who answers a client at sys-net."""
+    model = home.home()
+    for _ in home.settle(model):
+        pass
+    question = Question(client, "sys-net", (4, "tcp", port))
+    return home.ask(model, [question])[question]
+
+
+def test_a_net_qube_s_own_port_is_not_handed_on_by_it(home: FakeHome) -> None:
+    """A stranger came through the net qube's open port to a qube that was open to neighbours only."""
+    home.set_forwards("media", f"{TCP4} srcports=1003 dstports=1000\n")
+    with pytest.raises(
+        Refused, match=r"dstports '1003' is taken at 'sys-firewall' by external tcp port 1003 of 'media'"
+    ):
+        home.set_forwards("sys-firewall", f"{TCP4} srcports=1002 dstports=1003 srchost=any\n")
+    assert reached(home, "stranger", 1002) is None
+    assert reached(home, "laptop", 1003) == ("media", 1000)
+
+
+def test_a_port_that_a_net_qube_opened_first_is_not_handed_on(home: FakeHome) -> None:
+    home.set_forwards("sys-firewall", f"{TCP4} srcports=1002 dstports=1003\n")
+    with pytest.raises(Refused, match=r"srcports '1003' is taken at 'sys-firewall' by external tcp port 1002"):
+        home.set_forwards("media", f"{TCP4} srcports=1003 dstports=1000\n")
+    assert reached(home, "laptop", 1002) == ("sys-firewall", 1003)
+
+
+def test_what_is_refused_does_not_depend_on_whose_list_is_changed(home: FakeHome) -> None:
+    """Of two rules that clash since a net qube was changed, another one held the port when rules were added."""
+    home.set_forwards("work", f"{TCP4} srcports=1000-1002\n")
+    home.set_forwards("untrusted", f"{TCP4} srcports=1000\n")
+    home.set_netvm("untrusted", "sys-firewall")
+    with pytest.raises(
+        Refused, match=r"srcports '1002' is taken at 'sys-net' by external tcp port 1000-1002 of 'work'"
+    ):
+        home.set_forwards("work", f"{TCP4} srcports=1000-1002\n{TCP4} srcports=1002 dstports=1007\n")
