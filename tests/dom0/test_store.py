@@ -244,7 +244,7 @@ def element(parent: etree._Element, rules: list[dict[str, str]]) -> None:
             etree.SubElement(properties, "property", name=key).text = text
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(RULES, RULES)
 def test_any_properties_are_read_or_refused(
     path: Path, ordinary: list[dict[str, str]], forward: list[dict[str, str]]
@@ -264,7 +264,7 @@ def test_any_properties_are_read_or_refused(
             assert load(path) == contents
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused(path: Path, data: bytes) -> None:
     path.write_bytes(data)

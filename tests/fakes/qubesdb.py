@@ -10,6 +10,7 @@ not what happens when both ends change the same key at the same time.
 """
 
 import os
+import weakref
 from collections import deque
 
 from lab.qubesdb.store import Store, Watches
@@ -61,6 +62,8 @@ class FakeConnection:
         self._closed = False
         self._events: deque[str | None] = deque()
         self._readable, self._signal = os.pipe()
+        # A connection that is dropped without close() must not keep its descriptors: tests make thousands.
+        self._closers = [weakref.finalize(self, os.close, end) for end in (self._readable, self._signal)]
 
     def read(self, path: str) -> bytes | None:
         return self._ready(path).read(path)
@@ -112,8 +115,8 @@ class FakeConnection:
         if not self._closed:
             self._closed = True
             self._fake.watches.forget(self)
-            os.close(self._readable)
-            os.close(self._signal)
+            for closer in self._closers:
+                closer()
 
     def tell(self, path: str | None) -> None:
         """Queue an event; None stands for the end of the connection."""

@@ -11,7 +11,7 @@ from lab.client import Lab
 from tests.follow.world import TIMES, World
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def home(lab: Lab) -> Iterator[World]:
     """The laboratory with its servers and forwards."""
     with contextlib.ExitStack() as stack:

@@ -150,7 +150,8 @@ def test_restarted_qube_is_a_new_domain(lab: Lab) -> None:
     wait_until(lambda: state(lab, "personal") == "gone", "personal is down")
     assert f"vif{before}.0" not in lab.call("sys-firewall", interfaces)
     assert (
-        "10.137.0.6" not in lab.run("sys-firewall", ["nft", "list", "ruleset"], capture_output=True, text=True).stdout
+        "10.137.0.6"
+        not in lab.run("sys-firewall", ["nft", "list", "table", "ip", "qubes"], capture_output=True, text=True).stdout
     )
     wait_until(lambda: "state=Halted" in lab.api("personal", "admin.vm.List"), "qubesd knows")
     lab.api("personal", "admin.vm.Start")
