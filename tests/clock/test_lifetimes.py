@@ -128,7 +128,7 @@ def test_u5_what_ends_while_qubesd_is_away_leaves_everything_when_it_comes_back(
     world.start()
     closed(world, "sys-net", "sys-firewall")
     assert world.api("work", f"{GET}+forward").count("\n") == 1
-    text = (world.folder / "lib/appvms/work/firewall.xml").read_text()
+    text = world.firewall_file("work").read_text()
     assert text.count("<rule added") == 1
     world.forget_qdb("work")
     world.api("work", "admin.vm.Start")
@@ -137,7 +137,7 @@ def test_u5_what_ends_while_qubesd_is_away_leaves_everything_when_it_comes_back(
     (world.folder / "boot_id").write_text("boot-2\n")
     world.start()
     closed(world, "sys-net", "sys-firewall", "work")
-    assert "forward" not in (world.folder / "lib/appvms/work/firewall.xml").read_text()
+    assert "forward" not in world.firewall_file("work").read_text()
 
 
 def test_an_end_in_running_minutes_comes_after_a_restart_of_qubesd_too(world: World) -> None:

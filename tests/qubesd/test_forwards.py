@@ -50,7 +50,7 @@ def test_ordinary_rules_and_forwards_do_not_touch_each_other(world: World) -> No
     assert world.api("work", GET) == "action=drop\n"
     world.api("work", SET, "action=accept\n")
     assert world.api("work", f"{GET}+forward") == WEB
-    text = (world.folder / "lib/appvms/work/firewall.xml").read_text()
+    text = world.firewall_file("work").read_text()
     assert text.index("<rules>") < text.index("<forwards>")
     assert world.firewall_of("sys-firewall", "10.137.0.4") == {"policy": "drop", "0000": "action=accept"}
 
@@ -130,7 +130,7 @@ def test_a_rule_ends_at_its_time(world: World) -> None:
     opened(world, "sys-net")
     eventually(lambda: world.api("work", f"{GET}+forward") == "", "the end of the rule")
     closed(world, "sys-net", "sys-firewall", "work")
-    assert "forward" not in (world.folder / "lib/appvms/work/firewall.xml").read_text()
+    assert "forward" not in world.firewall_file("work").read_text()
 
 
 def test_a_rule_until_shutdown_ends_with_the_run_of_the_qube(world: World) -> None:
@@ -153,7 +153,7 @@ def test_damaged_forwards_close_and_say_so_while_ordinary_rules_are_shown(world:
     world.api("work", f"{SET}+forward", WEB)
     opened(world, "sys-net")
     world.stop()
-    path = world.folder / "lib/appvms/work/firewall.xml"
+    path = world.firewall_file("work")
     path.write_text(path.read_text().replace("external", "everywhere"))
     damaged = path.read_text()
     world.start()

@@ -154,6 +154,10 @@ class World:
         value = self.qdb(name).read(path)
         return None if value is None else value.decode()
 
+    def firewall_file(self, qube: str) -> Path:
+        """Where dom0 keeps the rules of a qube."""
+        return self.folder / "lib/appvms" / qube / "firewall.xml"
+
     def firewall_of(self, netvm: str, address: str) -> dict[str, str]:
         base = f"/qubes-firewall/{address}/"
         return {key.removeprefix(base): value.decode() for key, value in self.qdb(netvm).multiread(base).items()}
