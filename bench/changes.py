@@ -59,6 +59,14 @@ class TimedFlows:
         finally:
             self._clock.flows += time.perf_counter() - begin
 
+    def unmarked(self, bit: int) -> list[Flow]:
+        """As Conntrack.unmarked()."""
+        begin = time.perf_counter()
+        try:
+            return self._flows.unmarked(bit)
+        finally:
+            self._clock.flows += time.perf_counter() - begin
+
     def forget(self, flow: Flow) -> None:
         """As Conntrack.forget()."""
         begin = time.perf_counter()

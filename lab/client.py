@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -211,6 +211,13 @@ class Lab(Events):
         options.setdefault("stdin", subprocess.DEVNULL)
         with self._namespaces(machine) as fds:
             return enter.popen(fds, argv, **options)
+
+    def start_main(
+        self, machine: str, main: Callable[[], int], env: Mapping[str, str], streams: tuple[int, int, int]
+    ) -> int:
+        """Run a Python main() in a machine in the background, with these standard streams; its process id."""
+        with self._namespaces(machine) as fds:
+            return enter.start(fds, main, env, streams)
 
     def call(self, machine: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a Python function in a machine, and give its result or raise its exception."""

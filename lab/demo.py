@@ -112,7 +112,8 @@ def show(demo: Demo) -> None:
     demo.title("The rule, and the path that it opened")
     demo.command("qvm-firewall work list")
     for line in lab.api("work", "admin.vm.firewall.Get", "forward.status").splitlines():
-        print("      " + " ".join(word for word in line.split(" ") if not word.startswith(("rule=", "family="))))
+        if " hop=" in line:
+            print("      " + " ".join(word for word in line.split(" ") if not word.startswith(("rule=", "family="))))
     demo.title("Deleting the rule cuts its connections and shuts the port")
     cut(demo)
     demo.title("A rule that ends by itself")

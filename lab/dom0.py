@@ -14,12 +14,11 @@ from portfwd.wire import limits
 from portfwd.wire.entry import Commit
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.qdb_client import Database, Error, open_qubesdb
-from portfwd.wire.status import Acknowledgement
+from portfwd.wire.status import Acknowledgement, Result
 
 QUBESD = "/run/qubesd.sock"
 API_TIMEOUT = 120.0
 """Seconds."""
-_SETTLED = {"state=applied", "state=problem", "state=paused"}
 # Seconds between two looks.
 _LOOK = 0.005
 
@@ -66,8 +65,9 @@ def _forwards(name: str, view: str = "") -> str:
 def converge(seconds: float, dead: frozenset[str]) -> list[str]:
     """Wait until every hop has done what dom0 wants; what is still missing when the time is over.
 
-    That is: each line of each qube's status says applied, problem or paused, and each agent has acknowledged the last
-    commit in its QubesDB, also where that takes something away. Paused qubes, and those in `dead`, are not waited for.
+    That is: each line of each qube's plan is a problem, paused, or an entry that stands in its hop's QubesDB with the
+    agent's word that it is open, and each agent has acknowledged the last commit in its QubesDB, also where that takes
+    something away. Paused qubes, and those in `dead`, are not waited for.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -81,12 +81,27 @@ def _missing(dead: frozenset[str]) -> Iterator[str]:
     qubes = dict(_qubes())
     silent = dead | {name for name, state in qubes.items() if state == "Paused"}
     for name, state in qubes.items():
-        for line in _forwards(name, ".status").splitlines():
-            words = set(line.partition(" text=")[0].split(" "))
-            if not words & (_SETTLED | {f"hop={hop}" for hop in silent}):
+        # Not the status: for that dom0 asks every qube on the way what its programs do.
+        for line in _forwards(name, ".plan").splitlines():
+            if not line.startswith("rule="):
+                continue
+            words = dict(word.split("=", 1) for word in line.partition(" text=")[0].split(" "))
+            if words["state"] == "planned" and words["hop"] not in silent and not _open(words, line):
                 yield line
         if state != "Halted" and name not in silent and (late := _late(name)):
             yield f"hop={name} {late}"
+
+
+def _open(words: dict[str, str], line: str) -> bool:
+    """Whether the entry of a line of the plan stands in the hop's QubesDB, and the agent says ok."""
+    key = f"{words['rule']}.{words['family']}.{words['proto']}"
+    value = line[line.index("kind=") : line.index(" state=")]
+    try:
+        with contextlib.closing(open_database(words["hop"])) as database:
+            written, result = database.read(limits.ENTRIES + key), database.read(limits.STATUS + key)
+    except (Error, OSError):
+        return False
+    return written == value.encode() and result == Result.OK.value.encode()
 
 
 def _late(name: str) -> str:

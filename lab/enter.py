@@ -65,6 +65,31 @@ def _fork_into_pid_namespace() -> None:
     os._exit(code if code >= 0 else 128 - code)
 
 
+def start(
+    namespaces: Sequence[int], main: Callable[[], int], env: Mapping[str, str], streams: tuple[int, int, int]
+) -> int:
+    """Run main() inside, in a forked process with these standard streams and environment; its process id.
+
+    Quicker than popen() of an interpreter by the interpreter's start. Its exit status is what main() returns.
+    """
+    child = ns.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        for place, stream in enumerate(streams):
+            os.dup2(stream, place)
+        ns.join(namespaces)
+        _fork_into_pid_namespace()
+        ns.die_with_parent()
+        ns.keep_only(())
+        os.environ.clear()
+        os.environ.update(environment(env))
+        status = main()
+    finally:
+        ns.leave(status)
+
+
 def call(namespaces: Sequence[int], function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a Python function inside, in a forked process, and give its result or raise its exception here.
 

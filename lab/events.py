@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from lab import dom0
+from lab import dom0, vpn
 from lab.inside.init import AGENT
 from lab.qubesd.client import clone
 from lab.qubesd.preload import MAXIMUM
@@ -167,6 +167,18 @@ class Events(abc.ABC):
         if what not in FLUSHES:
             raise RefusedError(f"flush {shown(what)} is not known, known are {', '.join(FLUSHES)}")
         self.run(qube, ["nft", "-f", "-"], input=FLUSHES[what].encode(), check=True)
+
+    def vpn(self, qube: str, action: str, server: str = "server", routes: str = "halves") -> None:
+        """A VPN program in a qube comes up, now and at each later start, or down: a tunnel to a host, see lab.vpn.
+
+        routes: `halves` of the address space, as OpenVPN makes them, or `table` with rules, as wg-quick does.
+        """
+        if action == "up":
+            self.service(server, vpn.SERVER, "start")
+            self.call(qube, vpn.configure, server, routes)
+        elif action != "down":
+            raise RefusedError(f"action {shown(action)} is not known, known are up, down")
+        self.service(qube, vpn.CLIENT, "start" if action == "up" else "stop")
 
     # Network cards
 

@@ -8,13 +8,25 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import namespaces as ns
 from lab.client import Lab
 from lab.hypervisor.state import State
+from lab.qrexec import service as service_program
 from lab.qrexec.policy import DOM0, Domain
-from lab.qrexec.router import Child, Router
+from lab.qrexec.router import STARTER, Child, Router
+
+
+@dataclass(frozen=True)
+class _Forked:
+    """A service that runs in a forked process."""
+
+    pid: int
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def serve(state: State, dom0_pid: int, source: str, connection: socket.socket) -> None:
@@ -22,6 +34,9 @@ def serve(state: State, dom0_pid: int, source: str, connection: socket.socket) -
     lab = Lab(state.name, state=state)
 
     def domains() -> Mapping[str, Domain]:
+        if source == DOM0:
+            # No policy is asked, which alone wants to know more than names; and qubesd may be the one that waits.
+            return {machine.name: Domain("AppVM") for machine in lab.machines() if machine.kind == "qube"}
         found = {DOM0: Domain("AdminVM")}
         for line in lab.api("dom0", "admin.vm.List").splitlines():
             qube, *words = line.split(" ")
@@ -34,7 +49,11 @@ def serve(state: State, dom0_pid: int, source: str, connection: socket.socket) -
     def spawn(qube: str, argv: Sequence[str], env: Mapping[str, str], stdin: int, stdout: int, stderr: int) -> Child:
         if qube not in (DOM0, *(machine.name for machine in lab.machines())):
             lab.api(qube, "admin.vm.Start")
-        return lab.popen(qube, argv, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
+        if list(argv[: len(STARTER)]) != STARTER:
+            return lab.popen(qube, argv, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
+        # What it would run is at hand here: no interpreter has to start for a service that is a socket.
+        words = argv[len(STARTER) :]
+        return _Forked(lab.start_main(qube, lambda: service_program.main(words), env, (stdin, stdout, stderr)))
 
     # dom0's files, as this process sees them from outside.
     outside = Path(f"/proc/{dom0_pid}/root")

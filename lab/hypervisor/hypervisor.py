@@ -10,6 +10,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +338,7 @@ class Hypervisor:
         (private / "config/network-hooks.d").mkdir(parents=True, exist_ok=True)
         (mounts / "vchan" / name).mkdir(exist_ok=True)
         binds = {"/run/vchan": mounts / "vchan" / name, "/rw": private, **self._qrexec(name)}
-        layout = self._layout(name, "qube", binds)
+        layout = replace(self._layout(name, "qube", binds, **root.QUBE_SERVICES), links=root.QUBE_LINKS)
         agent = name not in self._agentless
         return init.Machine(name, "qube", layout, self._new_root(), self._cards_of(nics), agent)
 

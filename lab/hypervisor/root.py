@@ -9,10 +9,12 @@ and overlayfs for ordinary users.
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import namespaces as ns
+from portfwd.wire import limits
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +29,18 @@ QUBE_PROGRAMS = {
     "qrexec-client-vm": "lab.qrexec.client",
     **{f"qubesdb-{verb}": "lab.qubesdb.tools" for verb in ("read", "write", "rm", "list", "multiread", "watch")},
 }
-DOM0_PROGRAMS = {**QUBE_PROGRAMS, "qvm-firewall": "portfwd.client.qvm_firewall"}
+PROBE_SERVICE = f"/etc/qubes-rpc/{limits.PROBE_SERVICE}"
+PROBE_SCRIPT = f"exec {sys.executable} -I -m portfwd.agent.probe\n"
+QUBE_SERVICES = {PROBE_SERVICE: PROBE_SCRIPT}
+QUBE_LINKS = {
+    f"/etc/qubes-rpc/{service}": limits.AGENT_SOCKET for service in (limits.REPORT_SERVICE, limits.KILL_SERVICE)
+}
+"""What the product's package installs in a template."""
+DOM0_PROGRAMS = {
+    **QUBE_PROGRAMS,
+    "qvm-firewall": "portfwd.client.qvm_firewall",
+    "qvm-port-forward": "portfwd.client.qvm_port_forward",
+}
 
 
 @dataclass(frozen=True)
@@ -35,13 +48,14 @@ class Layout:
     """What a machine's root is made of, beside the host's programs.
 
     binds: paths of the hypervisor (files, folders or sockets) that appear, writable, at a path of the machine.
-    files: small files to write (path in the machine -> text).
+    files: small files to write (path in the machine -> text). links: symbolic links (path -> where to).
     """
 
     name: str
     programs: Path | None
     binds: dict[str, Path]
     files: dict[str, str]
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_programs(store: Path, programs: dict[str, str]) -> Path:
@@ -84,6 +98,8 @@ def enter(new_root: Path, layout: Layout) -> None:
         target = new_root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
+    for path, where in layout.links.items():
+        (new_root / path.lstrip("/")).symlink_to(where)
     ns.change_root(new_root)
 
 

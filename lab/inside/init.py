@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lab import namespaces as ns
+from lab import vpn
 from lab.hypervisor import root
 from lab.inside import network
 from lab.inside.services import Service, Services, log
@@ -107,6 +108,7 @@ def _boot(machine: Machine, services: Services) -> None:
         if machine.kind == "router":
             network.become_router()
         network.set_up_cards(machine.cards)
+        services.add(Service(vpn.SERVER, argv=(sys.executable, "-I", "-m", "lab.vpn", "server")))
 
 
 def _boot_qube(machine: Machine, services: Services) -> None:
@@ -127,6 +129,8 @@ def _boot_qube(machine: Machine, services: Services) -> None:
         services.start(agent)
         if not services.wait(agent, AGENT_DEADLINE):
             log("the agent is not ready, the qube goes on without it")
+    tunnel = Service(vpn.CLIENT, argv=(sys.executable, "-I", "-m", "lab.vpn", "client"))
+    (services.start if vpn.CONFIG.exists() else services.add)(tunnel)
     log("boot complete")
 
 

@@ -39,6 +39,8 @@ from portfwd.wire.errors import shown
 
 _NOT_IN_SERVICE = re.compile(r"[^A-Za-z0-9_.+-]")
 _NOT_IN_TARGET = re.compile(r"[^A-Za-z0-9_.@:-]")
+STARTER = [sys.executable, "-I", "-S", service_program.__file__]
+"""The program that starts a service; the service's full name, its source and the rest follow."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -159,7 +161,7 @@ class Router:
             env["QREXEC_REQUESTED_TARGET" if kind == "name" else "QREXEC_REQUESTED_TARGET_KEYWORD"] = text
         if "+" in full_name:
             env["QREXEC_SERVICE_ARGUMENT"] = allowed.request.argument
-        argv = [sys.executable, "-I", "-S", service_program.__file__, full_name, source, kind, text]
+        argv = [*STARTER, full_name, source, kind, text]
         return self._spawn(allowed.target, argv, env, stdin, stdout, stderr)
 
 

@@ -18,7 +18,9 @@ from lab.qubesd.app import App
 from lab.qubesd.errors import ProtocolError, QubesValueError
 from lab.qubesd.events import Level
 from lab.qubesd.server import Call, Method, Server
+from portfwd.dom0.checking import CheckService
 from portfwd.dom0.service import ForwardService
+from portfwd.dom0.status import StatusService
 from portfwd.wire import limits
 from portfwd.wire.clock import ClockWatch
 from portfwd.wire.errors import RefusedError
@@ -26,7 +28,8 @@ from portfwd.wire.qdb_client import Error
 from portfwd.wire.status import WAY_OUT
 
 ARGUMENT = "forward"
-_VIEWS = ("status", "plan")
+_KILL = "kill"
+_CHECK = "check."
 _SLEEP_MIN = 1.0
 """Seconds until the next try when a rule that has ended could not be removed."""
 _STATUS_SECONDS = 0.2
@@ -60,6 +63,8 @@ class PortForwardExtension:
         self, app: App, server: Server, boot_id: str, kept: Path, now: Callable[[], float] = time.time
     ) -> None:
         self.service = ForwardService(app, boot_id=boot_id, now=now, kept=kept)
+        self.status = StatusService(app, self.service)
+        self.check = CheckService(app, self.status)
         self._now = now
         self._log = app.log
         self._clock = ClockWatch()
@@ -78,7 +83,7 @@ class PortForwardExtension:
         for pattern in _APP_EVENTS:
             app.app_handlers.add(Level.QUBE, pattern, self._on_event)
         self._stock = {name: server.methods[f"admin.vm.firewall.{name}"].handler for name in ("Get", "Set")}
-        server.methods["admin.vm.firewall.Get"] = Method(self._get, arg=None, dom0=False)
+        server.methods["admin.vm.firewall.Get"] = Method(self._get, arg=None, payload=None)
         server.methods["admin.vm.firewall.Set"] = Method(self._set, arg=None, payload=None, dom0=False)
 
     # The first parameter is not called vm: some events have a word of that name.
@@ -124,13 +129,24 @@ class PortForwardExtension:
         self._on_event(None, "deadline")
 
     async def _get(self, call: Call) -> str | None:
+        name = call.arg.removeprefix(f"{ARGUMENT}.")
+        if call.untrusted_payload and name != "plan" and not name.startswith(_CHECK):
+            raise ProtocolError("unexpected payload")
+        if call.dest.klass == "AdminVM" and name != "status":
+            raise ProtocolError("expected destination to not be AdminVM")
         if not call.arg:
             return await self._stock["Get"](call)
         try:
             if call.arg == ARGUMENT:
                 return self.service.get(call.dest)
-            if call.arg.startswith(f"{ARGUMENT}.") and call.arg.removeprefix(f"{ARGUMENT}.") in _VIEWS:
-                return self.service.view(call.dest, call.arg.removeprefix(f"{ARGUMENT}."))
+            if call.arg == f"{ARGUMENT}.status":
+                return await self.status.status(None if call.dest.klass == "AdminVM" else call.dest)
+            if call.arg == f"{ARGUMENT}.plan":
+                return await self.status.plan(call.dest, _text(call.untrusted_payload))
+            if call.arg == f"{ARGUMENT}.connections":
+                return await self.status.connections(call.dest)
+            if call.arg.startswith(f"{ARGUMENT}.{_CHECK}"):
+                return await self.check.check(call.dest, name.removeprefix(_CHECK), _text(call.untrusted_payload))
         except RefusedError as error:
             raise QubesValueError(str(error)) from None
         raise ProtocolError("unexpected argument")
@@ -144,11 +160,10 @@ class PortForwardExtension:
         if name != ARGUMENT:
             raise ProtocolError("unexpected argument")
         try:
-            untrusted_text = call.untrusted_payload.decode("ascii")
-        except UnicodeDecodeError:
-            raise QubesValueError("forward rules are ASCII text") from None
-        try:
-            self.service.set(call.dest, untrusted_text, untrusted_token if dot else None)
+            if untrusted_token == _KILL:
+                await self.status.kill(call.dest, _text(call.untrusted_payload))
+                return None
+            self.service.set(call.dest, _text(call.untrusted_payload), untrusted_token if dot else None)
         except RefusedError as error:
             raise QubesValueError(str(error)) from None
         except Error as error:
@@ -156,3 +171,10 @@ class PortForwardExtension:
             self._log.warning("port forwarding: a QubesDB could not be told: %s", error)
         self._on_event(call.dest, "set")
         return None
+
+
+def _text(untrusted_payload: bytes) -> str:
+    try:
+        return untrusted_payload.decode("ascii")
+    except UnicodeDecodeError:
+        raise RefusedError("the payload is not ASCII text") from None

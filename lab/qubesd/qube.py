@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.qubesd.errors import QubesValueError
+from lab.qubesd.errors import QubesValueError, QubesVMNotRunningError
 from lab.qubesd.features import Features, Tags
 from lab.qubesd.firewall import Firewall
 from lab.qubesd.holder import Holder, Property, as_bool, as_ipv4, as_ipv6, as_label, as_mac, as_qube, as_text
 from lab.qubesd.qdb_watch import QdbWatch
+from lab.qubesd.service_call import ServiceCall
 from portfwd.wire.qdb_client import Database, Error
 
 if TYPE_CHECKING:
@@ -199,6 +200,18 @@ class Qube(LocalVM):
             raise QubesValueError(f"The {value} qube does not provide network")
         if value is self or value in self.app.domains.get_vms_connected_to(self):
             raise QubesValueError("Loops in network are unsupported")
+
+    # Services
+
+    async def run_service(self, service: str, *, user: str, stdin: int, stdout: int, stderr: int) -> ServiceCall:
+        """Start a qrexec service in this qube, as called by dom0. Raises QubesException when it does not run.
+
+        In the laboratory every service runs as root, whatever `user` is.
+        """
+        if self.power is not Power.RUNNING:
+            raise QubesVMNotRunningError(self)
+        del user
+        return ServiceCall.start(self.name, service, (stdin, stdout, stderr))
 
     # Files and databases
 

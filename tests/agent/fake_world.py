@@ -9,10 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from portfwd.agent.answers import Answers
 from portfwd.agent.elements import Network, Surroundings
 from portfwd.agent.firewall import Firewall
+from portfwd.agent.listeners import Socket
 from portfwd.agent.nft import Nft, NftError
+from portfwd.wire.clock import Moment
 from portfwd.wire.entry import Entry
+from portfwd.wire.report import UPLINK_ROUTE
 from portfwd.wire.values import Family, HostName, IPAddress, Kind, Proto
 from tests.agent.world import (
     CLIENTS,
@@ -87,6 +91,7 @@ class FakeWorld:
         }
         self._picky = {node: PickyNft(host.nft) for node, host in self._hosts.items()}
         self._open: list[_Open] = []
+        self._wanted: dict[Node, list[Entry]] = {node: [] for node in Node}
         self._near = tuple(Network("ens6", address.network) for address in ENS6.values())
         for family in Family:
             self.nft(Node.HOP, base_tables(family, CLIENTS))
@@ -101,10 +106,35 @@ class FakeWorld:
     ) -> Applied:
         """Bring both qubes to these entries."""
         wanted = list(entries)
+        self._wanted = {
+            Node.HOP: [e for e in wanted if e.kind is Kind.RELAY],
+            Node.WORK: [e for e in wanted if e.kind is Kind.ACCEPT],
+        }
         around = Surroundings(self._time if now is None else now, self._near, names or {})
-        hop = self._agents[Node.HOP].bring([e for e in wanted if e.kind is Kind.RELAY], around)
+        hop = self._agents[Node.HOP].bring(self._wanted[Node.HOP], around)
         away = Surroundings(around.now, (), around.names)
-        return Applied(hop, self._agents[Node.WORK].bring([e for e in wanted if e.kind is Kind.ACCEPT], away))
+        return Applied(hop, self._agents[Node.WORK].bring(self._wanted[Node.WORK], away))
+
+    def ask(self, node: Node, service: str, payload: str = "") -> bytes:
+        """What the agent of a qube answers dom0 about the entries that it was brought to last."""
+        served = {Socket(family, proto, port, False) for family in Family for proto in Proto for port in PORTS}
+        answers = Answers(
+            self._picky[node],
+            self._flows[node],
+            self._agents[node],
+            sockets=lambda: frozenset(served if node is Node.WORK else ()),
+            ways=lambda addresses: {a: "vif1.0" if a in WORK.values() else UPLINK_ROUTE for a in addresses},
+            # The guard does the work of the kernel's resets.
+            destroy_socket=lambda _flow: False,
+        )
+        moment = Moment(self._time, self._time, self._time)
+        return answers.answer(service, payload.encode(), self._wanted[node], moment).encode()
+
+    def forget_connections(self) -> None:
+        """The connection tables of both qubes are empty, as after a long pause."""
+        for host in self._hosts.values():
+            for connection in list(host.connections):
+                host.connections.forget(connection)
 
     def probe(self, attempts: Sequence[Attempt], hoped: int) -> list[Reached | None]:  # noqa: ARG002 - no waiting here
         """Try all."""
@@ -182,7 +212,8 @@ class FakeWorld:
 
     def restart_agent(self) -> None:
         """Both agents are started anew and know nothing of before."""
-        self._agents = {n: Firewall(self._picky[n], FakeFlows(host)) for n, host in self._hosts.items()}
+        self._flows = {n: FakeFlows(host) for n, host in self._hosts.items()}
+        self._agents = {n: Firewall(self._picky[n], self._flows[n]) for n in Node}
 
     def forget(self) -> None:
         """Both agents are told that somebody changed the ruleset."""
@@ -205,7 +236,7 @@ class FakeWorld:
         first = Packet(
             proto,
             client.addresses[family],
-            next(self._ports),
+            attempt.source_port or next(self._ports),
             client.dials[family],
             attempt.port,
             SYN if proto is Proto.TCP else _EMPTY,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from portfwd.agent.answers import Answers
 from portfwd.agent.elements import Surroundings
 from portfwd.agent.firewall import Firewall
 from portfwd.agent.flows import Conntrack
@@ -19,6 +20,7 @@ from portfwd.agent.netlink import NETLINK_NETFILTER, Netlink
 from portfwd.agent.nft import LibNft
 from portfwd.agent.skeleton import MARK_OURS
 from portfwd.agent.uplinks import neighbours
+from portfwd.wire.clock import read_clocks
 from portfwd.wire.entry import Entry
 from portfwd.wire.status import Result
 from portfwd.wire.values import Family, HostName, IPAddress, Kind, Proto
@@ -59,7 +61,19 @@ def bring(
 ) -> dict[str, Result]:
     """Command: Firewall.bring with the surroundings as they are."""
     agent: Firewall = machine.kept["agent"]
+    machine.kept["entries"] = entries
     return agent.bring(entries, Surroundings(now, neighbours(), names))
+
+
+def ask(machine: Machine, service: str, payload: bytes) -> bytes:
+    """Command: Answers.answer about the entries of the last bring()."""
+    answers = Answers(machine.kept["nft"], Conntrack(), machine.kept["agent"])
+    return answers.answer(service, payload, machine.kept.get("entries", []), read_clocks()).encode()
+
+
+def forget_connections(_machine: Machine) -> None:
+    """Command: empty the connection table."""
+    Netlink(NETLINK_NETFILTER).request(_CT_DELETE, b"\0\0\0\0")
 
 
 def forget(machine: Machine) -> None:
@@ -92,7 +106,7 @@ def marks(_machine: Machine) -> list[int]:
 
 def reset(machine: Machine, base: str) -> None:
     """Command: the ruleset and connections of a qube that has just started."""
-    Netlink(NETLINK_NETFILTER).request(_CT_DELETE, b"\0\0\0\0")
+    forget_connections(machine)
     nft(machine, "flush ruleset\n" + base)
     start_agent(machine)
 
@@ -221,6 +235,15 @@ class KernelWorld:
             assert time.monotonic() < end, "the state was not reached in time"
             time.sleep(0.02)
 
+    def ask(self, node: Node, service: str, payload: str = "") -> bytes:
+        """What the agent of a qube answers dom0 about the entries that it was brought to last."""
+        return self._machines[node].call(ask, service, payload.encode())
+
+    def forget_connections(self) -> None:
+        """The connection tables of both qubes are empty, as after a long pause."""
+        for node in Node:
+            self._machines[node].call(forget_connections)
+
     def nft(self, node: Node, text: str) -> str:
         """Somebody else runs nft in a qube."""
         return self._machines[node].call(nft, text)
@@ -229,6 +252,7 @@ class KernelWorld:
         """The ruleset as text, without handles, counters and remaining times."""
         text = self.nft(node, "list ruleset")
         text = re.sub(r" # handle \d+| expires \w+|packets \d+ bytes \d+", "", text)
+        text = re.sub(r"(set \w+-hits \{[^}]*?)\telements = \{[^}]*\}\n", r"\1", text)
         # The kernel lists elements in no order.
         return re.sub(r"elements = \{([^}]*)\}", lambda found: f"elements {sorted(found[1].split())}", text)
 
@@ -264,7 +288,8 @@ def _home(attempt: Attempt) -> str:
 
 def _dial(attempt: Attempt, hoped: bool) -> sockets.Dial:
     client, family = attempt.client, attempt.family
-    return sockets.Dial(attempt.proto, client.addresses[family], client.dials[family], attempt.port, hoped)
+    here, there = client.addresses[family], client.dials[family]
+    return sockets.Dial(attempt.proto, here, there, attempt.port, hoped, attempt.source_port)
 
 
 def _named(reached: Reached | None, attempt: Attempt) -> Reached | None:

@@ -40,6 +40,9 @@ class Machine:
     def turn(self, timeout: float | None) -> None:
         """Handle what has come in, waiting `timeout` seconds for it at most."""
         for key, _ in self.selector.select(timeout):
+            # What came before it in this turn may have let go of it.
+            if self.selector.get_map().get(key.fd) != key:
+                continue
             if key.data is not None:
                 key.data(key.fileobj)
             elif timeout is None:

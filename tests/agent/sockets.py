@@ -29,13 +29,14 @@ _handles = itertools.count()
 
 
 class Dial(NamedTuple):
-    """What a client dials: its own address, the other's, and whether it is expected to succeed."""
+    """What a client dials: its own address, the other's, and whether it is expected to succeed; from any port if 0."""
 
     proto: Proto
     source: IPAddress
     target: IPAddress
     port: int
     hoped: bool
+    source_port: int = 0
 
 
 def _plain(address: str) -> IPAddress:
@@ -102,7 +103,10 @@ def _start(dial: Dial) -> socket.socket:
     if dial.proto is Proto.TCP:
         # What is said goes out at once, even while an answer to what was said before is outstanding.
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    client.bind((str(dial.source), 0))
+    if dial.source_port:
+        # A connection from there may just have ended.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.bind((str(dial.source), dial.source_port))
     with contextlib.suppress(BlockingIOError, OSError):
         client.connect((str(dial.target), dial.port))
         client.send(b"hello\n")
@@ -211,8 +215,11 @@ def server_speaks(machine: Machine, proto: Proto, peer: IPAddress, peer_port: in
     connection: socket.socket | None = machine.kept["accepted"].get((peer, peer_port))
     if connection is None:
         return Life.RESET
-    with contextlib.suppress(OSError):
+    try:
         connection.send(b"hello again\n")
+    except OSError:
+        # The first call after a reset is told of it, and later ones see an ordinary end.
+        return Life.RESET
     while time.monotonic() - begin < patience:
         machine.turn(0.002)
         if machine.kept["accepted"].get((peer, peer_port)) is None:

@@ -64,7 +64,7 @@ def relays(draw: st.DrawFn, rule: int = 0) -> Entry:
     listen = PortRange(first, last)
     start = draw(st.sampled_from((first, first + 3, 8000)))
     ports = draw(st.sampled_from((PortRange(start, start + len(listen) - 1), PortRange(start, start))))
-    source = draw(sources(family, neighbours=True))
+    source = draw(sources(family, neighbours=side is not Side.INNER))
     to = draw(st.sampled_from(TARGETS[family]))
     end = draw(st.none() | st.sampled_from(ENDS))
     return Entry(RuleId(f"{rule:016x}"), Kind.RELAY, family, proto, side, listen, source, to, ports, end)

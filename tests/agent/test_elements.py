@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portfwd.agent import skeleton
-from portfwd.agent.diff import difference, everything
-from portfwd.agent.elements import Elements, Network, Surroundings, addresses_of, build, collapse
+from portfwd.agent.diff import difference, differing, everything, settle
+from portfwd.agent.elements import Element, Elements, Network, Surroundings, _relay, addresses_of, build, collapse
 from portfwd.wire.entry import Entry
 from portfwd.wire.status import Result
 from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, Proto, Side, SourceWord
@@ -54,7 +54,8 @@ def host_with(elements: Elements, clock: Clock | None = None) -> FakeHost:
     routes: list[tuple[IPNetwork, str]] = [(ipaddress.ip_network(t), "vif1.0") for f in Family for t in TARGETS[f]]
     routes += [(family.everything, "ens6") for family in Family]
     own = tuple(OWN.values())
-    return FakeHost(nft, [Interface("ens6", 0, "veth", own), Interface("vif1.0", 2, "veth", own)], routes)
+    interfaces = [Interface(name, group, "veth", own) for name, group in (("ens6", 0), ("eth0", 1), ("vif1.0", 2))]
+    return FakeHost(nft, interfaces, routes)
 
 
 def packets(family: Family, proto: Proto) -> Iterable[Packet]:
@@ -81,6 +82,13 @@ def wants(entry: Entry, packet: Packet) -> bool:
     )
 
 
+def enters(entry: Entry, uplink: str) -> bool:
+    """By ens6, a card, or eth0, the uplink to a net qube, to which no network is attached."""
+    if uplink == "ens6":
+        return entry.side is Side.UPLINK
+    return entry.side is not Side.DOWNSTREAM and entry.source is not SourceWord.NEIGHBOURS
+
+
 @settings(max_examples=25, deadline=None)
 @given(accept_sets)
 def test_a_port_is_open_exactly_when_some_entry_says_so(entries: list[Entry]) -> None:
@@ -89,7 +97,7 @@ def test_a_port_is_open_exactly_when_some_entry_says_so(entries: list[Entry]) ->
     host = host_with(elements)
     for family, proto in itertools.product(Family, Proto):
         for packet in packets(family, proto):
-            open_now = host.receive(packet, "ens6").fate is Fate.LOCAL
+            open_now = host.receive(packet, "eth0").fate is Fate.LOCAL
             host.connections.clear()
             assert open_now == any(wants(entry, packet) for entry in entries), packet
 
@@ -98,11 +106,11 @@ def test_a_port_is_open_exactly_when_some_entry_says_so(entries: list[Entry]) ->
 @given(relay_sets)
 def test_a_relay_leads_exactly_where_its_entry_says(entries: list[Entry]) -> None:
     elements, results = build(entries, AROUND)
-    winners = [e for e in entries if results[e.key] is Result.OK and e.side is Side.UPLINK]
     host = host_with(elements)
-    for family, proto in itertools.product(Family, Proto):
+    for uplink, family, proto in itertools.product(("ens6", "eth0"), Family, Proto):
+        winners = [e for e in entries if results[e.key] is Result.OK and enters(e, uplink)]
         for packet in packets(family, proto):
-            outcome = host.receive(packet, "ens6")
+            outcome = host.receive(packet, uplink)
             host.connections.clear()
             found = [entry for entry in winners if wants(entry, packet)]
             assert len(found) <= 1
@@ -128,10 +136,12 @@ def test_every_entry_gets_a_word(entries: list[Entry]) -> None:
                 assert not addresses_of(entry, AROUND)
             case Result.CLASH:
                 rivals = [e for e in entries if e.key != entry.key and results[e.key] is Result.OK]
-                place = (entry.kind, entry.family, entry.proto, entry.side)
+                place = (entry.kind, entry.family, entry.proto, skeleton.RELAY_SIDES[entry.side])
                 assert entry.kind is Kind.RELAY
                 assert any(
-                    (e.kind, e.family, e.proto, e.side) == place and e.listen.overlaps(entry.listen) for e in rivals
+                    (e.kind, e.family, e.proto, skeleton.RELAY_SIDES[e.side]) == place
+                    and e.listen.overlaps(entry.listen)
+                    for e in rivals
                 )
             case result:
                 assert result is Result.OK
@@ -162,6 +172,32 @@ def test_the_difference_holds_whatever_the_two_clocks_say(
     anew.run(everything(new, tuple(Family), NOW + ours))
     places = {place: set(keys) for place, keys in standing(host.nft).items()}
     assert places == {place: set(keys) for place, keys in standing(anew).items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(entry_sets, st.sampled_from((0.0, 1.5, 100.0))), min_size=2, max_size=4))
+def test_what_is_remembered_of_earlier_entries_makes_no_difference(steps: list[tuple[list[Entry], float]]) -> None:
+    """Each set gives what it gives from scratch, whichever sets came before it: their rule ids are the same."""
+    for entries, later in steps:
+        around = Surroundings(NOW + later, NEAR, NAMES if later else {})
+        remembered = build(entries, around)
+        _relay.cache_clear()
+        assert build(entries, around) == remembered
+
+
+@settings(max_examples=60, deadline=None)
+@given(entry_sets, entry_sets, st.sampled_from((0.0, 0.2, 1.5)))
+def test_the_difference_over_what_stands_is_the_plain_one(
+    before: list[Entry], after: list[Entry], later: float
+) -> None:
+    """Elements that are the same object, or equal ones made anew, give the same text."""
+    old = build(before, AROUND)[0]
+    new = settle(old, build(after, Surroundings(NOW + later, NEAR, NAMES))[0])
+    copied = {place: {key: Element(*element) for key, element in keys.items()} for place, keys in new.items()}
+    assert difference(old, new, NOW + later) == difference(old, copied, NOW + later)
+    for place in old.keys() | new.keys():
+        one, other = old.get(place, {}), new.get(place, {})
+        assert set(differing(one, other)) == {key for key in one if one[key] != other.get(key)}
 
 
 Standing = dict[tuple[str, str], dict[str, tuple[object, float | None, str]]]

@@ -236,9 +236,18 @@ def test_doors_of_several_rules_overlap_at_the_target(world: World) -> None:
 
 
 def test_a_qube_behind_the_target_finds_no_door(world: World) -> None:
-    """What an accept opens is for what comes by the uplink: not for a vif of a target that is itself a net qube."""
+    """What an accept opens is for what comes from the net qube: not for a vif or a network card of the target."""
     world.apply([accept(443)])
-    assert "iifgroup != 2" in world.ruleset(Node.WORK)
+    assert "iifgroup 1 meta l4proto { tcp, udp } ct state new jump arrival" in world.ruleset(Node.WORK)
+
+
+@pytest.mark.parametrize("source", ["any", "0.0.0.0/1", "128.0.0.0/1"])
+def test_an_inner_hop_takes_nothing_from_a_card_of_its_own(world: World, source: str) -> None:
+    """Only who has passed the entrance may come in further in; a card there leads to people who have not."""
+    comes = (int(UPSTREAM.addresses[V4]) >> 31) == (source == "128.0.0.0/1") or source == "any"
+    world.apply([relay(443, side=Side.INNER, source=source), accept(443)])
+    allowed = {Attempt(UPSTREAM, 443): 443} if comes else {}
+    check(world, allowed, [Attempt(c, 443) for c in (LAPTOP, STRANGER, SIBLING, *(() if comes else (UPSTREAM,)))])
 
 
 def test_clash_keeps_the_one_and_says_so(world: World) -> None:

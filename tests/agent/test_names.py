@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Names are resolved beside the loop, and systemd is told."""
 
+import errno
 import ipaddress
 import select
 import socket
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.agent.names import Resolver, resolve
+from portfwd.agent.names import HOLD_SECONDS, Resolver, resolve
 from portfwd.agent.systemd import notify
-from portfwd.wire.values import HostName
+from portfwd.wire.values import HostName, IPAddress
 
 LOCALHOST, NOBODY = HostName("localhost"), HostName("nobody.invalid")
 
@@ -32,7 +33,7 @@ def test_a_name_of_this_machine() -> None:
 
 
 def test_a_name_that_is_nowhere() -> None:
-    assert resolve(NOBODY) == ()
+    assert not resolve(NOBODY)
 
 
 def test_names_that_getaddrinfo_cannot_even_encode() -> None:
@@ -70,6 +71,87 @@ def test_name_whose_server_is_dead_does_not_hold_up_the_others(monkeypatch: pyte
     answer.set()
     wait_for(resolver)
     assert resolver.found[NOBODY] == ()
+
+
+ONE, TWO = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
+MOVING = HostName("moving.example.org")
+
+
+class Server:
+    """What getaddrinfo says, and a clock."""
+
+    def __init__(self) -> None:
+        self.answer: OSError | tuple[IPAddress, ...] = ()
+        self.now = 1000.0
+        self.resolver = Resolver(lambda: self.now)
+
+    def getaddrinfo(self, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if isinstance(self.answer, OSError):
+            raise self.answer
+        return [(2, 1, 6, "", (str(address), 0)) for address in self.answer]
+
+    def says(self, answer: OSError | tuple[IPAddress, ...]) -> tuple[IPAddress, ...]:
+        """What the name means after this answer."""
+        self.answer = answer
+        self.resolver.want([MOVING])
+        wait_for(self.resolver)
+        return self.resolver.found[MOVING]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    made = Server()
+    monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
+    return made
+
+
+TROUBLE = [
+    socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+    socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure in name resolution"),
+    OSError(errno.EMFILE, "Too many open files"),
+    TimeoutError(),
+]
+NO_SUCH_NAME = [
+    socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+    socket.gaierror(socket.EAI_NODATA, "No address associated with hostname"),
+]
+
+
+@pytest.mark.parametrize("trouble", TROUBLE, ids=str)
+def test_the_last_answer_counts_on_for_a_while_when_nobody_can_say(server: Server, trouble: OSError) -> None:
+    assert server.says((ONE, TWO)) == (ONE, TWO)
+    assert not server.resolver.troubled
+    for _ in range(3):
+        server.now += HOLD_SECONDS / 4
+        assert server.says(trouble) == (ONE, TWO)
+        assert server.resolver.troubled
+    server.now += HOLD_SECONDS / 4
+    assert server.says(trouble) == ()
+    assert server.says((TWO,)) == (TWO,)
+    assert not server.resolver.troubled
+    server.now += HOLD_SECONDS - 1
+    assert server.says(trouble) == (TWO,)
+
+
+@pytest.mark.parametrize("answer", [(), *NO_SUCH_NAME], ids=str)
+def test_a_name_that_is_gone_is_shut_at_once(server: Server, answer: OSError | tuple[IPAddress, ...]) -> None:
+    assert server.says((ONE,)) == (ONE,)
+    assert server.says(answer) == ()
+    assert not server.resolver.troubled
+    assert server.says(TROUBLE[0]) == ()
+
+
+def test_an_answer_counts_as_a_whole(server: Server) -> None:
+    assert server.says((ONE, TWO)) == (ONE, TWO)
+    assert server.says((TWO,)) == (TWO,)
+    assert server.says(TROUBLE[0]) == (TWO,)
+
+
+def test_trouble_from_the_start_opens_nothing(server: Server) -> None:
+    assert server.says(TROUBLE[0]) == ()
+    assert server.resolver.troubled
+    server.resolver.want([])
+    assert not server.resolver.troubled
 
 
 @pytest.mark.parametrize("abstract", [False, True])

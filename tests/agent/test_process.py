@@ -14,7 +14,7 @@ from portfwd.wire.status import Acknowledgement, State
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.machine import run
 from tests.agent.process import RunningAgent
-from tests.agent.world import LAPTOP, PHONE, Attempt, Life, Node, accept, check, relay, through
+from tests.agent.world import LAPTOP, PHONE, V4, WORK, Attempt, Life, Node, Reached, accept, check, relay, through
 
 RULE, TARGET = through(relay(443))
 NAMED, NAMED_TARGET = through(relay(80, source="name:phone.example.org"))
@@ -77,7 +77,10 @@ def test_half_a_set_changes_nothing_and_then_shuts_everything(agent: RunningAgen
     for _ in range(3):
         # More of them in a row: dom0 rewrites several times, and we look each time in the middle.
         generation = agent.commit([RULE, missing])
-        check(agent.world, {OPEN: 443}, [Attempt(LAPTOP, 22)])
+        reached = agent.world.probe([OPEN, Attempt(LAPTOP, 22)], 1)
+        # On a machine that is so slow that the time is over, nothing can be said.
+        if time.monotonic() - begin < 1.9:
+            assert reached == [Reached(WORK[V4], 443, LAPTOP.addresses[V4]), None]
     agent.world.wait_until(lambda: not is_open(agent), 20)
     assert time.monotonic() - begin > 1.9
     agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.INCOMPLETE), 20)
@@ -108,7 +111,8 @@ def test_a_reload_resolves_names_again(agent: RunningAgent) -> None:
     handle = agent.world.open(Attempt(PHONE, 80))
     agent.reload(HOSTS.replace("192.168.7.3", "192.168.7.2"))
     agent.world.wait_until(lambda: is_open(agent, Attempt(LAPTOP, 80)), 20)
-    assert agent.world.client_speaks(handle) is Life.RESET
+    # The door has moved; its old connections are ended right after that.
+    agent.world.wait_until(lambda: agent.world.client_speaks(handle) is Life.RESET, 20)
     check(agent.world, {OPEN: 443}, [Attempt(PHONE, 80)])
 
 
@@ -138,7 +142,7 @@ def test_what_was_removed_while_the_agent_was_dead_is_shut_and_cut(agent: Runnin
     agent.commit([])
     agent.start()
     agent.world.wait_until(lambda: not is_open(agent), 20)
-    assert agent.world.client_speaks(handle) is Life.RESET
+    agent.world.wait_until(lambda: agent.world.client_speaks(handle) is Life.RESET, 20)
 
 
 def test_an_end_by_the_service_manager_leaves_the_forwards(agent: RunningAgent) -> None:

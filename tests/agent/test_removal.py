@@ -169,6 +169,23 @@ def test_adding_again_works_at_once(world: World, proto: Proto) -> None:
     check(world, {Attempt(LAPTOP, 443, proto): 8443})
 
 
+@pytest.mark.parametrize("ports", ["443-443", "8443-8443"])
+@pytest.mark.parametrize("proto", list(Proto))
+def test_a_guard_spares_a_new_connection_from_the_very_same_port(world: World, proto: Proto, ports: str) -> None:
+    """The old one is watched for, by its address and port; a new rule lets the same client in at once."""
+    attempt = Attempt(LAPTOP, 443, proto, V4, 41000)
+    world.apply(through(relay(443, ports, proto=proto)))
+    old = world.open(attempt)
+    world.apply([])
+    for speak in (world.server_speaks, world.client_speaks):
+        assert speak(old) is CUT[proto]
+    world.apply(through(relay(443, ports, proto=proto)))
+    # Over UDP there is no connection to be opened: what the client says next is a new one.
+    new = world.open(attempt) if proto is TCP else old
+    for speak in (world.client_speaks, world.server_speaks, world.client_speaks):
+        assert speak(new) is Life.ALIVE
+
+
 def test_removal_by_an_agent_that_has_just_started(world: World) -> None:
     gone, kept = through(relay(443)), through(relay(80))
     world.apply([*gone, *kept])
@@ -230,6 +247,32 @@ def test_other_users_of_the_connection_mark_keep_their_bits(world: World) -> Non
     handle = world.open(Attempt(LAPTOP, 443))
     assert world.marks(Node.HOP) == [0x1234 | MARK_OURS]
     assert world.client_speaks(handle) is Life.ALIVE
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("proto", list(Proto))
+def test_connections_whose_mark_was_overwritten_are_cut_too(world: World, proto: Proto, first: str) -> None:
+    """A script that sets the whole mark hides our connections; the user's own forward of that port lives on."""
+    world.nft(
+        Node.HOP,
+        "add rule ip qubes custom-forward ct status dnat accept\n"
+        "table ip mine { chain post { type filter hook postrouting priority mangle; policy accept;\n"
+        "ct mark set 0x00000001\n}\n"
+        "chain pre { type nat hook prerouting priority dstnat; policy accept;\n"
+        "ip saddr 203.0.113.9 tcp dport 443 dnat to 10.137.0.20:443\n"
+        "ip saddr 203.0.113.9 udp dport 443 dnat to 10.137.0.20:443\n}\n}",
+    )
+    world.nft(Node.WORK, "add rule ip qubes custom-input accept")
+    near, other = relay(443, source="192.168.7.0/24", proto=proto), relay(80, proto=proto)
+    world.apply([near, other])
+    handle, by_hand = world.open(Attempt(LAPTOP, 443, proto)), world.open(Attempt(STRANGER, 443, proto))
+    stays = world.open(Attempt(LAPTOP, 80, proto))
+    assert not any(mark & MARK_OURS for mark in world.marks(Node.HOP))
+    world.apply([other])
+    speakers = [world.client_speaks, world.server_speaks]
+    for speak in speakers if first == "client" else speakers[::-1]:
+        assert speak(handle) is CUT[proto]
+        assert speak(by_hand) is speak(stays) is Life.ALIVE
 
 
 def test_neighbours_that_move_away_are_cut(world: World) -> None:

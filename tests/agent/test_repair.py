@@ -6,13 +6,16 @@ import re
 
 import pytest
 
-from portfwd.agent.skeleton import BASE_RULES, COMMENT, TABLE
+from portfwd.agent.skeleton import BASE_RULES, COMMENT, TABLE, nft_family, table
 from portfwd.wire.status import Result
+from portfwd.wire.values import Family, Proto
+from tests.agent.kernel_world import KernelWorld, bring, start_agent
 from tests.agent.world import (
     LAPTOP,
     PHONE,
     STRANGER,
     TCP,
+    UDP,
     V6,
     Attempt,
     Life,
@@ -119,14 +122,55 @@ def test_what_others_remove_is_repaired(world: World, text: str) -> None:
     check(world, shut=SHUT)
 
 
-@pytest.mark.parametrize("text", [f"delete table ip {TABLE}", f"flush table ip {TABLE}"])
-def test_what_others_remove_while_the_agent_is_dead_is_repaired(world: World, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"delete table ip {TABLE}",
+        f"flush table ip {TABLE}",
+        f"flush chain ip {TABLE} up-go",
+        f"flush chain ip {TABLE} entrance",
+        f"flush map ip {TABLE} up-to",
+        f"flush chain ip {TABLE} up-any\nadd rule ip {TABLE} up-any drop",
+    ],
+)
+def test_what_others_do_while_the_agent_is_dead_is_repaired(world: World, text: str) -> None:
     entries = [*through(relay(443)), *through(relay("9000-9010"))]
     world.apply(entries)
+    handle = world.open(Attempt(LAPTOP, 443))
     world.nft(Node.HOP, text)
     world.restart_agent()
     world.apply(entries)
     check(world, OPEN, [Attempt(LAPTOP, 444)])
+    assert world.client_speaks(handle) is Life.ALIVE
+
+
+def test_every_chain_is_filled_anew_at_the_start(world: World) -> None:
+    entries = [*through(relay(443)), *through(relay("9000-9010"))]
+    world.apply(entries)
+    before = [world.ruleset(node) for node in Node]
+    for node in Node:
+        for family in Family:
+            chains = re.findall(r"chain (\S+) {", table(family))
+            world.nft(node, "".join(f"flush chain {nft_family(family)} {TABLE} {chain}\n" for chain in chains))
+    world.restart_agent()
+    world.apply(entries)
+    assert [world.ruleset(node) for node in Node] == before
+
+
+def test_a_restart_of_the_agent_costs_no_packet(kernel: KernelWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UDP repeats nothing, so a packet that is lost is missed; the agent starts while it is on its way."""
+    kernel.reset()
+    monkeypatch.setattr(kernel, "patience", 5.0)
+    entries = through(relay(443, proto=UDP))
+    kernel.apply(entries)
+    handle = kernel.open(Attempt(LAPTOP, 443, UDP))
+    hop = kernel.machine("hop")
+    for _ in range(20):
+        hop.call(start_agent)
+        hop.begin(bring, [entries[0]], kernel.now(), {})
+        for _ in range(3):
+            assert kernel.client_speaks(handle) is Life.ALIVE
+        assert set(hop.finish().values()) == {Result.OK}
 
 
 def test_what_others_add_is_removed(world: World) -> None:
@@ -187,19 +231,42 @@ def test_one_family_without_base_firewall_does_not_hurt_the_other(world: World) 
     check(world, {Attempt(LAPTOP, 443): 443}, [Attempt(LAPTOP, 443, TCP, V6)])
 
 
-@pytest.mark.parametrize("word", ["add element", "flush map"])
+@pytest.mark.parametrize("word", ["9000-9010", "add element", "flush map"])
 def test_when_nft_fails_everything_is_shut(world: World, word: str) -> None:
-    first, second = through(relay(443)), through(relay("9000-9010"))
+    """nft refuses this entry, then all elements, then our tables: they are removed."""
+    first, second = through(relay(443, 8443)), through(relay("9000-9010"))
     world.apply(first)
+    handle = world.open(Attempt(LAPTOP, 443))
     if word == "flush map":
         world.restart_agent()
     with world.refuse(Node.HOP, word):
         applied = world.apply([*first, *second])
         assert set(applied.hop.values()) == {Result.FAILED}
         check(world, shut=SHUT)
+        assert world.client_speaks(handle) is not Life.ALIVE
     applied = world.apply([*first, *second])
     assert set(applied.hop.values()) == {Result.OK}
-    check(world, OPEN)
+    check(world, {Attempt(LAPTOP, 443): 8443, Attempt(LAPTOP, 9005): 9005})
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("node", list(Node))
+@pytest.mark.parametrize("proto", list(Proto))
+def test_what_is_shut_since_nft_fails_ends_its_connections(world: World, proto: Proto, node: Node, first: str) -> None:
+    """And they do not come back, neither now nor when nft works again."""
+    entries, more = through(relay(443, proto=proto)), through(relay("9000-9010", proto=proto))
+    world.apply(entries)
+    handle = world.open(Attempt(LAPTOP, 443, proto))
+    cut = Life.RESET if proto is TCP else Life.SILENT
+    speakers = [world.client_speaks, world.server_speaks]
+    with world.refuse(node, "9000-9010"):
+        world.apply([*entries, *more])
+        for speak in speakers if first == "client" else speakers[::-1]:
+            assert speak(handle) is cut
+    world.apply(more)
+    for speak in speakers:
+        assert speak(handle) is cut
+    check(world, {Attempt(LAPTOP, 9005, proto): 9005}, [Attempt(LAPTOP, 443, proto)])
 
 
 def test_the_cost_of_a_packet_does_not_grow_with_the_forwards(world: World) -> None:

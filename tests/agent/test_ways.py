@@ -285,10 +285,14 @@ def test_c28_from_inside_the_tunnel_an_internal_forward_opens_and_an_external_on
 def test_c28_what_the_vpn_qubes_own_programs_answer_does_not_leave_by_the_tunnel(vpn: RunningAgent) -> None:
     vpn.world.machine("hop").call(sockets.serve, [5001])
     vpn.publish([accept(5001, family=family) for family in Family])
+    # What an accept opens is for the uplink to a net qube.
+    check(vpn.world, shut=[Attempt(BEYOND, 5001, family=family) for family in Family])
+    ip(vpn.world, "hop", "link set ens7 group 1")
     for family in Family:
         (reached,) = vpn.world.probe([Attempt(BEYOND, 5001, family=family)], 1)
         assert reached is not None
         assert (reached.address, reached.client) == (BEYOND.dials[family], BEYOND.addresses[family])
+    ip(vpn.world, "hop", "link set ens7 group 0")
 
 
 def test_a_vpn_that_took_the_default_route_away_does_not_get_the_replies(vpn: RunningAgent) -> None:

@@ -81,12 +81,13 @@ CLIENTS = {"vif1.0": tuple(WORK.values()), "vif2.0": tuple(SIBLING_AT.values())}
 
 
 class Attempt(NamedTuple):
-    """One connection to be tried."""
+    """One connection to be tried; from any port of the client when that is 0."""
 
     client: Client
     port: int
     proto: Proto = TCP
     family: Family = V4
+    source_port: int = 0
 
 
 class Reached(NamedTuple):
@@ -149,6 +150,12 @@ class World(Protocol):
 
     def wait_until(self, reached: Callable[[], bool], deadline: float = 10) -> None:
         """Let time pass until a state is reached; fails after `deadline` seconds."""
+
+    def ask(self, node: Node, service: str, payload: str = "") -> bytes:
+        """What the agent of a qube answers dom0 about the entries that it was brought to last."""
+
+    def forget_connections(self) -> None:
+        """The connection tables of both qubes are empty, as after a long pause."""
 
     def nft(self, node: Node, text: str) -> str:
         """Somebody else runs nft in a qube."""

@@ -67,22 +67,22 @@ def test_two_qubes_with_several_rules_each_behind_one_firewall(world: World) -> 
 
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
 def test_one_protocol_only(world: World, proto: str) -> None:
-    world.add("work", f"forwardtype=external proto={proto} srcports=5000")
+    world.add("work", f"forwardtype=external proto={proto} srcports=5005")
     other = "udp" if proto == "tcp" else "tcp"
-    wanted = {Ask("laptop", SYS_NET, 5000, proto): says("work", 5000, LAPTOP)}
-    world.expect(wanted | {Ask("laptop", SYS_NET, 5000, other): SHUT})
+    wanted = {Ask("laptop", SYS_NET, 5005, proto): says("work", 5005, LAPTOP)}
+    world.expect(wanted | {Ask("laptop", SYS_NET, 5005, other): SHUT})
 
 
 def test_ranges_same_shifted_and_to_one_port(world: World) -> None:
-    world.add("work", "forwardtype=external srcports=5001-5003")
+    world.add("work", "forwardtype=external srcports=5003-5005")
     world.add("work", "forwardtype=external srcports=7000-7003 dstports=5001-5004")
     world.add("personal", "forwardtype=external srcports=7100-7200 dstports=8443")
     wanted: dict[Ask, str] = {}
     for proto in ("tcp", "udp"):
-        wanted |= {Ask("laptop", SYS_NET, p, proto): says("work", p, LAPTOP) for p in (5001, 5002, 5003)}
+        wanted |= {Ask("laptop", SYS_NET, p, proto): says("work", p, LAPTOP) for p in (5003, 5004, 5005)}
         wanted |= {Ask("laptop", SYS_NET, p, proto): says("work", p - 1999, LAPTOP) for p in range(7000, 7004)}
         wanted |= {Ask("laptop", SYS_NET, p, proto): says("personal", 8443, LAPTOP) for p in (7100, 7150, 7200)}
-        wanted |= {Ask("laptop", SYS_NET, p, proto): SHUT for p in (5000, 5004, 6999, 7004, 7099, 7201)}
+        wanted |= {Ask("laptop", SYS_NET, p, proto): SHUT for p in (5002, 5006, 6999, 7004, 7099, 7201)}
     world.expect(wanted)
 
 

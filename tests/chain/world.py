@@ -41,6 +41,9 @@ LONG = "this-qube-has-31-letters-in-all"
 TARGETS = ("dmz", "work", "personal", "masked", "veiled", LONG, "media", "deep", "untrusted", "sys-firewall", "sys-net")
 SERVICES = ("--tcp", "22", "--tcp", "631", "--tcp", "8443", "--tcp", "5000-5005", "--udp", "8443", "--udp", "5000-5005")
 """What listens in every one of them, forwarded or not."""
+HOPS = ("sys-firewall", "sys-net")
+HOPS_SERVICES = tuple(word.replace("5000-5005", "5000-5002") for word in SERVICES)
+"""The same in HOPS, with fewer ports: what a net qube uses itself cannot be an entrance."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +64,25 @@ def says(qube: str, port: int, client: str) -> str:
 class World:
     """One laboratory with servers in all its targets."""
 
-    def __init__(self, lab: Lab, stack: contextlib.ExitStack) -> None:
+    def __init__(self, lab: Lab, stack: contextlib.ExitStack, targets: Sequence[str] = TARGETS) -> None:
         self.lab = lab
         self._stack = stack
         self._held: list[Held] = []
         known = lab.call("dom0", gather)
         self.ip = {name: words["ip"] for name, words in known.items()}
         self.ip6 = {name: words["ip6"] for name, words in known.items()}
-        self.serve(*TARGETS)
+        self.serve(*targets)
 
-    def serve(self, *machines: str, words: Sequence[str] = SERVICES, stack: contextlib.ExitStack | None = None) -> None:
+    def serve(self, *machines: str, words: Sequence[str] = (), stack: contextlib.ExitStack | None = None) -> None:
         """Start the small server in machines, all at the same time, and wait until it listens.
 
-        It ends with `stack`, or with the laboratory.
+        Without words it serves what it always does there. It ends with `stack`, or with the laboratory.
         """
-        argv = [sys.executable, "-I", "-m", "lab.services", *words]
-        servers = [self.lab.popen(machine, argv, stdout=subprocess.PIPE, text=True) for machine in machines]
+        servers = []
+        for machine in machines:
+            served = words or (HOPS_SERVICES if machine in HOPS else SERVICES)
+            argv = [sys.executable, "-I", "-m", "lab.services", *served]
+            servers.append(self.lab.popen(machine, argv, stdout=subprocess.PIPE, text=True))
         for server in servers:
             (stack or self._stack).callback(_end, server)
         for machine, server in zip(machines, servers, strict=True):
@@ -121,9 +127,11 @@ class World:
         return self.lab.api(qube, "admin.vm.firewall.Get", "forward").splitlines()
 
     def status(self, qube: str) -> list[dict[str, str]]:
-        """The lines of Get+forward.status, as words; a problem's text is under 'text'."""
+        """The lines of Get+forward.status on hops, as words; a problem's text is under 'text'."""
         found = []
         for line in self.lab.api(qube, "admin.vm.firewall.Get", "forward.status").splitlines():
+            if " hop=" not in line:
+                continue
             head, _, text = line.partition(" text=")
             words = dict(word.split("=", 1) for word in head.split(" "))
             found.append(words | ({"text": text} if text else {}))
@@ -144,6 +152,8 @@ class World:
 
     def wait_applied(self, qube: str) -> None:
         """Wait until every line of the qube's status says applied."""
+        # First, since each look at the status has dom0 ask the qubes.
+        self.settle()
         wait_until(
             lambda: {words["state"] for words in self.status(qube)} == {"applied"},
             lambda: f"all applied, {self.status(qube)}",
@@ -284,10 +294,10 @@ def _end(server: "subprocess.Popen[str]") -> None:
 
 
 @contextlib.contextmanager
-def running(name: str) -> Iterator[World]:
+def running(name: str, topology: str = TOPOLOGY, targets: Sequence[str] = TARGETS) -> Iterator[World]:
     """A laboratory with the chains, from its start to its end."""
-    with Lab(name, TOPOLOGY) as lab, contextlib.ExitStack() as stack:
-        yield World(lab, stack)
+    with Lab(name, topology) as lab, contextlib.ExitStack() as stack:
+        yield World(lab, stack, targets)
 
 
 @contextlib.contextmanager

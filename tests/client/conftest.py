@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,12 +11,14 @@ from typing import NamedTuple
 
 import pytest
 
+from portfwd.client import qvm_port_forward
 from portfwd.client.adminapi import AdminClient, SocketTransport
 from portfwd.client.qvm_firewall import main
 from portfwd.model.forward import format_forwards, parse_forwards, token
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
+from tests.client.dom0 import Dom0
 
 
 class Flavour(Enum):
@@ -147,3 +150,38 @@ def run(qubesd: Qubesd, capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def work() -> QubeName:
     return QubeName("work")
+
+
+@pytest.fixture
+def utc() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
+
+
+@pytest.fixture
+def dom0() -> Dom0:
+    return Dom0(uplinks="192.168.1.10/24")
+
+
+@pytest.fixture
+def tool(dom0: Dom0, capsys: pytest.CaptureFixture[str]) -> Run:
+    """qvm-port-forward. Whatever it prints, the terminal gets printable lines."""
+
+    def tool(*words: str) -> Outcome:
+        try:
+            code = qvm_port_forward.main(words, dom0)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        assert all(c.isprintable() or c == "\n" for c in captured.out + captured.err)
+        return Outcome(code, captured.out, captured.err)
+
+    return tool

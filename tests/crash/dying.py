@@ -77,6 +77,10 @@ class DyingFlows:
         self._fuse.burn()
         return self._flows.marked(bit)
 
+    def unmarked(self, bit: int) -> list[Flow]:
+        """As inside."""
+        return self._flows.unmarked(bit)
+
     def forget(self, flow: Flow) -> None:
         """As the table inside."""
         self._fuse.burn()

@@ -8,6 +8,7 @@ import pytest
 
 from portfwd.dom0.service import ForwardService
 from portfwd.wire import limits
+from tests.dom0.asking import plan
 from tests.fakes.app import FakeApp, FakeVM
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443\n"
@@ -37,10 +38,52 @@ def test_c28_an_external_forward_does_not_cross_a_vpn_qube(app: FakeApp, service
     app.firewall.database.write(WAY_OUT, "tunnel")
     service.refresh()
     assert open_hops(app) == [0, 1, 1], "what comes from the tunnel itself or from behind the qube is another matter"
-    assert "state=problem reason=vpn text='sys-firewall'" in service.view(app.work, "plan")
+    assert "state=problem reason=vpn text='sys-firewall'" in plan(app, service, app.work)[0]
+
+
+def test_c28_a_tunnel_that_goes_down_opens_nothing(app: FakeApp, service: ForwardService) -> None:
+    app.firewall.database.write(WAY_OUT, "tunnel")
+    service.refresh()
+    app.firewall.database.write(WAY_OUT, "uplink")
+    service.refresh()
+    assert open_hops(app) == [0, 1, 1]
+    app.firewall.running = False
+    service.refresh()
+    app.firewall.running = True
+    app.firewall.database.rm(limits.STATUS)
+    again = ForwardService(app, "boot-1", lambda: 1_000_000.0)
+    again.refresh()
+    assert open_hops(app) == [0, 1, 1], "neither before its tunnel is up at the next start, nor after one of qubesd"
+    assert (app.firewall.features[limits.FEATURE_VPN], app.saves) == ("1", 1)
+    del app.firewall.features[limits.FEATURE_VPN]
+    service.refresh()
+    assert open_hops(app) == [1, 2, 2]
+
+
+def test_c28_the_user_may_know_it_before_and_may_know_better(app: FakeApp, service: ForwardService) -> None:
+    app.firewall.features[limits.FEATURE_VPN] = "1"
+    service.refresh()
+    assert open_hops(app) == [0, 1, 1]
+    app.firewall.features[limits.FEATURE_VPN] = ""
+    app.firewall.database.write(WAY_OUT, "tunnel")
+    service.refresh()
+    assert open_hops(app) == [0, 1, 1]
     app.firewall.database.write(WAY_OUT, "uplink")
     service.refresh()
     assert open_hops(app) == [1, 2, 2]
+    assert app.firewall.features[limits.FEATURE_VPN] == ""
+
+
+def test_c28_what_cannot_be_remembered_is_shut_all_the_same(
+    app: FakeApp, service: ForwardService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(app, "save", full)
+    app.firewall.database.write(WAY_OUT, "tunnel")
+    assert service.refresh() is not None
+    assert open_hops(app) == [0, 1, 1]
 
 
 def test_c28_the_feature_lets_it_cross(app: FakeApp, service: ForwardService) -> None:

@@ -2,10 +2,12 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """A few qubes with the attributes that qubesd's objects have, kept in memory and in real files."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from portfwd.dom0.store import Contents, StoredForward, load, save
+from portfwd.model.ordinary import OrdinaryRule
 from tests.fakes.qubesdb import FakeConnection, FakeQubesDB
 
 
@@ -27,6 +29,13 @@ class FakeFirewall:
     def forwards(self) -> tuple[StoredForward, ...]:
         return load(self.path).forwards
 
+    @property
+    def rules(self) -> tuple[OrdinaryRule, ...]:
+        return load(self.path).rules
+
+    def set_rules(self, *rules: OrdinaryRule) -> None:
+        save(self.path, Contents(rules, self.forwards))
+
     def save_forwards(self, forwards: tuple[StoredForward, ...]) -> None:
         self.saves += 1
         save(self.path, Contents(load(self.path).rules, forwards))
@@ -44,6 +53,18 @@ class FakeVM:
         folder.mkdir(parents=True, exist_ok=True)
         self.firewall = FakeFirewall(folder / "firewall.xml")
         self.database = FakeQubesDB().connect()
+        self.services: dict[str, str] = {}
+        """qrexec service -> the shell script that answers it."""
+
+    @property
+    def visible_ip(self) -> str:
+        return self.ip
+
+    async def run_service(self, service: str, *, user: str, **streams: Any) -> asyncio.subprocess.Process:
+        assert user == "root"
+        if not self.running or service not in self.services:
+            raise ValueError(f"{self.name} has no {service}")
+        return await asyncio.create_subprocess_exec("sh", "-c", self.services[service], **streams)
 
     def is_running(self) -> bool:
         return self.running
@@ -62,3 +83,7 @@ class FakeApp:
         self.work = FakeVM(folder / "work", "work", self.firewall, "10.137.0.6")
         self.personal = FakeVM(folder / "personal", "personal", self.firewall, "10.137.0.7")
         self.domains = [self.net, self.firewall, self.work, self.personal]
+        self.saves = 0
+
+    def save(self) -> None:
+        self.saves += 1

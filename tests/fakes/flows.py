@@ -17,16 +17,28 @@ class FakeFlows:
 
     def marked(self, bit: int) -> list[Flow]:
         """The connections with that bit in their mark."""
-        found = []
-        for connection in self._connections:
-            if connection.mark & bit:
-                handle = id(connection).to_bytes(8, "big")
-                self._handles[handle] = connection
-                proto, client, _, _, port = connection.original
-                _, server, server_port, _, _ = connection.reply
-                mark = connection.mark
-                found.append(Flow(family_of(client), proto, client, port, server, server_port, mark, handle))
-        return found
+        return [self._flow(connection) for connection in self._connections if connection.mark & bit]
+
+    def unmarked(self, bit: int) -> list[Flow]:
+        """The connections without that bit whose destination somebody has translated."""
+        return [self._flow(found) for found in self._connections if found.dnat and not found.mark & bit]
+
+    def _flow(self, connection: Connection) -> Flow:
+        handle = id(connection).to_bytes(8, "big")
+        self._handles[handle] = connection
+        proto, client, client_port, _, port = connection.original
+        _, server, server_port, _, _ = connection.reply
+        return Flow(
+            family_of(client),
+            proto,
+            client,
+            port,
+            server,
+            server_port,
+            connection.mark,
+            handle,
+            client_port=client_port,
+        )
 
     def forget(self, flow: Flow) -> None:
         """Delete one connection's entry; one that is gone already is no error."""

@@ -7,18 +7,20 @@ text it does not understand. Where kernels differ it takes the older behaviour: 
 its timeout. The suites of tests/agent hold it against the real one.
 """
 
+import re
 import time
 from collections.abc import Callable
 
 from portfwd.agent.nft import NftError
 from tests.fakes.nft_rules import read_key, read_rule, read_verdict
-from tests.fakes.nft_state import Chain, Data, Element, Hook, Ruleset, Set, Table, clash, missing, table_of
+from tests.fakes.nft_state import Chain, Data, Element, Hook, Ruleset, Set, Table, clash, list_set, missing, table_of
 from tests.fakes.nft_text import Tokens, number, seconds, span
 
 _PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "srcnat": 100}
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _CHAIN_KINDS = ("filter", "nat", "route")
-_SET_FLAGS = {"interval", "timeout"}
+_RANGE = re.compile(r"(^|\. )\d+-\d+")
+_SET_FLAGS = {"interval", "timeout", "dynamic"}
 
 
 class FakeNft:
@@ -80,6 +82,10 @@ class FakeNft:
             case "list", "chain":
                 chain = tokens.name()
                 return f"table {family} {name} {{\n{_list_chain(chain, table.chain(chain))}}}\n"
+            case "list", "set" | "map":
+                member = tokens.name()
+                listed = list_set(member, table.named(member, what), self.now)
+                return f"table {family} {name} {{\n{listed}}}\n"
             case _:
                 raise NftError(f"syntax error, {verb} {what} is not known here")
         return ""
@@ -154,6 +160,7 @@ class FakeNft:
         keys: tuple[str, ...] = ()
         data: tuple[str, ...] | None = None
         flags: set[str] = set()
+        size, timeout, counts = 0, 0.0, False
         tokens.skip_ends()
         while not tokens.accept("}"):
             word = tokens.take()
@@ -164,14 +171,20 @@ class FakeNft:
                 flags.add(tokens.take())
                 while tokens.accept(","):
                     flags.add(tokens.take())
+            elif word == "size":
+                size = number(tokens.take())
+            elif word == "timeout":
+                timeout = seconds(tokens.take())
+            elif word == "counter":
+                counts = True
             else:
                 raise NftError(f"syntax error, {word!r} is not known in a {kind}")
             tokens.end()
         if not keys or flags - _SET_FLAGS or (kind == "map") != (data is not None):
             raise NftError(f"syntax error, {kind} {name} is not declared as expected")
-        made = Set(keys, data, frozenset(flags))
+        made = Set(keys, data, frozenset(flags), size, timeout, counts)
         old = table.sets.setdefault(name, made)
-        if (old.keys, old.data, old.flags) != (made.keys, made.data, made.flags):
+        if not old.is_declared_as(made):
             raise clash(f"{kind} {name} is declared otherwise")
 
     def _rule(self, table: Table, verb: str, family: str, tokens: Tokens) -> None:
@@ -192,6 +205,8 @@ class FakeNft:
         target = table.named(tokens.name(), "element")
         for _ in tokens.listed():
             key, text = read_key(target.keys, tokens)
+            if "interval" not in target.flags and _RANGE.search(text):
+                raise NftError("Error: You must add 'flags interval' to your set declaration")
             if verb == "delete":
                 target.delete(key, text, self.now)
                 continue
@@ -217,7 +232,9 @@ class FakeNft:
         table = ruleset[family, name]
         sets = ""
         for member, found in table.sets.items():
-            texts = ", ".join(sorted(f"{e.text} {e.comment} : {e.data}" for e in found.live(self.now).values()))
+            # Without what changes by itself, so that two listings can be compared.
+            live = {} if found.counts and "dynamic" in found.flags else found.live(self.now)
+            texts = ", ".join(sorted(f"{e.text} {e.comment} : {e.data}" for e in live.values()))
             sets += f"\t{'set' if found.data is None else 'map'} {member} {{ {texts} }}\n"
         chains = "".join(_list_chain(chain, found) for chain, found in table.chains.items())
         return f"table {family} {name} {{\n{sets}{chains}}}\n"

@@ -104,7 +104,16 @@ class Masquerade:
     """The sender becomes the address of the outgoing interface."""
 
 
-Statement = Match | Lookup | Verdict | Mark | Reject | Dnat | Masquerade
+@dataclass(frozen=True, slots=True)
+class SetStatement:
+    """update or delete: puts the selectors' values into a set, or takes them out."""
+
+    verb: str
+    set: str
+    selectors: tuple[str, ...]
+
+
+Statement = SetStatement | Match | Lookup | Verdict | Mark | Reject | Dnat | Masquerade
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +131,7 @@ class Rule:
     def sets(self) -> Iterator[str]:
         """The names of the sets that it uses."""
         for statement in self.statements:
-            if isinstance(statement, Lookup):
+            if isinstance(statement, Lookup | SetStatement):
                 yield statement.set
             elif isinstance(statement, Dnat) and statement.map:
                 yield statement.map
@@ -158,6 +167,8 @@ def _statement(family: str, tokens: Tokens) -> list[Statement]:
             tokens.expect("bytes")
             number(tokens.take())
         return []
+    if word in ("update", "delete") and tokens.peek(1).startswith("@"):
+        return [_set_statement(tokens)]
     if tokens.accept("masquerade"):
         return [Masquerade()]
     if tokens.accept("reject"):
@@ -167,6 +178,14 @@ def _statement(family: str, tokens: Tokens) -> list[Statement]:
     if tokens.accept("ct", "mark", "set"):
         return [_mark(tokens)]
     return _match(tokens)
+
+
+def _set_statement(tokens: Tokens) -> SetStatement:
+    verb, name = tokens.take(), _reference(tokens)
+    tokens.expect("{")
+    selectors = _selectors(tokens)
+    tokens.expect("}")
+    return SetStatement(verb, name, selectors)
 
 
 def _reject(tokens: Tokens) -> Reject:

@@ -38,6 +38,9 @@ class Element:
     comment: str = ""
 
 
+_DECLARED = ("keys", "data", "flags", "size", "timeout", "counts")
+
+
 @dataclass(slots=True)
 class Set:
     """A set, or a map when `data` names types."""
@@ -45,7 +48,16 @@ class Set:
     keys: tuple[str, ...]
     data: tuple[str, ...] | None
     flags: frozenset[str]
+    size: int = 0
+    timeout: float = 0.0
+    counts: bool = False
     elements: dict[Key, Element] = field(default_factory=dict)
+    packets: dict[Key, int] = field(default_factory=dict)
+    """What the elements have counted, if the set counts."""
+
+    def is_declared_as(self, other: "Set") -> bool:
+        """Whether the declarations are the same."""
+        return [getattr(self, name) == getattr(other, name) for name in _DECLARED] == [True] * len(_DECLARED)
 
     def live(self, now: float) -> dict[Key, Element]:
         """The elements whose time is not over."""
@@ -67,7 +79,25 @@ class Set:
             for other, there in self.elements.items():
                 if overlaps(key, other):
                     raise clash(f"interval {element.text} overlaps {there.text}")
+        self.packets.pop(key, None)
         self.elements[key] = element
+
+    def update(self, values: tuple[Value, ...], text: str, now: float) -> bool:
+        """As a rule does by a packet: add or refresh, and count; False when there is no room."""
+        key = tuple((value, value) for value in values)
+        self.elements = self.live(now)
+        if key not in self.elements:
+            if self.size and len(self.elements) >= self.size:
+                return False
+            self.packets.pop(key, None)
+        self.elements[key] = Element(text, None, now + self.timeout if self.timeout else None)
+        self.count(key)
+        return True
+
+    def count(self, key: Key) -> None:
+        """A packet has found this element."""
+        if self.counts:
+            self.packets[key] = self.packets.get(key, 0) + 1
 
     def delete(self, key: Key, text: str, now: float) -> None:
         """Remove; what is not there or has just expired is an error."""
@@ -78,12 +108,33 @@ class Set:
     def find(self, values: tuple[Value, ...], now: float) -> Element | None:
         """The element that holds these values."""
         exact = tuple((value, value) for value in values)
+        live = self.live(now)
         if exact in self.elements or "interval" not in self.flags:
-            return self.live(now).get(exact)
-        for key, element in self.live(now).items():
-            if overlaps(key, exact):
-                return element
-        return None
+            found = exact if exact in live else None
+        else:
+            found = next((key for key in live if overlaps(key, exact)), None)
+        if found is None:
+            return None
+        self.count(found)
+        return live[found]
+
+
+PACKET_BYTES = 60
+"""Of every packet, in what is counted."""
+
+
+def list_set(name: str, found: Set, now: float) -> str:
+    """A set with its elements, what they have counted and when they end."""
+    texts = []
+    for key, element in found.live(now).items():
+        packets = found.packets.get(key, 0)
+        text = element.text
+        text += f" counter packets {packets} bytes {packets * PACKET_BYTES}" if found.counts else ""
+        text += f" expires {int((element.expires - now) * 1000)}ms" if element.expires is not None else ""
+        text += f' comment "{element.comment}"' if element.comment else ""
+        texts.append(text + (f" : {element.data}" if element.data is not None else ""))
+    body = f"\t\telements = {{ {', '.join(texts)} }}\n" if texts else ""
+    return f"\t{'set' if found.data is None else 'map'} {name} {{\n{body}\t}}\n"
 
 
 def overlaps(one: Key, other: Key) -> bool:
@@ -171,7 +222,10 @@ class Table:
         """A copy of which nothing is shared that can change."""
         return Table(
             {name: Chain(c.handle, c.hook, list(c.rules)) for name, c in self.chains.items()},
-            {name: dataclasses.replace(s, elements=dict(s.elements)) for name, s in self.sets.items()},
+            {
+                name: dataclasses.replace(s, elements=dict(s.elements), packets=dict(s.packets))
+                for name, s in self.sets.items()
+            },
         )
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from portfwd.wire.values import IPAddress, IPNetwork
 from tests.fakes.nft import FakeNft
-from tests.fakes.nft_rules import FLAGS, Dnat, Lookup, Mark, Masquerade, Match, Reject, Statement, Verdict
+from tests.fakes.nft_rules import FLAGS, Dnat, Lookup, Mark, Masquerade, Match, Reject, SetStatement, Statement, Verdict
 from tests.fakes.nft_state import Chain, Table
 from tests.fakes.nft_text import Value
 from tests.fakes.packets import Connection, Connections, Fate, Outcome, Packet
@@ -164,6 +164,8 @@ class FakeHost:
                 if found is None:
                     return None
                 return found if statement.vmap and isinstance(found, Verdict) else _ON
+            case SetStatement():
+                return self._change_set(walk, table, statement)
             case Verdict():
                 return statement
             case Mark():
@@ -177,6 +179,21 @@ class FakeHost:
                 return self._dnat(walk, table, statement)
             case Masquerade():
                 return self._masquerade(walk)
+
+    def _change_set(self, walk: _Walk, table: Table, statement: SetStatement) -> Verdict | None:
+        values = [self._value(walk, selector) for selector in statement.selectors]
+        known = tuple(value for value in values if value is not None)
+        if len(known) < len(values):
+            return None
+        found = table.named(statement.set, "element")
+        texts = [
+            str(ipaddress.ip_address(int(v)) if "addr" in kind else v)
+            for v, kind in zip(known, found.keys, strict=True)
+        ]
+        if statement.verb == "update":
+            return _ON if found.update(known, " . ".join(texts), self.nft.now) else None
+        found.elements.pop(tuple((value, value) for value in known), None)
+        return _ON
 
     def _look(self, walk: _Walk, table: Table, selectors: tuple[str, ...], name: str) -> object | None:
         values = [self._value(walk, selector) for selector in selectors]

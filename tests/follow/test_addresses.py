@@ -36,6 +36,40 @@ def inherit(world: World, address: str) -> None:
     world.lab.remove("heir")
 
 
+@pytest.mark.parametrize("restarted", [True, False])
+def test_c7_rules_deleted_after_the_address_changed_leave_nothing_behind(world: World, restarted: bool) -> None:
+    """Mistake: what is taken away is looked for by the new address, and the lines with the old one stay."""
+    old = {name: world.lab.api("work", "admin.vm.property.Get", name).rpartition(" ")[2] for name in ("ip", "ip6")}
+    world.lab.set("work", "ip", "10.137.0.77")
+    world.lab.set("work", "ip6", "fd09:24ef:4179::a89:77")
+    if restarted:
+        world.lab.restart("work")
+    world.see(PATHS, packets=restarted)
+    world.allow("work")
+    world.after("rules of a qube with a new address deleted", lambda: None, PATHS | {"work": ()})
+    if not restarted:
+        # Two running qubes cannot have one address.
+        world.lab.stop("work")
+    world.lab.create("heir", "sys-firewall")
+    for name, address in old.items():
+        world.lab.set("heir", name, address)
+    world.lab.start("heir")
+    world.serve("heir")
+    world.see(PATHS | {"work": ()})
+    for qube in ("sys-net", "sys-firewall", "heir"):
+        ours = "".join(world.ours(qube))
+        assert [address for address in old.values() if address in ours] == []
+    world.lab.kill("heir")
+    world.lab.remove("heir")
+    for name in old:
+        world.lab.reset("work", name)
+    if restarted:
+        world.lab.stop("work")
+    world.lab.start("work")
+    world.restore()
+    world.see(PATHS)
+
+
 def test_u6_address_of_a_running_qube(world: World) -> None:
     """Until its restart the qube keeps the old address (so does Qubes); nothing may lead to whoever gets that one."""
     world.after("ip of a running qube", lambda: world.lab.set("work", "ip", "10.137.0.77"), PATHS, packets=False)

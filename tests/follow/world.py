@@ -221,6 +221,20 @@ class World:
         processes = {qube: self.lab.popen(qube, argv, stdout=subprocess.PIPE, text=True) for qube in qubes}
         return {qube: process.communicate()[0] for qube, process in processes.items()}
 
+    def ours(self, qube: str) -> tuple[str, str]:
+        """All that dom0 and the agent have written in a qube: its entries, and the tables that the agent made.
+
+        Without the sets of the guards, which for a while remember connections that were cut; they open nothing.
+        """
+        listed = (
+            self.lab.run(qube, ["nft", "list", "table", ip, "qubes-port-forward"], stdout=subprocess.PIPE, text=True)
+            for ip in ("ip", "ip6")
+        )
+        tables = "".join(table.stdout for table in listed)
+        return str(self.lab.call("dom0", dom0.entries, qube)), re.sub(
+            r"\tset dead-.*?\n\t\}", "", tables, flags=re.DOTALL
+        )
+
     # Packets
 
     def _wrong_packets(

@@ -4,20 +4,20 @@
 
 import contextlib
 import itertools
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from lab import probes
-from lab.client import ApiError, Call, Lab
+from lab.client import ApiError, Lab
 from lab.dom0 import gather
-from tests.oracle.driver import Fault, Mischief, Question, Refused
-from tests.oracle.kernel import read_doors
-from tests.oracle.rules import Client, Doors, Home, Qube
+from portfwd.wire import limits
+from tests.oracle.driver import Fault, Mischief, Refused
+from tests.oracle.house_net import NETWORKS, PORTS, TARGETS, HouseNet, address
+from tests.oracle.kernel import read_doors, read_near
+from tests.oracle.rules import Doors, Home, Qube
 
 QUBES = {
     "sys-net": None,
@@ -27,16 +27,9 @@ QUBES = {
     "personal": "sys-firewall",
     "media": "sys-spare",
 }
-OUTSIDE = {
-    "laptop": ({4: "192.168.1.20", 6: "2001:db8:1::14"}, {4: "192.168.1.10", 6: "2001:db8:1::a"}),
-    "phone": ({4: "192.168.1.30", 6: "2001:db8:1::1e"}, {4: "192.168.1.10", 6: "2001:db8:1::a"}),
-    "guest": ({4: "192.168.77.20", 6: "2001:db8:77::14"}, {4: "192.168.77.10", 6: "2001:db8:77::a"}),
-}
-PORTS = tuple(range(1000, 1005))
 DEADLINE = 10.0
 """Seconds for an event to arrive everywhere; it takes some tenths on a loaded machine."""
-_SHUT_PATIENCE = 0.4
-_CLEAR = 3.0
+_CLEAR = 1.5
 """Seconds that the questions after an event may take, so that no rule may end within them."""
 _FLUSHES = {
     Mischief.FLUSH_CHAINS: "".join(
@@ -45,67 +38,50 @@ _FLUSHES = {
     Mischief.FLUSH_TABLE: "flush table ip qubes-port-forward\nflush table ip6 qubes-port-forward\n",
     Mischief.DELETE_TABLE: "delete table ip qubes-port-forward\ndelete table ip6 qubes-port-forward\n",
 }
+_FAKE = {"net.fake-ip": "192.168.200.5", "net.fake-gateway": "192.168.200.1"}
+_NAMES = itertools.count(1)
 
 
-class House:
-    """See Driver. One laboratory for many runs: close() brings it back to the beginning."""
+class House(HouseNet):
+    """See Driver. `seconds` gets how long each event took to arrive everywhere."""
 
     ports = PORTS
+    targets = TARGETS
     mischiefs = tuple(_FLUSHES)
+    can = frozenset({"disposable"})
 
-    def __init__(self, lab: Lab, stack: contextlib.ExitStack) -> None:
-        self.lab = lab
-        self._stack = stack
-        self.seconds: list[float] = []
-        known = lab.call("dom0", gather)
-        self._addresses = {name: {4: known[name]["ip"], 6: known[name]["ip6"]} for name in QUBES}
-        self._happened = time.monotonic()
-        self._home = self.home()
-        for name in QUBES:
-            self._serve(name)
+    def __init__(self, seconds: list[float]) -> None:
+        self._stack = contextlib.ExitStack()
+        super().__init__(self._stack.enter_context(Lab(f"oracle-{os.getpid()}-{next(_NAMES)}", str(_TOPOLOGY))))
+        try:
+            known = self.lab.call("dom0", gather)
+            self._addresses = {name: {4: known[name]["ip"], 6: known[name]["ip6"]} for name in QUBES}
+            self.seconds = seconds
+            self._happened = time.monotonic()
+            self._away = False
+            for name in QUBES:
+                self._serve(name)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """See Driver."""
-        now = self.lab.call("dom0", gather)
-        for name in QUBES:
-            self.lab.api(name, "admin.vm.firewall.Set", "forward", "")
-            self.set_refusal(name, False, True)
-            if now[name]["ip"] != self._addresses[name][4]:
-                self._halt(name)
-                self.lab.set(name, "ip", self._addresses[name][4])
-            if now[name]["ip6"] != self._addresses[name][6]:
-                self._halt(name)
-                self.set_ipv6(name, self._addresses[name][6])
-        for name, netvm in QUBES.items():
-            self.start(name)
-            if now[name]["netvm"] != (netvm or ""):
-                self.set_netvm(name, netvm)
+        self._stack.close()
 
     def home(self) -> Home:
         """See Driver."""
-        return Home({name: Qube(name, netvm, self._addresses[name]) for name, netvm in QUBES.items()}, self.now())
-
-    def clients(self, home: Home) -> list[Client]:
-        """See Driver."""
-        outside = [Client(name, own, near=True) for name, (own, _) in OUTSIDE.items()]
-        inside = [Client(q.name, q.addresses, qube=q.name) for q in home.qubes.values() if q.running and q.netvm]
-        return outside + inside
-
-    def questions(self, home: Home) -> list[Question]:
-        """See Driver."""
-        found = []
-        for client in self.clients(home):
-            entrance = home.qubes[client.qube].netvm if client.qube else "sys-net"
-            if entrance is not None and home.qubes[entrance].running:
-                # Who does not know an address of the net qube in a family cannot knock by it.
-                families = home.qubes[entrance].addresses if client.qube else client.addresses
-                ways = itertools.product(client.addresses.keys() & families.keys(), ("tcp", "udp"), PORTS)
-                found += [Question(client.name, entrance, way) for way in ways]
-        return found
+        qubes = {
+            name: Qube(name, netvm, self._addresses[name], provides=name.startswith("sys-"))
+            for name, netvm in QUBES.items()
+        }
+        return Home(qubes, self.now())
 
     def now(self) -> int:
         """See Driver."""
         return int(time.time())
+
+    # Rules
 
     def set_forwards(self, qube: str, lines: str) -> None:
         """See Driver."""
@@ -115,10 +91,34 @@ class House:
         except ApiError as error:
             raise Refused(str(error)) from None
 
+    def set_ordinary(self, qube: str, drop: bool) -> None:
+        """See Driver."""
+        self._began()
+        self.lab.api(qube, "admin.vm.firewall.Set", "", f"action={'drop' if drop else 'accept'}\n")
+
+    def reload(self, qube: str) -> None:
+        """See Driver."""
+        self._began()
+        self.lab.api(qube, "admin.vm.firewall.Reload")
+
+    # Network
+
     def set_netvm(self, qube: str, netvm: str | None) -> None:
         """See Driver."""
         self._began()
         self.lab.set(qube, "netvm", netvm or "")
+
+    def follow_default(self, qube: str, netvm: str) -> None:
+        """See Driver."""
+        del netvm
+        self._began()
+        self.lab.reset(qube, "netvm")
+
+    def set_default(self, netvm: str, followers: list[str]) -> None:
+        """See Driver."""
+        del followers
+        self._began()
+        self.lab.api("dom0", "admin.property.Set", "default_netvm", netvm)
 
     def set_address(self, qube: str, address: str) -> None:
         """See Driver."""
@@ -127,51 +127,118 @@ class House:
 
     def ipv6_of(self, home: Home) -> list[str]:
         """Halted qubes that are no net qubes: of a running one the address does not change inside."""
-        return [q.name for q in home.qubes.values() if not q.running and not q.name.startswith("sys-")]
+        return [q.name for q in home.qubes.values() if not q.running and not q.provides]
 
-    def set_ipv6(self, qube: str, address: str | None) -> None:
+    def set_ipv6(self, qube: str, on: bool) -> None:
         """See Driver."""
         self._began()
-        self.lab.feature(qube, "ipv6", "1" if address else "")
+        self.lab.feature(qube, "ipv6", "1" if on else "")
+
+    def set_fake_address(self, qube: str, on: bool) -> None:
+        """See Driver."""
+        self._began()
+        for name, value in _FAKE.items():
+            self.lab.feature(qube, name, value if on else None)
+
+    def set_provides(self, qube: str, provides: bool) -> None:
+        """See Driver."""
+        self._began()
+        self.lab.set(qube, "provides_network", str(provides))
 
     def set_refusal(self, qube: str, refuses: bool, tor: bool) -> None:
         """See Driver."""
         self._began()
         for name, wanted in (("tag", refuses and tor), ("feature", refuses and not tor)):
-            method, word = (name, "anon-gateway") if name == "tag" else (name, "port-forward.deny")
+            method, word = (name, limits.TAG_TOR_GATEWAY) if name == "tag" else (name, limits.FEATURE_DENY)
             if wanted:
                 self.lab.api(qube, f"admin.vm.{method}.Set", word, "" if name == "tag" else "1")
             else:
                 with contextlib.suppress(ApiError):
                     self.lab.api(qube, f"admin.vm.{method}.Remove", word)
 
+    def set_transit(self, qube: str, transit: bool) -> None:
+        """See Driver."""
+        self._began()
+        self.lab.feature(qube, limits.FEATURE_TRANSIT, "1" if transit else None)
+
+    # Qubes
+
+    def clone(self, qube: str, new: str) -> Qube:
+        """See Driver."""
+        self._began()
+        self.lab.clone(qube, new)
+        return self._new(new, {"ipv6": "1", "net.fake-ip": None, "net.fake-gateway": None})
+
+    def create(self, name: str, netvm: str, address: str | None) -> Qube:
+        """See Driver."""
+        self._began()
+        self.lab.create(name, netvm)
+        if address:
+            self.lab.set(name, "ip", address)
+        return self._new(name, {"ipv6": "1"})
+
+    def disposable(self, template: str) -> Qube:
+        """See Driver."""
+        self._began()
+        name = self.lab.disposable(template)
+        self._serve(name)
+        qube = self._new(name, {})
+        qube.running = qube.disposable = True
+        return qube
+
+    def remove(self, qube: str) -> None:
+        """See Driver."""
+        self._began()
+        self.lab.remove(qube)
+
     def start(self, qube: str) -> None:
         """See Driver."""
-        if "state=Halted" in self.lab.api(qube, "admin.vm.List"):
-            self._began()
-            self.lab.start(qube)
-            self._began()
-            self._serve(qube)
+        self._began()
+        self.lab.start(qube)
+        self._began()
+        self._serve(qube)
 
     def kill(self, qube: str) -> None:
         """See Driver."""
         self._began()
-        self.lab.kill(qube)
+        if self._away:
+            self.lab.ask("destroy", name=qube)
+        else:
+            self.lab.kill(qube)
+
+    def shut_down(self, qube: str) -> None:
+        """See Driver."""
+        self._began()
+        self.lab.stop(qube, force=True)
+
+    def pause(self, qube: str, on: bool) -> None:
+        """See Driver."""
+        self._began()
+        (self.lab.pause if on else self.lab.unpause)(qube)
+
+    # Faults
 
     def disturb(self, qube: str, mischief: Mischief) -> None:
         """See Driver."""
         self._began()
-        self.lab.run(qube, ["nft", "-f", "-"], input=_FLUSHES[mischief].encode(), check=True)
+        self.lab.run(qube, ["nft", "-f", "-"], input=_FLUSHES[mischief].encode(), check=True, timeout=DEADLINE)
 
     def restart(self, fault: Fault, qube: str) -> None:
         """See Driver."""
         self._began()
-        if fault is Fault.AGENT:
-            self.lab.agent(qube, "kill")
-        elif fault is Fault.QUBESD:
-            self.lab.service("dom0", "qubesd", "kill")
-        else:
-            self.lab.service(qube, "qubesdb-daemon", "kill")
+        self.lab.service(*_service(fault, qube), "kill")
+
+    def away(self, fault: Fault, qube: str, gone: bool) -> None:
+        """See Driver."""
+        self._began()
+        if fault is Fault.QUBESD:
+            self._away = gone
+        self.lab.service(*_service(fault, qube), "stop" if gone else "start")
+
+    def install_agent(self, qube: str, installed: bool) -> None:
+        """See Driver."""
+        self._began()
+        (self.lab.install_agent if installed else self.lab.uninstall_agent)(qube)
 
     def wait(self, seconds: int) -> None:
         """See Driver."""
@@ -180,15 +247,18 @@ class House:
 
     def settle(self, home: Home) -> Iterator[None]:
         """See Driver."""
-        self.lab.converge(DEADLINE)
+        self.lab.converge(DEADLINE, [q.name for q in home.qubes.values() if q.silent or not q.agent])
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
             home.now = self.now()
-            if all(self.doors(name) == doors for name, doors in home.doors().items()):
+            if self._near_is_right(home) and all(
+                home.stands(name, self.doors(name), doors) for name, doors in home.doors().items()
+            ):
                 break
         self.seconds.append(time.monotonic() - self._happened)
-        ends = [r.expire for q in home.qubes.values() for _, r in q.rules if isinstance(r.expire, int)]
-        while any(-0.3 < end - time.time() < _CLEAR for end in ends):
+        silent = [q.silent for q in home.qubes.values() if q.silent]
+        rules = [r for h in (home, *silent) for q in h.qubes.values() for _, r in q.rules]
+        while any(isinstance(r.expire, int) and -0.3 < r.expire - time.time() < _CLEAR for r in rules):
             time.sleep(0.05)
         yield from ()
 
@@ -196,41 +266,30 @@ class House:
         """See Driver."""
         return self.lab.call(qube, read_doors)
 
-    def ask(self, home: Home, questions: Iterable[Question]) -> dict[Question, tuple[str, int] | None]:
-        """See Driver."""
-        opened = home.reached(self.clients(home))
-        waiting: list[tuple[list[Question], int, Call]] = []
-        asked = list(questions)
-        for client in dict.fromkeys(question.client for question in asked):
-            mine = [question for question in asked if question.client == client]
-            words = [self._words(home, q, probes.TIMEOUT if q in opened else _SHUT_PATIENCE) for q in mine]
-            read_end, write_end = os.pipe()
-            call = self.lab.start_call(client, _tell, write_end, words)
-            os.close(write_end)
-            waiting.append((mine, read_end, call))
-        answers: dict[Question, tuple[str, int] | None] = {}
-        for mine, read_end, call in waiting:
-            with os.fdopen(read_end) as told:
-                for question, answer in zip(mine, json.load(told), strict=True):
-                    found = answer.split(" ")
-                    answers[question] = (found[0], int(found[2])) if found[1:2] == ["port"] else None
-            call.wait()
-        return answers
+    def _near_is_right(self, home: Home) -> bool:
+        if not home.qubes["sys-net"].running or home.qubes["sys-net"].silent:
+            return True
+        wanted = {(name, f"{NETWORKS[network][0]}.0/24") for name, (network, _) in self.cards.items()}
+        return self.lab.call("sys-net", read_near) in (set(), wanted)
 
-    def _words(self, home: Home, question: Question, patience: float) -> probes.Question:
-        family, proto, port = question.way
-        dials = OUTSIDE[question.client][1] if question.client in OUTSIDE else home.qubes[question.entrance].addresses
-        return probes.Question(dials[family], port, proto, patience)
+    def _new(self, name: str, features: dict[str, str | None]) -> Qube:
+        for feature, value in features.items():
+            with contextlib.suppress(ApiError):
+                self.lab.feature(name, feature, value)
+        if features:
+            self.lab.feature(name, limits.FEATURE_AGENT, "1")
+        words = self.lab.call("dom0", gather)[name]
+        by_default = self.lab.api(name, "admin.vm.property.Get", "netvm").startswith("default=True")
+        own = {4: words["ip"] or "10.137.0.0", 6: words["ip6"]}
+        if not words["ip"]:
+            own = address("lan", 0)
+        return Qube(name, words["netvm"] or None, own, running=False, by_default=by_default)
 
     def _began(self) -> None:
         self._happened = time.monotonic()
 
-    def _halt(self, name: str) -> None:
-        if "state=Halted" not in self.lab.api(name, "admin.vm.List"):
-            self.lab.kill(name)
-
     def _serve(self, name: str) -> None:
-        span = f"{PORTS[0]}-{PORTS[-1]}"
+        span = f"{TARGETS[0]}-{TARGETS[-1]}"
         argv = [sys.executable, "-I", "-m", "lab.services", "--tcp", span, "--udp", span]
         server = self.lab.popen(name, argv, stdout=subprocess.PIPE, text=True)
         self._stack.callback(_end, server)
@@ -238,16 +297,12 @@ class House:
         assert server.stdout.readline() == "serving\n", name
 
 
-@contextlib.contextmanager
-def running(name: str) -> Iterator[House]:
-    """The laboratory from its start to its end."""
-    with Lab(name, str(Path(__file__).parent / "house.toml")) as lab, contextlib.ExitStack() as stack:
-        yield House(lab, stack)
+_TOPOLOGY = Path(__file__).parent / "house.toml"
 
 
-def _tell(pipe: int, questions: list[probes.Question]) -> None:
-    with os.fdopen(pipe, "w") as told:
-        json.dump(probes.ask_all(questions), told)
+def _service(fault: Fault, qube: str) -> tuple[str, str]:
+    names = {Fault.AGENT: "port-forward-agent", Fault.QUBESDB: "qubesdb-daemon"}
+    return ("dom0", "qubesd") if fault is Fault.QUBESD else (qube, names[fault])
 
 
 def _end(server: "subprocess.Popen[str]") -> None:

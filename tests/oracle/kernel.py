@@ -27,6 +27,16 @@ def read_doors() -> Doors:
     return doors
 
 
+def read_near() -> set[tuple[str, str]]:
+    """Interface and prefix of the neighbours in IPv4; none where no rule asks for them."""
+    answer = _nft("list set ip qubes-port-forward near")
+    found = [
+        item["set"].get("elem", ()) for item in json.loads(answer or '{"nftables": []}')["nftables"] if "set" in item
+    ]
+    rows = [element["concat"] for elements in found for element in elements]
+    return {(interface, f"{part['prefix']['addr']}/{part['prefix']['len']}") for interface, part in rows}
+
+
 def _nft(command: str) -> str:
     library = ctypes.CDLL("libnftables.so.1")
     library.nft_ctx_new.restype = ctypes.c_void_p

@@ -9,8 +9,9 @@ from portfwd.agent.desired import Desired, Reporter, read_desired
 from portfwd.agent.elements import Network, Surroundings
 from portfwd.agent.firewall import Firewall
 from portfwd.wire import limits
-from portfwd.wire.status import State
+from portfwd.wire.status import State, WayOut
 from portfwd.wire.values import Family
+from tests.crash.dying import DyingFlows, DyingNft, Fuse, KilledError
 from tests.fakes.base import base_tables
 from tests.fakes.flows import FakeFlows
 from tests.fakes.nft import FakeNft
@@ -25,8 +26,10 @@ _LATE = 2.0
 class Node:
     """One running qube: its database, its kernel, its agent."""
 
-    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, clock: Callable[[], float], present: bool = True) -> None:
         self.name = name
+        self.fuse = Fuse()
+        self.way_out = WayOut.UPLINK
         self.database = FakeQubesDB()
         self.own = self.database.connect()
         self.nft = FakeNft(clock)
@@ -35,6 +38,7 @@ class Node:
         self.wires: object = None
         self.load_base()
         self.start_agent()
+        self.present = present
 
     def load_base(self) -> None:
         """Load the base firewall of a qube that has just started."""
@@ -43,8 +47,10 @@ class Node:
 
     def start_agent(self) -> None:
         """A new process, which knows nothing."""
+        self.present = True
+        self.fuse.arm(0)
         self.host.connections = self.connections
-        self.firewall = Firewall(self.nft, FakeFlows(self.host))
+        self.firewall = Firewall(DyingNft(self.nft, self.fuse), DyingFlows(FakeFlows(self.host), self.fuse))
         self._desired = Desired()
         self._half: float | None = None
         self._seen: bytes | None = None
@@ -56,7 +62,14 @@ class Node:
         self._due = 0.0
 
     def work(self, now: float) -> bool:
-        """What the agent's loop does when something has happened; False when nothing has."""
+        """What the agent's loop does when something has happened; False when nothing has. It may die meanwhile."""
+        try:
+            return self.present and self._work(now)
+        except KilledError:
+            self.start_agent()
+            return True
+
+    def _work(self, now: float) -> bool:
         commit = self.own.read(limits.BASE)
         if now < self._due and commit == self._seen:
             return False
@@ -79,7 +92,7 @@ class Node:
         half = [] if self._half is None else [self._half + _LATE]
         guard = self.firewall.tend(now)
         self._due = min([*ends, *half, *([] if guard is None else [guard])], default=math.inf)
-        self._reporter.report(self._desired.generation, State.APPLIED, results, "")
+        self._reporter.report(self._desired.generation, State.APPLIED, results, "", self.way_out)
         return True
 
     def close(self) -> None:

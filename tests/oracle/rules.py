@@ -5,6 +5,7 @@
 Everything is spelled out port by port. docs/formats.md and DESIGN.md section 5 are what this repeats.
 """
 
+import copy
 import dataclasses
 import ipaddress
 from collections.abc import Iterator
@@ -59,16 +60,34 @@ class Rule:
 
 @dataclass
 class Qube:
-    """A qube as the user sees it. `rules` holds (when it was added, rule); `base`: Qubes' own firewall is loaded."""
+    """A qube as the user sees it. `rules` holds (when it was added, rule); `base`: Qubes' own firewall is loaded.
+
+    `agent`: it is installed. `silent`: the home as it was when the agent fell silent (it died, or the qube was paused):
+    since then the kernel can only let rules end. `fake`: Qubes gives it another IPv4 address, and then no IPv6.
+    """
 
     name: str
     netvm: str | None
-    addresses: dict[int, str]
+    own: dict[int, str]
     running: bool = True
     agent: bool = True
     refuses: bool = False
     base: bool = True
     rules: list[tuple[int, Rule]] = field(default_factory=list)
+    provides: bool = False
+    by_default: bool = False
+    disposable: bool = False
+    paused: bool = False
+    ipv6: bool = True
+    fake: bool = False
+    tunnel: bool = False
+    transit: bool = False
+    silent: "Home | None" = None
+
+    @property
+    def addresses(self) -> dict[int, str]:
+        """By family."""
+        return {f: address for f, address in self.own.items() if f == 4 or (self.ipv6 and not self.fake)}
 
 
 class Client(NamedTuple):
@@ -78,6 +97,7 @@ class Client(NamedTuple):
     addresses: dict[int, str]
     near: bool = False
     qube: str = ""
+    netvm: str = ""
 
 
 @dataclass
@@ -91,6 +111,11 @@ class Home:
         """The net qubes above a qube, its own first."""
         netvm = self.qubes[name].netvm
         return [] if netvm is None else [self.qubes[netvm], *self.above(netvm)]
+
+    def way(self, name: str, entrance: str) -> list[str]:
+        """A qube and the hops from its own net qube to an entrance above it."""
+        above = [hop.name for hop in self.above(name)]
+        return [name, *above[: above.index(entrance) + 1]] if entrance in above else []
 
     def behind(self, name: str) -> list[str]:
         """The qubes whose net qube this is."""
@@ -140,6 +165,8 @@ class Home:
             hops = above if rule.external else above[:1]
             if not hops or not all(one.running and one.agent for one in (qube, *hops)) or any(h.refuses for h in hops):
                 continue
+            if rule.external and any(hop.tunnel and not hop.transit for hop in hops):
+                continue
             for way, to in rule.ways():
                 if all(way[0] in one.addresses for one in (qube, *hops[:-1])):
                     yield qube, hops, rule, way, to
@@ -157,7 +184,28 @@ class Home:
             key = ("in", family, proto, to)
             others = doors[qube.name].get(key, (frozenset(),))[0]
             doors[qube.name][key] = _together(others | {_plain(_inside(rule.source))}), None
+        for name in doors:
+            silent = self.qubes[name].silent
+            if silent is not None:
+                doors[name] = dataclasses.replace(silent, now=self.now).doors()[name]
         return {name: found if self.qubes[name].base else {} for name, found in doors.items()}
+
+    def stands(self, name: str, found: Doors, wanted: Doors) -> bool:
+        """Whether a kernel holds what it must. One without an agent may shut more than must end: doors are shared."""
+        silent = self.qubes[name].silent
+        rules = [rule for q in silent.qubes.values() for _, rule in q.rules] if silent is not None else []
+        if not any(self.over(rule) for rule in rules):
+            return found == wanted
+        return {place: door for place, door in found.items() if "no door" not in door[0]}.items() <= wanted.items()
+
+    def without_agent(self) -> "Home":
+        """As it is now, for a qube whose agent falls silent: no rule can take a port over from another any more."""
+        then = copy.deepcopy(self)
+        holders = [(qube.name, rule) for qube, rule in then.holders()]
+        for qube in then.qubes.values():
+            qube.silent = None
+            qube.rules = [placed for placed in qube.rules if (qube.name, placed[1]) in holders]
+        return then
 
     def reached(self, clients: list[Client]) -> dict[tuple[str, str, Way], tuple[str, int]]:
         """(client, entrance, way) -> (qube, port), for all that reach anything."""
@@ -168,7 +216,7 @@ class Home:
                 # What happens when a qube knocks at its own forward is left open.
                 if (
                     client.qube != qube.name
-                    and all(one.base for one in (qube, *hops))
+                    and all(one.base and not one.paused for one in (qube, *hops))
                     and self._may(client, entrance, rule, way[0])
                 ):
                     found[client.name, entrance, way] = qube.name, to
@@ -179,7 +227,7 @@ class Home:
             return False
         if rule.external is bool(client.qube):
             return False
-        if client.qube and (self.qubes[client.qube].netvm != entrance or not self.qubes[client.qube].running):
+        if client.qube and client.netvm != entrance:
             return False
         if rule.source == "neighbours":
             return client.near or bool(client.qube)

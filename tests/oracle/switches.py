@@ -4,7 +4,8 @@
 
 The qube work has 20 forwards and is switched to and fro between two net qubes. The laptop knocks at all of them all the
 time, from the same UDP ports; a switch has arrived when each has answered a datagram that was sent after it. Beside
-that, numbered datagrams run from the laptop through each of both net qubes to other qubes.
+that, numbered datagrams and the numbered lines of a TCP connection run from the laptop through each of both net
+qubes to other qubes.
 """
 
 import dataclasses
@@ -38,20 +39,23 @@ class Switches:
     whole: list[float]
     sent: dict[str, int]
     lost: dict[str, int]
+    lines: dict[str, int]
+    """Sent over TCP."""
+    lines_lost: dict[str, int]
 
 
 def measure(house: House, count: int) -> Switches:
     """Switch so many times."""
-    rules = (f"proto=udp srcports={FIRST + i} dstports={house.ports[i % len(house.ports)]}" for i in range(COUNT))
+    rules = (f"proto=udp srcports={FIRST + i} dstports={house.targets[i % len(house.targets)]}" for i in range(COUNT))
     house.set_forwards("work", "".join(f"action=forward forwardtype=external {rule}\n" for rule in rules))
     for qube, port in BYSTANDERS.items():
-        house.set_forwards(qube, f"action=forward forwardtype=external proto=udp srcports={port} dstports=1000\n")
+        house.set_forwards(qube, f"action=forward forwardtype=external srcports={port} dstports=1100\n")
     house.lab.converge()
     stop_read, stop_write = os.pipe()
     told_read, told_write = os.pipe()
     stream = house.lab.start_call("laptop", _stream, stop_read, told_write, list(BYSTANDERS.values()))
     os.close(told_write)
-    result = Switches([], [], {}, {})
+    result = Switches([], [], {}, {}, {}, {})
     try:
         for number in range(count):
             _switch(house, ("sys-spare", "sys-firewall")[number % 2], result)
@@ -65,6 +69,7 @@ def measure(house: House, count: int) -> Switches:
         os.close(stop_read)
     for qube, port in BYSTANDERS.items():
         result.sent[qube], result.lost[qube] = numbers[str(port)]
+        result.lines[qube], result.lines_lost[qube] = numbers[f"tcp {port}"]
     return result
 
 
@@ -117,7 +122,9 @@ def _knock(over: int, tell: int) -> None:
 
 
 def _stream(stop: int, tell: int, ports: list[int]) -> None:
-    """In the laptop: send numbered datagrams until `stop` is readable; tell how many were sent and are missing."""
+    """In the laptop: send numbered words until `stop` is readable; tell how many were sent and are missing."""
+    lines = {port: socket.create_connection((_ENTRANCE, port), _DEADLINE) for port in ports}
+    answered: dict[int, bytes] = dict.fromkeys(ports, b"")
     clients = {port: socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) for port in ports}
     for port, client in clients.items():
         client.connect((_ENTRANCE, port))
@@ -131,16 +138,29 @@ def _stream(stop: int, tell: int, ports: list[int]) -> None:
                 word = b"%d" % number
                 missing[port].add(word)
                 _try(lambda client=client, word=word: client.send(word))  # type: ignore[misc]
+                _try(lambda line=lines[port], word=word: line.sendall(word + b"\n"))  # type: ignore[misc]
         waiting = [stop] if not end else []
-        sources: list[socket.socket | int] = [*clients.values(), *waiting]
+        sources: list[socket.socket | int] = [*clients.values(), *lines.values(), *waiting]
         ready = select.select(sources, [], [], max(0.0, min(due - time.monotonic(), 0.1)))[0]
         if stop in ready and not end:
             end = time.monotonic() + _STRAGGLERS
         for port, client in clients.items():
             if client in ready and (answer := _try(lambda client=client: client.recv(2000))):  # type: ignore[misc]
                 missing[port].discard(answer.split()[-1])
+        for port, line in lines.items():
+            if line in ready:
+                answered[port] += _try(lambda line=line: line.recv(65536)) or b""  # type: ignore[misc]
+    result: dict[str, tuple[int, int]] = {str(port): (number, len(missing[port])) for port in ports}
+    for port, line in lines.items():
+        line.settimeout(_STRAGGLERS)
+        while answered[port].count(b"\n") < number and (more := _try(lambda line=line: line.recv(65536))):  # type: ignore[misc]
+            answered[port] += more
+        # What comes over TCP comes in order, so the first word that is not the next one ends what was answered.
+        words = [answer.split()[-1] for answer in answered[port].splitlines()]
+        right = next((i for i, word in enumerate(words) if word != b"%d" % (i + 1)), len(words))
+        result[f"tcp {port}"] = number, number - right
     with os.fdopen(tell, "w") as told:
-        json.dump({port: (number, len(missing[port])) for port in ports}, told)
+        json.dump(result, told)
 
 
 def _try(function: Callable[[], object]) -> bytes | None:

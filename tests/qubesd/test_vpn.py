@@ -9,7 +9,7 @@ WAY_OUT = "/qubes-port-forward-status/way-out"
 HOPS = ("sys-net", "sys-firewall", "work")
 
 
-def test_c28_a_vpn_that_comes_up_shuts_and_one_that_goes_opens(world: World) -> None:
+def test_c28_a_vpn_that_comes_up_shuts_and_one_that_goes_down_stays_shut(world: World) -> None:
     world.api("work", f"{SET}+forward", WEB)
     opened(world, *HOPS)
     world.qdb("sys-firewall").write(WAY_OUT, "tunnel")
@@ -19,6 +19,10 @@ def test_c28_a_vpn_that_comes_up_shuts_and_one_that_goes_opens(world: World) -> 
     world.api("sys-firewall", "admin.vm.feature.Remove+port-forward.allow-transit")
     closed(world, *HOPS)
     world.qdb("sys-firewall").write(WAY_OUT, "uplink")
+    world.stop()
+    world.start()
+    closed(world, *HOPS)
+    world.api("sys-firewall", "admin.vm.feature.Remove+port-forward.vpn")
     opened(world, *HOPS)
 
 
@@ -33,6 +37,7 @@ def test_the_watch_outlives_a_restart_of_qubesd_and_of_the_qube(world: World) ->
     world.api("sys-firewall", "admin.vm.Kill")
     for name in ("sys-firewall", "work"):
         world.forget_qdb(name)
+    world.api("sys-firewall", "admin.vm.feature.Remove+port-forward.vpn")
     world.api("work", "admin.vm.Start")
     world.running(*HOPS)
     opened(world, *HOPS)

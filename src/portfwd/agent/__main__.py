@@ -7,14 +7,19 @@ import sys
 from pathlib import Path
 
 from portfwd.agent.agent import Agent
+from portfwd.agent.answers import WITH_INPUT, Answers
 from portfwd.agent.events import NFT_GROUP, RulesetWatch
 from portfwd.agent.firewall import Firewall
 from portfwd.agent.flows import Conntrack
+from portfwd.agent.inject import remove_device
 from portfwd.agent.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener
 from portfwd.agent.nft import LibNft
+from portfwd.agent.occupancy import Occupancy
+from portfwd.agent.requests import Requests
 from portfwd.agent.routes import Routes
 from portfwd.agent.systemd import notify
 from portfwd.agent.uplinks import GROUPS, neighbours, uplink_addresses
+from portfwd.wire import limits
 from portfwd.wire.ends import Ends
 from portfwd.wire.qdb_client import open_qubesdb
 
@@ -26,15 +31,20 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def main() -> int:
     """Run until told to stop; the forwards stay as they are, and their expiry is the kernel's."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    nft = LibNft()
+    remove_device()
+    nft, flows = LibNft(), Conntrack()
+    firewall = Firewall(nft, flows)
     agent = Agent(
-        firewall=Firewall(nft, Conntrack()),
+        firewall=firewall,
         routes=Routes(),
         open_database=open_qubesdb,
         near=neighbours,
         uplinks=lambda: " ".join(str(address) for _, address in uplink_addresses()[:_UPLINKS_MAX]),
         ruleset=Listener(NETLINK_NETFILTER, (NFT_GROUP,)),
         links=Listener(NETLINK_ROUTE, GROUPS),
+        occupancy=Occupancy(),
+        requests=Requests(Path(limits.AGENT_SOCKET), WITH_INPUT),
+        answers=Answers(nft, flows, firewall),
         touched=RulesetWatch(nft.generations).touched,
         ends=Ends(_ENDS, _BOOT_ID.read_text().strip()),
         ready=lambda: notify("READY=1"),

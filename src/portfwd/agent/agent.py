@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from portfwd.agent.desired import Desired, Reporter, read_desired, read_gateways
+from portfwd.agent.answers import Answers
+from portfwd.agent.desired import Desired, Reporter, read_desired, read_gateways, read_results
 from portfwd.agent.elements import Network, Surroundings
 from portfwd.agent.firewall import Firewall
-from portfwd.agent.names import REFRESH_SECONDS, Resolver
+from portfwd.agent.names import REFRESH_SECONDS, RETRY_SECONDS, Resolver
 from portfwd.agent.netlink import Listener, Message
 from portfwd.agent.nft import NftError
+from portfwd.agent.occupancy import Occupancy
+from portfwd.agent.requests import Requests
 from portfwd.agent.routes import Outcome, Routes
 from portfwd.wire import limits
 from portfwd.wire.clock import ClockWatch, read_clocks
@@ -49,6 +52,9 @@ class Agent:
         uplinks: Callable[[], str],
         ruleset: Listener,
         links: Listener,
+        occupancy: Occupancy,
+        requests: Requests,
+        answers: Answers,
         touched: Callable[[list[Message]], tuple[bool, bool]],
         ends: Ends,
         ready: Callable[[], None],
@@ -56,7 +62,8 @@ class Agent:
         self._firewall, self._routes = firewall, routes
         self._open_database = open_database
         self._near, self._uplinks, self._touched, self._ready = near, uplinks, touched, ready
-        self._ruleset, self._links = ruleset, links
+        self._ruleset, self._links, self._occupancy = ruleset, links, occupancy
+        self._requests, self._answers = requests, answers
         self._ends, self._clock = ends, ClockWatch()
         self._resolver = Resolver()
         self._selector = selectors.DefaultSelector()
@@ -82,8 +89,10 @@ class Agent:
         """Work until SIGTERM or SIGINT. SIGHUP resolves names and reads everything anew."""
         self._selector.register(self._ruleset, selectors.EVENT_READ, self._on_ruleset)
         self._selector.register(self._links, selectors.EVENT_READ, self._on_links)
+        self._selector.register(self._occupancy, selectors.EVENT_READ, self._on_sockets)
         self._selector.register(self._resolver, selectors.EVENT_READ, self._on_names)
         self._selector.register(self._clock, selectors.EVENT_READ, self._on_clock)
+        self._requests.serve(self._selector, self._answer)
         self._catch_signals()
         self._connect()
         if self._watch is None:
@@ -91,9 +100,11 @@ class Agent:
         self._ready()
         while not self._stopping:
             self._wait()
+        self._requests.close()
 
     def _wait(self) -> None:
-        due = min(self._deadlines.values(), default=None)
+        asked = self._requests.due
+        due = min([*self._deadlines.values(), *([] if asked is None else [asked])], default=None)
         timeout = None if due is None else max(0.0, due - time.monotonic())
         for key, _ in self._selector.select(timeout):
             key.data()
@@ -101,6 +112,7 @@ class Agent:
         for name in [name for name, when in self._deadlines.items() if when <= now]:
             del self._deadlines[name]
             self._on_deadline[name]()
+        self._requests.tend(now)
 
     def _catch_signals(self) -> None:
         ours, theirs = socket.socketpair()
@@ -170,6 +182,9 @@ class Agent:
         try:
             desired = read_desired(self._commands)
             self._gateways = read_gateways(self._commands)
+            if self._fresh:
+                # What the agent before us has opened stays open, whatever listens on its port by now.
+                self._occupancy.remember(read_results(self._commands))
         except (RuntimeError, OSError) as error:
             log.warning("QubesDB cannot be read: %s", error)
             self._disconnect()
@@ -203,7 +218,8 @@ class Agent:
         expires = {e.key: e.expire for e in self._desired.entries if e.expire is not None}
         ends = {key: now + left for key, left in self._ends.left(expires, moment).items()}
         self._find_ways()
-        around = Surroundings(now, self._near(), self._resolver.found, self._ways.numbers, ends)
+        occupied = self._occupancy.check(self._desired.entries)
+        around = Surroundings(now, self._near(), self._resolver.found, self._ways.numbers, ends, occupied)
         try:
             results = self._firewall.bring(self._desired.entries, around)
             state = State.APPLIED if self._desired.complete else State.INCOMPLETE
@@ -211,6 +227,7 @@ class Agent:
             log.error("the forwards could be neither applied nor shut: %s", error)
             results = {e.key: Result.FAILED for e in self._desired.entries}
             state = State.FAILED
+        self._occupancy.remember(results)
         failed = state is State.FAILED or Result.FAILED in results.values()
         again = [*(end for end in ends.values() if end > now), *([now + _RETRY_SECONDS] if failed else [])]
         if (guard := self._firewall.tend(now)) is not None:
@@ -220,8 +237,15 @@ class Agent:
             self._deadlines["apply"] = min(again)
         self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED))
 
+    def _answer(self, service: str, payload: bytes) -> str:
+        moment = read_clocks()
+        answer = self._answers.answer(service, payload, self._desired.entries, moment)
+        if (guard := self._firewall.tend(moment.monotonic)) is not None:
+            self._deadlines["apply"] = min(guard, self._deadlines.get("apply", guard))
+        return answer
+
     def _find_ways(self) -> None:
-        families = {entry.family for entry in self._desired.entries if entry.side is Side.UPLINK}
+        families = {entry.family for entry in self._desired.entries if entry.side is not Side.DOWNSTREAM}
         try:
             self._ways = self._routes.bring(families, self._gateways)
         except OSError as error:
@@ -252,12 +276,19 @@ class Agent:
         if self._clock.read():
             self._bring()
 
+    def _on_sockets(self) -> None:
+        """A program has let go of a port that a forward is waiting for."""
+        if self._occupancy.read():
+            self._bring()
+
     def _on_links(self) -> None:
         self._links.read()
         self._bring()
 
     def _on_names(self) -> None:
         changed = self._resolver.read()
+        if self._resolver.troubled and "names" in self._deadlines:
+            self._deadlines["names"] = min(self._deadlines["names"], time.monotonic() + RETRY_SECONDS)
         if "start" in self._deadlines:
             if self._resolver.waiting:
                 return

@@ -5,6 +5,7 @@
 Reading is all or nothing: entries count only when the commit covers exactly what stands there.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from portfwd.wire.errors import RefusedError
 from portfwd.wire.qdb_client import Database
 from portfwd.wire.status import UPLINKS, WAY_OUT, Acknowledgement, Result, State, WayOut
 from portfwd.wire.values import Family, IPAddress, parse_address
+
+_REMEMBERED = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,16 @@ def read_desired(database: Database) -> Desired:
     entries, refused = [], []
     for key, value in texts.items():
         try:
-            entries.append(Entry.decode(key, value))
+            entries.append(_decode(key, value))
         except RefusedError:
             refused.append(key)
     return Desired(commit.generation, tuple(entries), tuple(refused))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _decode(key: str, value: str) -> Entry:
+    """As Entry.decode. Remembered, since each change reads the whole set again and most of it is as it was."""
+    return Entry.decode(key, value)
 
 
 def read_gateways(database: Database) -> dict[Family, IPAddress]:
@@ -59,6 +68,15 @@ def read_gateways(database: Database) -> dict[Family, IPAddress]:
             continue
         if address is not None and address.version == family:
             found[family] = address
+    return found
+
+
+def read_results(database: Database) -> dict[str, Result]:
+    """Our own word on each entry, as an agent before this one left it."""
+    found = {}
+    for path, value in database.multiread(limits.STATUS).items():
+        if (word := _text(value)) in list(Result):
+            found[path.removeprefix(limits.STATUS)] = Result(word)
     return found
 
 

@@ -19,16 +19,23 @@ def settle(before: Elements, after: Elements) -> Elements:
 
     A later end is a timeout of the kernel that has stood still in suspend, or a change of mind: it is written anew.
     """
-    return {
-        place: {key: _settled(before.get(place, {}).get(key), element) for key, element in elements.items()}
-        for place, elements in after.items()
-    }
+    settled = {}
+    for place, elements in after.items():
+        old = before.get(place, {})
+        settled[place] = {k: e if e.expire is None else _settled(old.get(k), e, e.expire) for k, e in elements.items()}
+    return settled
 
 
-def _settled(old: Element | None, new: Element) -> Element:
-    if old is None or old.expire is None or new.expire is None or abs(old.expire - new.expire) > _SAME_SECONDS:
+def _settled(old: Element | None, new: Element, end: float) -> Element:
+    if old is None or old.expire is None or abs(old.expire - end) > _SAME_SECONDS:
         return new
     return new._replace(expire=old.expire)
+
+
+def differing(one: dict[str, Element], other: dict[str, Element]) -> list[str]:
+    """The keys of one that the other lacks or maps to something else."""
+    # Most elements are not just equal but the same object, which is quicker to see.
+    return [k for k, e in one.items() if (found := other.get(k)) is not e and found != e]
 
 
 def difference(before: Elements, after: Elements, now: float) -> str:
@@ -42,11 +49,10 @@ def difference(before: Elements, after: Elements, now: float) -> str:
     added: list[str] = []
     for place in sorted(before.keys() | after.keys(), key=lambda p: (p[0], p[1])):
         old, new = before.get(place, {}), after.get(place, {})
-        gone = [k for k, e in old.items() if new.get(k) != e]
-        come = {k: e for k, e in new.items() if old.get(k) != e}
+        gone, come = differing(old, new), differing(new, old)
         uncertain = [_text(k, Element(old[k].data), now) for k in gone if _over(old[k], now)]
         removed += _commands("add", place, uncertain) + _commands("delete", place, gone)
-        added += _commands("add", place, [_text(k, e, now) for k, e in come.items()])
+        added += _commands("add", place, [_text(k, new[k], now) for k in come])
     return "".join(removed + added)
 
 
@@ -61,6 +67,15 @@ def everything(wanted: Elements, families: Iterable[Family], now: float) -> str:
         if place[0] in families:
             lines += _commands("add", place, [_text(k, e, now) for k, e in elements.items()])
     return "".join(lines)
+
+
+def lines(wanted: Elements, now: float) -> list[str]:
+    """Each element for itself, as `FAMILY SET { ELEMENT }`."""
+    return [
+        f"{nft_family(family)} {name} {{ {_text(key, element, now)} }}"
+        for (family, name), found in sorted(wanted.items())
+        for key, element in found.items()
+    ]
 
 
 def _over(element: Element, now: float) -> bool:

@@ -6,7 +6,9 @@ An entry that is expired, not resolved or at odds with another opens nothing; it
 """
 
 import bisect
+import functools
 import ipaddress
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,8 +25,12 @@ from portfwd.wire.values import (
     Kind,
     PortRange,
     Proto,
+    Side,
     SourceWord,
 )
+
+_REMEMBERED = 1 << 15
+"""Relays whose elements are kept: more than one of each port, family and protocol is not usual."""
 
 
 class Network(NamedTuple):
@@ -47,6 +53,8 @@ class Surroundings:
     numbers: Mapping[str, int] = field(default_factory=dict)
     """The uplinks whose replies need a way of their own: interface name -> its number."""
     ends: Mapping[str, float] = field(default_factory=dict)
+    occupied: frozenset[str] = frozenset()
+    """The keys of entries whose port the qube itself uses."""
 
     def end_of(self, entry: Entry) -> float | None:
         """When an entry ends, by the clock of `now`."""
@@ -71,14 +79,19 @@ def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, dic
     results: dict[str, Result] = {}
     accepts: list[Entry] = []
     taken: dict[tuple[Family, str, Proto], list[tuple[int, int]]] = {}
-    for entry in sorted(entries, key=lambda e: e.key):
+    relays: dict[Family, dict[str, dict[str, Element]]] = {family: {} for family in Family}
+    for entry in sorted(entries, key=operator.attrgetter("key")):
         results[entry.key] = result = _judge(entry, around, taken)
         if result is not Result.OK:
             continue
         if entry.kind is Kind.ACCEPT:
             accepts.append(entry)
-        else:
-            _add_relay(elements, entry, around)
+            continue
+        found = around.names.get(entry.source, ()) if isinstance(entry.source, HostName) else ()
+        places = relays[entry.family]
+        for name, key, element in _relay(entry, around.end_of(entry), found):
+            places.setdefault(name, {})[key] = element
+    elements |= {(family, name): keys for family, places in relays.items() for name, keys in places.items()}
     for family in Family:
         for proto in Proto:
             mine = [e for e in accepts if e.family is family and e.proto is proto]
@@ -95,6 +108,8 @@ def _judge(entry: Entry, around: Surroundings, taken: dict[tuple[Family, str, Pr
         return Result.EXPIRED
     if isinstance(entry.source, HostName) and not addresses_of(entry, around):
         return Result.UNRESOLVED
+    if entry.key in around.occupied:
+        return Result.OCCUPIED
     if entry.kind is Kind.RELAY:
         held = taken.setdefault((entry.family, RELAY_SIDES[entry.side], entry.proto), [])
         # What is held never overlaps, so only the neighbours in port order can be in the way.
@@ -117,6 +132,18 @@ def addresses_of(entry: Entry, around: Surroundings) -> list[IPNetwork]:
 
 def _add(elements: Elements, family: Family, name: str, key: str, element: Element) -> None:
     elements.setdefault((family, name), {})[key] = element
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _relay(entry: Entry, end: float | None, found: tuple[IPAddress, ...]) -> list[tuple[str, str, Element]]:
+    """The elements of one relay: set or map, key, element. Remembered, since most entries stay as they are.
+
+    `found` are the addresses of its source where that is a name.
+    """
+    elements: Elements = {}
+    names = {entry.source: found} if isinstance(entry.source, HostName) else {}
+    _add_relay(elements, entry, Surroundings(0, names=names, ends={} if end is None else {entry.key: end}))
+    return [(name, key, element) for (_, name), keys in elements.items() for key, element in keys.items()]
 
 
 def _add_relay(elements: Elements, entry: Entry, around: Surroundings) -> None:
@@ -144,7 +171,8 @@ def _add_door(elements: Elements, side: str, ports: PortRange, owners: list[Entr
     expire = _end(owners, around)
     words = {e.source for e in owners if isinstance(e.source, SourceWord)}
     klass = "any" if SourceWord.ANYONE in words else "near" if SourceWord.NEIGHBOURS in words else "src"
-    door = Element(f"goto {side}-{klass}", expire, " ".join(sorted(e.rule for e in owners))[:100])
+    way = f"{side}-inner" if owners[0].side is Side.INNER else side
+    door = Element(f"goto {way}-{klass}", expire, " ".join(sorted(e.rule for e in owners))[:100])
     if len(ports) == 1:
         _add(elements, family, f"{side}-port", f"{proto} . {ports.first}", door)
     else:
@@ -196,7 +224,7 @@ def _segments(entries: list[Entry]) -> Iterator[tuple[PortRange, list[Entry]]]:
 def _add_near(elements: Elements, around: Surroundings) -> None:
     """The neighbour networks, only where some relay asks for them."""
     for family in Family:
-        doors = [d for (f, _), found in elements.items() if f is family for d in found.values()]
+        doors = [d for name in ("up-port", "up-range") for d in elements.get((family, name), {}).values()]
         if not any(door.data == "goto up-near" for door in doors):
             continue
         interfaces = {network.interface for network in around.near}

@@ -9,25 +9,23 @@ come together; the texts and decisions are made by the pure modules beside this 
 import logging
 from collections.abc import Iterable
 
-from portfwd.agent import skeleton
-from portfwd.agent.diff import difference, everything, settle
+from portfwd.agent import counters, skeleton
+from portfwd.agent.diff import difference, differing, everything, settle
 from portfwd.agent.elements import Elements, Surroundings, build
-from portfwd.agent.flows import FlowTable
+from portfwd.agent.flows import Flow, FlowTable
 from portfwd.agent.nft import Nft, NftError
 from portfwd.agent.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
-from portfwd.agent.sweep import GUARD_SECONDS, doomed, mourning
+from portfwd.agent.sweep import GUARD_SECONDS, divide, mourning
 from portfwd.wire.entry import Entry
+from portfwd.wire.report import BaseReport
 from portfwd.wire.status import Result
-from portfwd.wire.values import Family
+from portfwd.wire.values import Family, Kind
 
 log = logging.getLogger(__name__)
 
-_MARKED = "return"
-
 
 def _mark(family: Family) -> str:
-    place = f"{nft_family(family)} {TABLE} {skeleton.marker(family)}"
-    return f"add chain {place}\nadd rule {place} {_MARKED}\n"
+    return f"add chain {nft_family(family)} {TABLE} {skeleton.marker(family)}\n"
 
 
 def _fresh_table(family: Family) -> str:
@@ -52,7 +50,8 @@ class Firewall:
         self._nft = nft
         self._flows = flows
         self._applied: Elements | None = None
-        self._suspect = False
+        self._open: list[Entry] = []
+        self._around = Surroundings(0)
         self._guarded: dict[Family, float] = {}
         self._printed: dict[tuple[Family, str], str] = {}
 
@@ -66,17 +65,43 @@ class Firewall:
             removed = self._load(elements, around.now)
         except NftError as error:
             log.error("nft refused the forwards, shutting all of them: %s", error)
-            self._close()
+            self._close(around)
             return dict.fromkeys(results, Result.FAILED)
+        open_entries = [e for e in wanted_entries if results[e.key] is Result.OK]
         if removed:
-            open_entries = [e for e in wanted_entries if results[e.key] is Result.OK]
             self._cut(open_entries, around)
+            self._uncount(open_entries)
+        self._open, self._around = open_entries, around
         return results
+
+    @property
+    def opened(self) -> tuple[list[Entry], Surroundings]:
+        """The entries that stand in the kernel, and what was around when they were last looked at."""
+        return self._open, self._around
+
+    def end(self, flows: list[Flow], now: float) -> None:
+        """End these connections: both sides learn it when they next say something. Raises OSError."""
+        self._watch_for(flows, now)
+        for flow in flows:
+            self._flows.forget(flow)
 
     def forget(self) -> None:
         """Someone else changed our table: trust nothing of what we believe stands there."""
         self._applied = None
-        self._suspect = True
+
+    def base(self, family: Family) -> BaseReport:
+        """Whether the base firewall is there, and how many rules its owner has put before ours."""
+        before = [self._before_ours(family, chain) for chain in ("custom-forward", "custom-input")]
+        return BaseReport(None not in before, *(count or 0 for count in before))
+
+    def _before_ours(self, family: Family, chain: str) -> int | None:
+        listed = self._try(f"list chain {nft_family(family)} {BASE_TABLE} {chain}")
+        if listed is None:
+            return None
+        # The chain's own line has a handle, too.
+        rules = [line for line in listed.splitlines() if " # handle " in line and "{ # handle " not in line]
+        ours = (place for place, line in enumerate(rules) if f'comment "{COMMENT}"' in line)
+        return next(ours, len(rules))
 
     def tend(self, now: float) -> float | None:
         """Remove guards whose time is over. Returns when to come again (as Surroundings.now), or None."""
@@ -110,28 +135,25 @@ class Firewall:
             log.warning("making our tables anew: %s", error)
             self._guarded.clear()
             self._nft.run("".join(_fresh_table(family) for family in Family) + wanted)
-        self._applied, self._suspect = elements, False
+        self._applied = elements
         return True
 
     def _replace(self, elements: Elements) -> bool:
         before, self._applied = self._applied or {}, elements
-        return any(elements.get(place, {}).get(key) != e for place, old in before.items() for key, e in old.items())
+        return any(differing(old, elements.get(place, {})) for place, old in before.items())
 
     def _table(self, family: Family, now: float) -> str:
-        """The text that makes our table, or '' when it stands already in this very shape.
+        """The text that makes our table, or fills its chains anew where it stands in this shape.
 
-        The marker holds a rule, since a flush of the table would leave all chains in place, but empty. Chains are
-        filled anew without touching the sets: what the guards watch for lives on.
+        What others did to the chains is not looked for: one transaction puts all of them right, and no packet meets
+        them half done. It does not touch the sets: what the guards watch for lives on.
         """
         ip = nft_family(family)
-        marker = self._try(f"list chain {ip} {TABLE} {skeleton.marker(family)}")
-        if marker is None:
+        if self._try(f"list chain {ip} {TABLE} {skeleton.marker(family)}") is None:
             self._guarded.pop(family, None)
             return _fresh_table(family)
         if family not in self._guarded and self._try(f"list chain {ip} {TABLE} {GUARDS[0]}") is not None:
             self._guarded[family] = now + GUARD_SECONDS
-        if _MARKED in marker and not self._suspect:
-            return ""
         guard = skeleton.guard(family) if family in self._guarded else ""
         return f"flush table {ip} {TABLE}\n{skeleton.table(family)}{guard}{_mark(family)}"
 
@@ -158,29 +180,65 @@ class Firewall:
         return True
 
     def _cut(self, entries: list[Entry], around: Surroundings) -> None:
-        """End every connection that came through us and that no entry allows any more."""
+        """End every connection that came through us and that no entry allows any more.
+
+        Where a script has overwritten the whole mark, what the entries of before allowed is taken for ours. Without
+        guard some may be picked up again by what the qube behind us says; but left alone, all would go on.
+        """
         try:
-            lost = doomed(self._flows.marked(skeleton.MARK_OURS), entries, around)
+            hidden, _ = divide(self._flows.unmarked(skeleton.MARK_OURS), self._open, self._around)
+            _, lost = divide([*self._flows.marked(skeleton.MARK_OURS), *hidden], entries, around)
             if not lost:
                 return
-            families = {flow.family for flow in lost}
-            chains = "".join(skeleton.guard(f) for f in sorted(families) if f not in self._guarded)
-            self._nft.run(chains + mourning(lost))
-            self._guarded |= dict.fromkeys(families, around.now + GUARD_SECONDS)
-            for flow in lost:
-                self._flows.forget(flow)
-        except (NftError, OSError) as error:
+            self.end(lost, around.now)
+        except OSError as error:
             log.error("connections of removed forwards could not be ended: %s", error)
         else:
             log.info("ended %d connections of forwards that are gone", len(lost))
 
-    def _close(self) -> None:
-        """Nothing of ours stays open: the tables go, and with them every forward."""
+    def _uncount(self, entries: list[Entry]) -> None:
+        """Forget the connections that were counted for relays which are gone. A fresh agent keeps what it finds."""
+        known = {entry.key for entry in self._open}
+        kept = [e for e in entries if e.kind is Kind.RELAY and (not known or e.key in known)]
+        if known and known <= {entry.key for entry in entries}:
+            return
+        try:
+            for family in Family:
+                for side in ("up", "down"):
+                    name = f"{side}-{skeleton.HITS}"
+                    found = counters.read(self._nft, family, name)
+                    mine = [e for e in kept if e.family is family and skeleton.RELAY_SIDES[e.side] == side]
+                    still = counters.Counts(found).within_any(mine)
+                    gone = [f"{c.proto.value} . {c.ports.first}" for c in found if c not in still]
+                    if gone:
+                        self._nft.run(f"delete element {nft_family(family)} {TABLE} {name} {{ {', '.join(gone)} }}\n")
+        except NftError as error:
+            log.info("connections of forwards that are gone stay counted: %s", error)
+
+    def _watch_for(self, lost: list[Flow], now: float) -> None:
+        families = {flow.family for flow in lost}
+        chains = "".join(skeleton.guard(f) for f in sorted(families) if f not in self._guarded)
+        try:
+            self._nft.run(chains + mourning(lost))
+        except NftError as error:
+            log.error("connections of removed forwards may come back, nothing watches for them: %s", error)
+        else:
+            self._guarded |= dict.fromkeys(families, now + GUARD_SECONDS)
+
+    def _close(self, around: Surroundings) -> None:
+        """Nothing of ours stays open: no port, and no connection that came through one.
+
+        Empty tables are as shut as none, and can watch for those connections; where nft refuses them, they go.
+        """
         self._applied = None
-        self._suspect = False
-        self._guarded.clear()
-        tables = "".join(f"add table {nft_family(f)} {TABLE}\ndelete table {nft_family(f)} {TABLE}\n" for f in Family)
-        self._nft.run(tables)
+        try:
+            self._load({}, around.now)
+        except NftError as error:
+            log.error("nft refuses even empty tables, removing them: %s", error)
+            places = [f"{nft_family(family)} {TABLE}" for family in Family]
+            self._nft.run("".join(f"add table {place}\ndelete table {place}\n" for place in places))
+        self._cut([], around)
+        self._open = []
 
     def _try(self, text: str) -> str | None:
         try:

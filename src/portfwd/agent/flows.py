@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The connections that conntrack knows and that came through our table: find them, and forget those no rule allows.
 
-Formats: linux/netfilter/nfnetlink_conntrack.h. The mark filter of a dump is applied by the kernel, so other traffic
-costs nothing.
+Formats: linux/netfilter/nfnetlink_conntrack.h. The filters of a dump are applied by the kernel, so other traffic costs
+nothing; a kernel before 5.16 knows no filter by status, and gives more than is asked for.
 """
 
 import contextlib
@@ -11,19 +11,27 @@ import functools
 import ipaddress
 import socket
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from portfwd.agent.netlink import NETLINK_NETFILTER, Netlink, attribute, attributes
 from portfwd.wire.values import Family, IPAddress, Proto
 
 _CT_GET, _CT_DELETE = 0x101, 0x102
-_TUPLE_ORIG, _TUPLE_REPLY, _MARK, _ID, _MARK_MASK = 1, 2, 8, 12, 21
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _MARK, _ID, _MARK_MASK, _STATUS_MASK = 1, 2, 3, 4, 8, 12, 21, 26
+_PROTOINFO_TCP, _TCP_STATE = 1, 1
+_TCP_ENDED = {6, 7, 8}
+"""TCP_CONNTRACK_LAST_ACK, TIME_WAIT, CLOSE: both sides have ended it, or one has reset it."""
+_DST_NAT = struct.pack(">I", 1 << 5)
 _NESTED = 0x8000
 _PROTOS = {6: Proto.TCP, 17: Proto.UDP}
 
 
 class Flow(NamedTuple):
-    """One connection. `server` and `server_port` are those that answer, behind our DNAT."""
+    """One connection. `server` and `server_port` are those that answer, behind our DNAT; `port` is what was dialled.
+
+    `ended`: it is over, and conntrack keeps it for a while only in case that something is still on the way.
+    """
 
     family: Family
     proto: Proto
@@ -33,6 +41,9 @@ class Flow(NamedTuple):
     server_port: int
     mark: int
     handle: bytes = b""
+    translated: bool = True
+    client_port: int = 0
+    ended: bool = False
 
 
 class FlowTable(Protocol):
@@ -40,6 +51,9 @@ class FlowTable(Protocol):
 
     def marked(self, bit: int) -> list[Flow]:
         """The connections with that bit in their mark."""
+
+    def unmarked(self, bit: int) -> list[Flow]:
+        """The connections without that bit whose destination somebody has translated."""
 
     def forget(self, flow: Flow) -> None:
         """Delete one connection's entry; one that is gone already is no error."""
@@ -53,15 +67,26 @@ class Conntrack:
 
     def marked(self, bit: int) -> list[Flow]:
         """The connections with that bit in their mark."""
-        mask = attribute(_MARK, struct.pack(">I", bit)) + attribute(_MARK_MASK, struct.pack(">I", bit))
-        body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0) + mask
+        return [flow for flow in self._dump(_masked(bit, bit)) if flow.mark & bit]
+
+    def unmarked(self, bit: int) -> list[Flow]:
+        """The connections without that bit whose destination somebody has translated."""
+        translated = attribute(_STATUS, _DST_NAT) + attribute(_STATUS_MASK, _DST_NAT)
+        return [flow for flow in self._dump(_masked(0, bit) + translated) if flow.translated and not flow.mark & bit]
+
+    def _dump(self, filters: bytes) -> Iterator[Flow]:
+        body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0) + filters
         found = (_flow(message.body) for message in self._netlink.dump(_CT_GET, body))
-        return [flow for flow in found if flow is not None and flow.mark & bit]
+        return (flow for flow in found if flow is not None)
 
     def forget(self, flow: Flow) -> None:
         """Delete one connection's entry; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._netlink.request(_CT_DELETE, flow.handle)
+
+
+def _masked(value: int, mask: int) -> bytes:
+    return attribute(_MARK, struct.pack(">I", value)) + attribute(_MARK_MASK, struct.pack(">I", mask))
 
 
 def _flow(body: bytes) -> Flow | None:
@@ -72,11 +97,20 @@ def _flow(body: bytes) -> Flow | None:
     original, reply = _tuple(found[_TUPLE_ORIG]), _tuple(found[_TUPLE_REPLY])
     if original is None or reply is None:
         return None
-    proto, client, _, _, port = original
+    proto, client, dialled, client_port, port = original
     _, server, _, server_port, _ = reply
     handle = body[:4] + attribute(_TUPLE_ORIG | _NESTED, found[_TUPLE_ORIG]) + attribute(_ID, found[_ID])
     mark = struct.unpack(">I", found[_MARK])[0]
-    return Flow(Family(client.version), proto, client, port, server, server_port, mark, handle)
+    translated = (dialled, port) != (server, server_port)
+    family = Family(client.version)
+    return Flow(
+        family, proto, client, port, server, server_port, mark, handle, translated, client_port, _has_ended(found)
+    )
+
+
+def _has_ended(found: dict[int, bytes]) -> bool:
+    state = attributes(attributes(found.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b"")).get(_TCP_STATE, b"\0")
+    return state[0] in _TCP_ENDED
 
 
 def _tuple(data: bytes) -> tuple[Proto, IPAddress, IPAddress, int, int] | None:

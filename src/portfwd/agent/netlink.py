@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 NETLINK_ROUTE = 0
+NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_NEW = 0x600
@@ -23,7 +24,7 @@ _HEADER = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
 _NESTED = 0x8000
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_SOL_NETLINK, _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 270, 1, 2
 _RECEIVE = 1 << 18
 
 
@@ -118,9 +119,18 @@ class Listener:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._socket.bind((0, 0))
+        self.join(groups)
+        self._socket.setblocking(False)
+
+    def join(self, groups: tuple[int, ...]) -> None:
+        """Hear these groups, too."""
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-        self._socket.setblocking(False)
+
+    def leave(self, groups: tuple[int, ...]) -> None:
+        """Hear these groups no longer."""
+        for group in groups:
+            self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
 
     def fileno(self) -> int:
         """For select."""

@@ -6,8 +6,10 @@ Only routes and rules with our protocol number, in our tables, are ever removed.
 """
 
 import contextlib
+import errno
 import ipaddress
 import logging
+import re
 import socket
 import struct
 from collections.abc import Collection, Iterator, Mapping
@@ -15,9 +17,10 @@ from typing import NamedTuple
 
 from portfwd.agent.netlink import NETLINK_ROUTE, NLM_F_NEW, Netlink, attribute, attributes
 from portfwd.agent.skeleton import UPLINK_BITS, UPLINK_MAX, UPLINK_SHIFT
-from portfwd.agent.uplinks import read_links
+from portfwd.agent.uplinks import Link, read_links
 from portfwd.agent.ways import TABLES, Route, Rule, Ways, leaves_by_tunnel, plan_ways
-from portfwd.wire.values import Family, IPAddress
+from portfwd.wire.report import NO_ROUTE, UPLINK_ROUTE, Reached
+from portfwd.wire.values import Family, IPAddress, family_of
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,37 @@ class Routes:
             netlink.close()
         names = {link.name: ways.numbers[link.index] for link in links if link.index in ways.numbers}
         return Outcome(names, leaves_by_tunnel(links, routes, rules))
+
+
+def ways_to(addresses: Collection[IPAddress]) -> dict[IPAddress, Reached]:
+    """By what each address is reached now: the name of an interface to a qube behind us, or a word of wire.report.
+
+    Raises OSError when the kernel cannot be asked.
+    """
+    netlink = Netlink(NETLINK_ROUTE)
+    try:
+        links = {link.index: link for link in read_links(netlink)}
+        return {address: _way_to(netlink, address, links) for address in addresses}
+    finally:
+        netlink.close()
+
+
+def _way_to(netlink: Netlink, address: IPAddress, links: Mapping[int, Link]) -> Reached:
+    header = _ROUTE.pack(_AF[family_of(address)], address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    try:
+        answers = netlink.request(_GETROUTE, header + attribute(_RTA_DST, address.packed))
+    except OSError as error:
+        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+            raise
+        return NO_ROUTE
+    for message in answers:
+        fields = attributes(message.body[_ROUTE.size :])
+        if _RTA_OIF in fields:
+            link = links.get(_number(fields, _RTA_OIF, 0))
+            return (
+                Reached(re.sub(r"[^A-Za-z0-9_.@-]", "_", link.name)[:15]) if link and link.downstream else UPLINK_ROUTE
+            )
+    return NO_ROUTE
 
 
 def _present(netlink: Netlink) -> set[int]:

@@ -12,6 +12,10 @@ qubes and tunnels behind us) and `in` (this qube is the target).
     SIDE-to, SIDE-to-one, SIDE-to-keep   where to: exact port; range to one port; range that keeps its ports
     near        interface, prefix of the networks attached to the uplinks
     via         interface -> chain that notes the uplink's number
+    SIDE-hits   port -> connections that came in by a relay of this port, and when the newest did (grows by packets)
+
+What a map counts in its elements is read when dom0 asks. A connection's first packet finds the target's door in
+`arrival` and is done, the others find it in `standing`: each counts once.
 
 Three bits of the connection mark are ours: they carry the verdict from our table to the base tables' custom chains, and
 let our connections be found again; one of them is set on all, so that one look at conntrack finds them. Four more say
@@ -35,11 +39,13 @@ MARK_UP = MARK_OURS
 MARK_DOWN = MARK_OURS | 0x02000000
 MARK_IN = MARK_OURS | 0x04000000
 MARK_BITS = 0x07000000
+MARK_PROBE = 0x08000000
+"""The connections of a diagnosis (probe.py), which are no hits."""
 UPLINK_SHIFT = 28
 UPLINK_BITS = 0xF << UPLINK_SHIFT
 UPLINK_MAX = 15
 MARKS = {"up": MARK_UP, "down": MARK_DOWN, "in": MARK_IN}
-RELAY_SIDES = {Side.UPLINK: "up", Side.DOWNSTREAM: "down"}
+RELAY_SIDES = {Side.UPLINK: "up", Side.INNER: "up", Side.DOWNSTREAM: "down"}
 TUNNEL_KINDS = ("tun", "wireguard", "ppp", "xfrm", "vti", "vti6", "gre", "ipip", "sit", "ip6tnl", "ovpn", "amneziawg")
 
 FORWARD_RULE = (
@@ -50,10 +56,16 @@ INPUT_RULE = f'ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} accept comment "{C
 BASE_RULES = {"custom-forward": FORWARD_RULE, "custom-input": INPUT_RULE}
 """The only rules outside our table: chain of the base table -> rule."""
 
-GUARDS = ("guard-forward", "guard-input", "guard-output")
+GUARDS = ("guard-forward", "guard-input", "guard-output", "guard-arrived")
 REPLY_CHAINS = ("reply-in", "reply-out", "back-in", "back")
+HITS = "hits"
+HITS_SECONDS = 30 * 86400
+"""How long the newest connection of a port is remembered."""
+HITS_MAX = 16384
+"""Ports that are counted; those beyond it work and are not."""
 DEAD_OUT = "dead-out"
 DEAD_IN = "dead-in"
+_DEAD_MAX = 1 << 20
 
 
 def nft_family(family: Family) -> str:
@@ -66,10 +78,11 @@ def sets_of(family: Family) -> dict[str, str]:
     addr = f"ipv{int(family)}_addr"
     found = {}
     for side in MARKS:
-        found[f"map {side}-port"] = "type inet_proto . inet_service : verdict; flags timeout;"
-        found[f"map {side}-range"] = "type inet_service . inet_proto : verdict; flags interval,timeout;"
+        counter = " counter;" if side == "in" else ""
+        found[f"map {side}-port"] = f"type inet_proto . inet_service : verdict; flags timeout;{counter}"
+        found[f"map {side}-range"] = f"type inet_service . inet_proto : verdict; flags interval,timeout;{counter}"
         found[f"set {side}-src"] = f"type inet_service . inet_proto . {addr}; flags interval;"
-    for side in RELAY_SIDES.values():
+    for side in ("up", "down"):
         found[f"map {side}-to"] = f"type inet_proto . inet_service : {addr} . inet_service;"
         found[f"map {side}-to-one"] = f"type inet_service . inet_proto : {addr} . inet_service; flags interval;"
         found[f"map {side}-to-keep"] = f"type inet_service . inet_proto : {addr}; flags interval;"
@@ -84,16 +97,24 @@ def table(family: Family) -> str:
     addr = f"ipv{int(family)}_addr"
     tunnels = ", ".join(f'"{kind}"' for kind in TUNNEL_KINDS)
     sets = "\n".join(f"  {name} {{ {text} }}" for name, text in sets_of(family).items())
+    hits = "\n".join(_hits_set(side) for side in ("up", "down"))
     vias = "\n".join(_via_chain(number) for number in range(1, UPLINK_MAX + 1))
-    relays = "\n".join(_relay_chains(ip, side) for side in RELAY_SIDES.values())
+    relays = "\n".join(_relay_chains(ip, side) for side in ("up", "down"))
     return f"""table {ip} {TABLE} {{
 {sets}
-  set {DEAD_OUT} {{ type {addr} . inet_proto . inet_service . {addr}; flags timeout; }}
-  set {DEAD_IN} {{ type inet_proto . {addr} . inet_service; flags timeout; }}
+{hits}
+  set {DEAD_OUT} {{ type {addr} . inet_proto . inet_service . {addr}; size {_DEAD_MAX}; flags dynamic,timeout; }}
+  set {DEAD_IN} {{ type inet_proto . {addr} . inet_service; size {_DEAD_MAX}; flags dynamic,timeout; }}
 {vias}
 {relays}
   chain up-near {{
     iifname . {ip} saddr @near goto up-go
+  }}
+  chain up-inner-any {{
+    iifgroup 1 goto up-any
+  }}
+  chain up-inner-src {{
+    iifgroup 1 goto up-src
   }}
   chain down-near {{
     iifgroup 2 goto down-go
@@ -101,6 +122,7 @@ def table(family: Family) -> str:
   chain in-go {{
     ct mark set ct mark | 0x{MARK_IN:08x}
     iifname vmap @via
+    accept
   }}
   chain in-any {{
     ct state != new accept
@@ -122,7 +144,6 @@ def table(family: Family) -> str:
     th dport . meta l4proto vmap @down-range
   }}
   chain arrival {{
-    meta iifkind {{ {tunnels} }} return
     meta l4proto . th dport vmap @in-port
     th dport . meta l4proto vmap @in-range
   }}
@@ -143,7 +164,7 @@ def table(family: Family) -> str:
   }}
   chain input {{
     type filter hook input priority filter - 1; policy accept;
-    iifgroup != 2 iif != lo meta l4proto {{ tcp, udp }} ct state new jump arrival
+    iifgroup 1 meta l4proto {{ tcp, udp }} ct state new jump arrival
     ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} meta l4proto {{ tcp, udp }} jump standing
   }}
 }}
@@ -158,10 +179,16 @@ def _via_chain(number: int) -> str:
   }}"""
 
 
+def _hits_set(side: str) -> str:
+    limits = f"size {HITS_MAX}; flags dynamic,timeout; timeout {HITS_SECONDS}s;"
+    return f"  set {side}-{HITS} {{ type inet_proto . inet_service; {limits} counter; }}"
+
+
 def _relay_chains(ip: str, side: str) -> str:
     via = "\n    iifname vmap @via" if side == "up" else ""
     return f"""  chain {side}-go {{
     ct mark set ct mark | 0x{MARKS[side]:08x}{via}
+    ct mark & 0x{MARK_PROBE:08x} == 0 update @{side}-{HITS} {{ meta l4proto . th dport }}
     meta l4proto {{ tcp, udp }} dnat {ip} to meta l4proto . th dport map @{side}-to
     meta l4proto {{ tcp, udp }} dnat {ip} to th dport . meta l4proto map @{side}-to-one
     dnat {ip} to th dport . meta l4proto map @{side}-to-keep
@@ -180,12 +207,18 @@ def guard(family: Family) -> str:
     A revoked connection is forgotten by conntrack; its next packet then looks new. From inside it would be let out
     and picked up in mid-stream (tcp_loose), from outside it would be dropped in silence; both get a reset instead.
     Where this qube is the target, "inside" is its own program.
+
+    UDP has no first packet by which to tell an old flow from a new one: where a client comes in again, what leads back
+    to it is no longer watched for, or a server that speaks first after a pause would not be heard.
     """
     ip = nft_family(family)
+    again = "meta l4proto udp ct state new ct mark"
+    outward = f"{ip} daddr . meta l4proto . th dport . {ip} saddr"
     return f"""table {ip} {TABLE} {{
   chain {GUARDS[0]} {{
     type filter hook forward priority filter - 1; policy accept;
     iifgroup 2 ct state new {ip} saddr . meta l4proto . th sport . {ip} daddr @{DEAD_OUT} jump dead
+    oifgroup 2 {again} & 0x{MARK_OURS:08x} != 0 delete @{DEAD_OUT} {{ {outward} }}
   }}
   chain {GUARDS[1]} {{
     type filter hook input priority filter - 2; policy accept;
@@ -194,6 +227,10 @@ def guard(family: Family) -> str:
   chain {GUARDS[2]} {{
     type filter hook output priority filter - 1; policy accept;
     ct state new meta l4proto . {ip} daddr . th sport @{DEAD_IN} jump dead
+  }}
+  chain {GUARDS[3]} {{
+    type filter hook input priority filter + 1; policy accept;
+    {again} & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} delete @{DEAD_IN} {{ meta l4proto . {ip} saddr . th dport }}
   }}
 }}
 """

@@ -17,34 +17,51 @@ GUARD_SECONDS = 600
 """How long revoked connections are watched for: longer than TCP goes on retransmitting to a peer that it has lost."""
 
 
-def doomed(flows: Iterable[Flow], entries: Iterable[Entry], around: Surroundings) -> list[Flow]:
-    """The flows that no entry allows any more."""
-    # By port where an entry has just one: thousands of flows must not each be held against thousands of entries.
-    exact: dict[tuple[object, ...], list[Entry]] = {}
-    wide: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in entries:
-        place = (entry.family, entry.proto, _mark(entry))
-        if len(entry.listen) == 1:
-            exact.setdefault((*place, entry.listen.first), []).append(entry)
-        else:
-            wide.setdefault(place, []).append(entry)
-    judged: dict[tuple[object, ...], bool] = {}
-    lost = []
+def divide(flows: Iterable[Flow], entries: Iterable[Entry], around: Surroundings) -> tuple[list[Flow], list[Flow]]:
+    """The flows that some entry allows, and those that none does.
+
+    The mark says by which side a flow came; of one without our bits that is not known, and a relay of any will do.
+    """
+    judge = Judge(entries, around)
+    kept: list[Flow] = []
+    lost: list[Flow] = []
     for flow in flows:
-        place = (flow.family, flow.proto, flow.mark & MARK_BITS)
-        alike = (*place, flow.client, flow.port, flow.server, flow.server_port)
-        if alike not in judged:
-            candidates = (*exact.get((*place, flow.port), ()), *wide.get(place, ()))
-            judged[alike] = any(_allows(entry, flow, around) for entry in candidates)
-        if not judged[alike]:
-            lost.append(flow)
-    return lost
+        (kept if judge.allowing(flow) else lost).append(flow)
+    return kept, lost
+
+
+class Judge:
+    """Holds flows against entries: by port, since thousands of each must not meet each other one by one."""
+
+    def __init__(self, entries: Iterable[Entry], around: Surroundings) -> None:
+        self._around = around
+        self._exact: dict[tuple[object, ...], list[Entry]] = {}
+        self._wide: dict[tuple[object, ...], list[Entry]] = {}
+        self._judged: dict[tuple[object, ...], list[Entry]] = {}
+        for entry in entries:
+            place = (entry.family, entry.proto, _mark(entry))
+            if len(entry.listen) == 1:
+                self._exact.setdefault((*place, entry.listen.first), []).append(entry)
+            else:
+                self._wide.setdefault(place, []).append(entry)
+
+    def allowing(self, flow: Flow) -> list[Entry]:
+        """The entries that would let this flow in now."""
+        mark = flow.mark & MARK_BITS
+        alike = (flow.family, flow.proto, mark, flow.client, flow.port, flow.server, flow.server_port)
+        if alike not in self._judged:
+            candidates: list[Entry] = []
+            for side in (mark,) if mark else (MARK_UP, MARK_DOWN):
+                place = (flow.family, flow.proto, side)
+                candidates += (*self._exact.get((*place, flow.port), ()), *self._wide.get(place, ()))
+            self._judged[alike] = [entry for entry in candidates if _allows(entry, flow, self._around)]
+        return self._judged[alike]
 
 
 def _mark(entry: Entry) -> int:
     if entry.kind is Kind.ACCEPT:
         return MARK_IN
-    return MARK_UP if entry.side is Side.UPLINK else MARK_DOWN
+    return MARK_DOWN if entry.side is Side.DOWNSTREAM else MARK_UP
 
 
 def _allows(entry: Entry, flow: Flow, around: Surroundings) -> bool:

@@ -31,13 +31,17 @@ GROUPS = (1, 5, 7, 8, 9, 11, 19)
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface that is up. `xen` is the uplink to a net qube; `tunnel` is what ends in this qube."""
+    """An interface that is up. `xen` is the uplink to a net qube; `tunnel` is what ends in this qube.
+
+    `downstream` leads to a qube behind us.
+    """
 
     index: int
     name: str
     uplink: bool
     tunnel: bool
     xen: bool = False
+    downstream: bool = False
 
 
 def read_links(netlink: Netlink) -> list[Link]:
@@ -53,7 +57,7 @@ def read_links(netlink: Netlink) -> list[Link]:
         name = fields.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
         tunnel = kind in TUNNEL_KINDS and group != _DOWNSTREAM_GROUP
         uplink = not tunnel and group != _DOWNSTREAM_GROUP and bool(_NAME.fullmatch(name))
-        found.append(Link(index, name, uplink, tunnel, group == _XEN_GROUP))
+        found.append(Link(index, name, uplink, tunnel, group == _XEN_GROUP, group == _DOWNSTREAM_GROUP))
     return found
 
 

@@ -19,7 +19,7 @@ from portfwd.model.forward import ForwardRule, Token, format_forwards, parse_for
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import QubeName
+from portfwd.wire.values import QubeName, RuleId
 
 QUBESD_SOCKET = Path("/var/run/qubesd.sock")
 QREXEC_CLIENT_VM = Path("/usr/bin/qrexec-client-vm")
@@ -59,6 +59,14 @@ class NoExtensionError(CallError):
 
     def __init__(self) -> None:
         super().__init__("dom0 has no port forwarding: the extension of qubesd is not installed or does not run")
+
+
+class LostAnswerError(CallError):
+    """A change was sent, and no answer came: it may have been made or not."""
+
+
+class TooLongError(CallError):
+    """The request is longer than qubesd takes; it was not sent."""
 
 
 class Transport(Protocol):
@@ -187,20 +195,21 @@ class AdminClient:
 
     def forwards(self, qube: QubeName) -> Forwards:
         """The forwards and their token. Raises NoExtensionError where dom0 knows none."""
-        try:
-            text = _text(self._transport.call(qube, "admin.vm.firewall.Get", _FORWARD))
-        except EmptyAnswerError:
-            raise NoExtensionError from None
-        except ApiError as error:
-            if error.exception == "ProtocolError":
-                raise NoExtensionError from None
-            raise
+        text = _text(self._known(qube, _FORWARD))
         return Forwards(parse_forwards(text), token(text))
 
     def set_forwards(self, qube: QubeName, rules: Iterable[ForwardRule], known: Token) -> None:
-        """Replace the forwards. Raises ApiError, with nothing changed, when they are no longer those of the token."""
+        """Replace the forwards. Raises ApiError, with nothing changed, when they are no longer those of the token.
+
+        Raises LostAnswerError when the change may have been made.
+        """
         payload = format_forwards(rules).encode()
-        self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.{known}", payload)
+        try:
+            self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.{known}", payload)
+        except (ApiError, TooLongError):
+            raise
+        except CallError as error:
+            raise LostAnswerError(f"no answer to the change: {error}") from None
 
     def edit_forwards(self, qube: QubeName, change: Change, attempts: int = _EDIT_ATTEMPTS) -> None:
         """Read, change, write; again when someone else wrote in between, at most `attempts` times."""
@@ -224,6 +233,40 @@ class AdminClient:
                 return line.partition(" text=")[2]
         return None
 
+    def status(self, qube: QubeName | None) -> str:
+        """The lines of Get+forward.status: of one qube, or of all where dom0 allows this. Raises NoExtensionError."""
+        return _text(self._known(qube or _DOM0, f"{_FORWARD}.status"))
+
+    def plan(self, qube: QubeName, candidate: Iterable[ForwardRule] | None = None) -> str:
+        """The lines of Get+forward.plan: of the present, or of a list that is not stored."""
+        payload = b"" if candidate is None else format_forwards(candidate).encode()
+        return _text(self._view(qube, "plan", payload))
+
+    def check(self, qube: QubeName, rule: RuleId) -> str:
+        """The lines of the diagnosis of one forward."""
+        return _text(self._view(qube, f"check.{rule}"))
+
+    def connections(self, qube: QubeName) -> str:
+        """The open connections that came to the qube through its forwards, a line each."""
+        return _text(self._view(qube, "connections"))
+
+    def kill(self, qube: QubeName, connection: str) -> None:
+        """End the connection of this line: family= proto= client= port= to=."""
+        self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.kill", f"{connection}\n".encode())
+
+    def _known(self, dest: str, arg: str) -> bytes:
+        try:
+            return self._transport.call(dest, "admin.vm.firewall.Get", arg)
+        except EmptyAnswerError:
+            raise NoExtensionError from None
+        except ApiError as error:
+            if error.exception == "ProtocolError":
+                raise NoExtensionError from None
+            raise
+
+    def _view(self, dest: str, name: str, payload: bytes = b"") -> bytes:
+        return self._transport.call(dest, "admin.vm.firewall.Get", f"{_FORWARD}.{name}", payload)
+
     def reload(self, qube: QubeName) -> None:
         """Have the rules applied anew, even though nothing has changed; host names are resolved again."""
         self._transport.call(qube, "admin.vm.firewall.Reload")
@@ -231,7 +274,7 @@ class AdminClient:
 
 def _check_size(request: bytes) -> None:
     if len(request) > limits.API_REQUEST_MAX:
-        raise CallError(f"the request has {len(request)} bytes, qubesd takes {limits.API_REQUEST_MAX}")
+        raise TooLongError(f"the request has {len(request)} bytes, qubesd takes {limits.API_REQUEST_MAX}")
 
 
 def _read_all(descriptor: int, deadline: float) -> bytes:

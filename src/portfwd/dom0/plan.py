@@ -261,7 +261,8 @@ def _check_tunnels(hops: tuple[Qube, ...]) -> None:
     """Refuse to show the world what its user has put behind a VPN, unless that is what the user wants."""
     for hop in reversed(hops):
         if hop.tunnel and not hop.transit:
-            text = f"'{hop.name}' is a VPN qube; its feature {limits.FEATURE_TRANSIT} lets forwards cross"
+            text = f"'{hop.name}' is a VPN qube (feature {limits.FEATURE_VPN})"
+            text += f"; its feature {limits.FEATURE_TRANSIT} lets forwards cross"
             raise _StopError(ProblemKind.VPN, hop.name, text)
 
 
@@ -281,11 +282,14 @@ def _relays(
     inner_source = SourceWord.ANYONE if entrance_source is SourceWord.NEIGHBOURS else entrance_source
     for place in range(len(hops) - 1, -1, -1):
         target = hops[place - 1] if place else qube
-        source = entrance_source if hops[place].name == claim.entrance else inner_source
+        entrance = hops[place].name == claim.entrance
+        # Whoever is at a network card of a hop further in has not passed the entrance.
+        side = claim.side if entrance else Side.INNER
+        source = entrance_source if entrance else inner_source
         ports = rule.srcports if place else rule.dstports
         yield (
             hops[place].name,
-            entry(Kind.RELAY, claim.side, rule.srcports, source, to=target.address(family), ports=ports),
+            entry(Kind.RELAY, side, rule.srcports, source, to=target.address(family), ports=ports),
         )
     yield qube.name, entry(Kind.ACCEPT, Side.UPLINK, rule.dstports, inner_source)
 

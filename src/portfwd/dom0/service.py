@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The use cases of dom0, on top of store, plan and publish; what qubesd's extension calls.
 
-get, set and view answer the Admin API. refresh makes the world equal to the rules: it may be called after any event, as
-often as one likes, and never raises. All methods are synchronous and touch only dom0's files and QubesDB daemons.
+get and set answer the Admin API; what is only looked at is in status.py. refresh makes the world equal to the rules: it
+may be called after any event, as often as one likes, and never raises. All methods are synchronous and touch only
+dom0's files and QubesDB daemons.
 """
 
 import dataclasses
@@ -11,16 +12,17 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from portfwd.dom0 import views
 from portfwd.dom0.plan import Claim, Entrances, Plan, claim_of, claims, is_over, plan
 from portfwd.dom0.publish import Publisher
 from portfwd.dom0.snapshot import Qube, Snapshot, take_snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
+from portfwd.wire import limits
 from portfwd.wire.clock import Moment
 from portfwd.wire.ends import Ends
 from portfwd.wire.errors import RefusedError
@@ -54,11 +56,8 @@ class ForwardService:
 
     def get(self, vm: Any) -> str:
         """The live forward rules of a qube, a line each (Get+forward)."""
-        snapshot = self._snapshot()
-        qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-        if qube is None:
-            raise RefusedError(f"forwards of '{vm.name}' cannot be read")
-        return format_forwards(stored.rule for stored in _alive(qube, snapshot))
+        snapshot = self.snapshot()
+        return format_forwards(stored.rule for stored in alive(qube_of(vm, snapshot), snapshot))
 
     def set(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None) -> None:
         """Replace the forward rules of a qube (Set+forward, Set+forward.TOKEN).
@@ -68,43 +67,37 @@ class ForwardService:
         """
         rules = parse_forwards(untrusted_text)
         del untrusted_text
-        snapshot = self._snapshot()
-        qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-        if qube is None:
-            raise RefusedError(f"forwards of '{vm.name}' cannot be read")
-        alive = _alive(qube, snapshot)
-        if untrusted_token is not None and untrusted_token != token(format_forwards(s.rule for s in alive)):
+        snapshot = self.snapshot()
+        qube = qube_of(vm, snapshot)
+        present = format_forwards(stored.rule for stored in alive(qube, snapshot))
+        if untrusted_token is not None and untrusted_token != token(present):
             raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
-        known = {stored.rule.id(qube.name): stored for stored in alive}
-        # Strictly later than every rule there is, also within one second and after the clock was set back.
-        latest = max((s.added for q in snapshot.qubes.values() for s in q.forwards), default=0)
-        later = itertools.count(max(int(self._now()), latest + 1))
-        changed = [self._stored(rule, known.get(rule.id(qube.name)), qube, later) for rule in rules]
-        self._refuse_clashes(qube, changed, known, snapshot)
-        vm.firewall.save_forwards(tuple(changed))
+        vm.firewall.save_forwards(self._changed(rules, qube, snapshot))
 
-    def view(self, vm: Any, name: str) -> str:
-        """A read-only view of one qube's forwards: `plan` or `status`, a line per rule and hop."""
-        snapshot = self._snapshot()
-        planned = plan(snapshot)
-        qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-        if qube is None:
-            raise RefusedError(f"forwards of '{vm.name}' cannot be read")
-        if name == "plan":
-            return views.plan_view(qube, _alive(qube, snapshot), planned)
-        if name == "status":
-            return views.status_view(qube, _alive(qube, snapshot), planned, self._databases(snapshot), self._unwritten)
-        raise RefusedError("there is no such view")
+    def candidate(self, vm: Any, untrusted_text: str) -> Snapshot:
+        """The snapshot as it would be with that list; stores nothing. Raises RefusedError as set does."""
+        rules = parse_forwards(untrusted_text)
+        del untrusted_text
+        snapshot = self.snapshot()
+        qube = qube_of(vm, snapshot)
+        changed = dataclasses.replace(qube, forwards=self._changed(rules, qube, snapshot))
+        return dataclasses.replace(snapshot, qubes=MappingProxyType({**snapshot.qubes, qube.name: changed}))
+
+    @property
+    def unwritten(self) -> Mapping[QubeName, str]:
+        """The qubes to which the last plan could not be written, and why."""
+        return MappingProxyType(self._unwritten)
 
     def refresh(self) -> Plan | None:
         """Make every qube's QubesDB equal to the plan. Never raises; what went wrong is logged and shown by status."""
         try:
-            snapshot = self._snapshot()
+            snapshot = self.snapshot()
             if self._drop_over(snapshot) | self._adopt_sessions(snapshot):
-                snapshot = self._snapshot()
+                snapshot = self.snapshot()
+            self._remember_tunnels(snapshot)
             planned = plan(snapshot)
             again, self._reloaded = _named_hops(planned, self._reloaded), set()
-            self._unwritten = self._publisher.publish(planned.entries, self._databases(snapshot), again)
+            self._unwritten = self._publisher.publish(planned.entries, self.databases(snapshot), again)
         except Exception:
             log.exception("port forwarding: refresh failed")
             return None
@@ -128,7 +121,7 @@ class ForwardService:
     def expire(self) -> None:
         """Remove every rule whose lifetime has ended from its file. Never raises."""
         try:
-            self._drop_over(self._snapshot())
+            self._drop_over(self.snapshot())
         except Exception:
             log.exception("port forwarding: expiry failed")
 
@@ -136,11 +129,12 @@ class ForwardService:
         dropped = False
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-            if qube is not None and len(_alive(qube, snapshot)) != len(qube.forwards):
+            if qube is not None and len(alive(qube, snapshot)) != len(qube.forwards):
                 dropped |= self._drop(vm, functools.partial(is_over, qube=qube, snapshot=snapshot))
         return dropped
 
-    def _snapshot(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
+        """All qubes at this moment, with the rules whose time is over."""
         snapshot = take_snapshot(self._app, int(self._now()), self._boot_id)
         over = frozenset(rule for rule, seconds in self._left(snapshot).items() if seconds <= 0)
         return dataclasses.replace(snapshot, over=over)
@@ -157,7 +151,7 @@ class ForwardService:
         left = self._ends.left({f"{qube}/{rule}": expire for (qube, rule), expire in expires.items()}, moment)
         return {(qube, rule): left[f"{qube}/{rule}"] for qube, rule in expires}
 
-    def _databases(self, snapshot: Snapshot) -> dict[QubeName, Any]:
+    def databases(self, snapshot: Snapshot) -> dict[QubeName, Any]:
         """The databases of all running qubes, also of those that could not be read: theirs are emptied."""
         found = {}
         for vm in self._app.domains:
@@ -167,6 +161,16 @@ class ForwardService:
             if running and (database := vm.untrusted_qdb) is not None:
                 found[QubeName(name)] = database
         return found
+
+    def _changed(self, rules: Iterable[ForwardRule], qube: Qube, snapshot: Snapshot) -> tuple[StoredForward, ...]:
+        """A new list of a qube as it is to be stored. Raises RefusedError when one of them wants what is taken."""
+        known = {stored.rule.id(qube.name): stored for stored in alive(qube, snapshot)}
+        # Strictly later than every rule there is, also within one second and after the clock was set back.
+        latest = max((s.added for q in snapshot.qubes.values() for s in q.forwards), default=0)
+        later = itertools.count(max(int(self._now()), latest + 1))
+        changed = tuple(self._stored(rule, known.get(rule.id(qube.name)), qube, later) for rule in rules)
+        self._refuse_clashes(qube, changed, known, snapshot)
+        return changed
 
     def _stored(
         self, rule: ForwardRule, known: StoredForward | None, qube: Qube, later: Iterator[int]
@@ -179,7 +183,7 @@ class ForwardService:
         return StoredForward(rule, known.added if known else next(later), session)
 
     def _refuse_clashes(
-        self, qube: Qube, changed: list[StoredForward], known: dict[RuleId, StoredForward], snapshot: Snapshot
+        self, qube: Qube, changed: Iterable[StoredForward], known: dict[RuleId, StoredForward], snapshot: Snapshot
     ) -> None:
         """Refuse a new or newly enabled rule whose port is taken; what stood before is the planner's business."""
         taken = Entrances()
@@ -215,6 +219,21 @@ class ForwardService:
                 adopted |= self._save(vm, tuple(forwards))
         return adopted
 
+    def _remember_tunnels(self, snapshot: Snapshot) -> None:
+        """A VPN qube stays one while its tunnel is down, and before it comes up at the next start.
+
+        In a feature, where the user sees and can remove it. An empty one is the user's word that nothing be remembered.
+        """
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is None or not qube.tunnel or qube.vpn is not None:
+                continue
+            try:
+                vm.features[limits.FEATURE_VPN] = "1"
+                self._app.save()
+            except Exception:
+                log.exception("port forwarding: that %s is a VPN qube could not be remembered", vm.name)
+
     def _drop(self, vm: Any, over: Callable[[StoredForward], bool]) -> bool:
         try:
             forwards = vm.firewall.forwards
@@ -240,5 +259,15 @@ def _named_hops(planned: Plan, targets: set[str]) -> set[QubeName]:
     return {name for path in paths for name, entry in path if isinstance(entry.source, HostName)}
 
 
-def _alive(qube: Qube, snapshot: Snapshot) -> list[StoredForward]:
+def qube_of(vm: Any, snapshot: Snapshot) -> Qube:
+    """What the snapshot has of a qube. Raises RefusedError when it could not be read."""
+    qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+    if qube is None:
+        raise RefusedError(f"forwards of '{vm.name}' cannot be read")
+    found: Qube = qube
+    return found
+
+
+def alive(qube: Qube, snapshot: Snapshot) -> list[StoredForward]:
+    """The rules of a qube whose time is not over, in their order."""
     return [stored for stored in qube.forwards if not is_over(stored, qube, snapshot)]

@@ -34,7 +34,9 @@ class Qube:
     tor_gateway: bool = False
     denies: bool = False
     tunnel: bool = False
-    """Its agent says that what it sends to the world leaves by a tunnel."""
+    """A VPN qube: its agent says that what it sends to the world leaves by a tunnel, or has once said so."""
+    vpn: str | None = None
+    """The feature by which dom0 remembers that; empty when it shall not, None when there is nothing yet."""
     transit: bool = False
     """The user lets external forwards cross it all the same."""
     session: str = ""
@@ -93,6 +95,7 @@ def _read(vm: Any) -> Qube:
     # The translation of net.fake-ip lets no IPv6 pass (vif-qubes-nat.sh), whatever address the qube has.
     ip6 = None if vm.features.check_with_template("net.fake-ip", None) else _address(getattr(vm, "ip6", None))
     agent = bool(vm.features.check_with_template(limits.FEATURE_AGENT, None))
+    vpn = vm.features.check_with_template(limits.FEATURE_VPN, None)
     return Qube(
         name=QubeName(str(vm.name)),
         netvm=QubeName(str(netvm.name)) if netvm is not None else None,
@@ -102,7 +105,8 @@ def _read(vm: Any) -> Qube:
         agent=agent,
         tor_gateway=limits.TAG_TOR_GATEWAY in vm.tags,
         denies=bool(vm.features.check_with_template(limits.FEATURE_DENY, None)),
-        tunnel=running and agent and bool(getattr(vm, "provides_network", False)) and _says_tunnel(vm),
+        tunnel=bool(getattr(vm, "provides_network", False)) and (bool(vpn) or (running and agent and _says_tunnel(vm))),
+        vpn=vpn,
         transit=bool(vm.features.check_with_template(limits.FEATURE_TRANSIT, None)),
         session=session_of(vm) if running else "",
         forwards=tuple(vm.firewall.forwards),
@@ -115,7 +119,7 @@ def session_of(vm: Any) -> str:
 
 
 def _says_tunnel(vm: Any) -> bool:
-    """What the qube's agent says of its way out; a qube that lies only leads its own replies astray."""
+    """What the qube's agent says of its way out; a qube that lies shuts what would cross it, or leads it astray."""
     database = vm.untrusted_qdb
     try:
         untrusted_word = None if database is None else database.read(limits.STATUS + WAY_OUT)

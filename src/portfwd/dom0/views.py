@@ -1,85 +1,139 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The read-only views of Get+forward.plan and Get+forward.status: plain lines of key=value words. Does no writing.
+"""The answers of Get+forward.plan, .status and .connections: plain lines of key=value words. Pure text.
 
-    rule=ID hop=QUBE kind=relay family=4 proto=tcp side=uplink listen=443-443 source=neighbours to=IP ... state=applied
+    qube=QUBE rule=ID number=N action=forward ...                            (status: before the lines of each rule)
+    rule=ID hop=QUBE family=4 proto=tcp kind=relay side=uplink ... state=applied [hits=N last=SECONDS]       (entrance)
+    rule=ID hop=QUBE family=4 proto=tcp kind=accept ... state=applied listening=W packets=N bytes=N connections=N
     rule=ID hop=QUBE state=problem reason=halted text=free text to the end of the line
     rule=ID hop=QUBE state=paused
+    rule=ID sibling=QUBE outbound=refused|partly|unknown                                     (status, internal rules)
+    entrance=QUBE uplinks=ADDRESS/BITS,...                                              (status, after all the rules)
+    hop=QUBE element=TEXT, hop=QUBE elements=unknown                                        (plan, after all the rules)
+    rule=ID family=4 proto=tcp client=ADDRESS port=N to=PORT, more=N                                     (connections)
 
 One rule has either lines with entries, in the order from the entrance to the qube, or one problem line. What a qube
-says of itself is read bounded, matched against fixed words, and never passed on.
+says is printed anew, as numbers, addresses and words of ours; only nft elements are passed on, their form checked.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
-from portfwd.dom0.plan import Plan
+from portfwd.dom0.look import PLANNED, Look
+from portfwd.dom0.outbound import Outbound
+from portfwd.dom0.plan import Plan, Problem
 from portfwd.dom0.snapshot import Qube
 from portfwd.dom0.store import StoredForward
-from portfwd.wire import limits
-from portfwd.wire.entry import Commit, Entry
-from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb_client import Database
-from portfwd.wire.status import Acknowledgement, Result, State
-from portfwd.wire.values import QubeName
+from portfwd.wire.connections import Connections
+from portfwd.wire.entry import Entry
+from portfwd.wire.preview import Preview
+from portfwd.wire.report import Report
+from portfwd.wire.values import Kind, QubeName, RuleId
 
-StateOf = Callable[[QubeName, Entry], str]
+UNKNOWN = "-"
+_MORE_MAX = 999_999_999
+_StateOf = Callable[[QubeName, Entry], str]
+_Problems = Mapping[tuple[QubeName, RuleId], Problem]
 
 
 def plan_view(qube: Qube, stored: Iterable[StoredForward], planned: Plan) -> str:
     """What should stand where."""
-    return "".join(line + "\n" for s in stored for line in _rule_lines(qube, s, planned, lambda _n, _e: "planned"))
+    problems = _problems(planned)
+    return _text(line for s in stored for line in _rule_lines(qube, s, planned, problems, lambda _n, _e: PLANNED))
 
 
 def status_view(
-    qube: Qube,
-    stored: Iterable[StoredForward],
+    lists: Iterable[tuple[Qube, Iterable[StoredForward]]],
     planned: Plan,
-    databases: Mapping[QubeName, Database],
-    unwritten: Mapping[QubeName, str],
+    look: Look,
+    reports: Mapping[QubeName, Report],
+    refused: Mapping[RuleId, Mapping[QubeName, Outbound]],
 ) -> str:
-    """How far each entry has come: planned, written, applied, or an error word of the agent."""
+    """How each forward of these qubes fares: how far its entries have come, and what its qubes tell of it.
 
-    def state(name: QubeName, entry: Entry) -> str:
-        if name in unwritten or name not in databases:
-            return "planned"
-        return _entry_state(databases[name], entry)
+    `refused` are the qubes that cannot use an internal forward, for each rule.
+    """
+    problems = _problems(planned)
+    lines: list[str] = []
+    entrances: dict[QubeName, None] = {}
+    for qube, stored in lists:
+        for number, one in enumerate(stored):
+            rule = one.rule.id(qube.name)
+            path = planned.paths.get(rule, ())
+            entrance = path[0][0] if path else None
 
-    return "".join(line + "\n" for s in stored for line in _rule_lines(qube, s, planned, state))
+            def state(name: QubeName, entry: Entry, entrance: QubeName | None = entrance) -> str:
+                return look.state(name, entry) + _told(reports.get(name), entry, name == entrance)
+
+            lines.append(f"qube={qube.name} rule={rule} number={number} {one.rule}")
+            lines += _rule_lines(qube, one, planned, problems, state)
+            lines += (f"rule={rule} sibling={name} outbound={word}" for name, word in refused.get(rule, {}).items())
+            if entrance is not None and one.rule.enabled:
+                entrances[entrance] = None
+    for entrance in entrances:
+        addresses = ",".join(str(address) for address in look.uplinks.get(entrance, ()))
+        lines.append(f"entrance={entrance} uplinks={addresses or UNKNOWN}")
+    return _text(lines)
 
 
-def _rule_lines(qube: Qube, stored: StoredForward, planned: Plan, state: StateOf) -> Iterator[str]:
+def elements_view(previews: Mapping[QubeName, Preview | None]) -> str:
+    """What the agent of each hop would load; None where it has not answered."""
+    lines: list[str] = []
+    for name, preview in previews.items():
+        if preview is None:
+            lines.append(f"hop={name} elements=unknown")
+        else:
+            lines += (f"hop={name} element={text}" for text in preview.elements)
+            lines += [f"hop={name} element=... and {preview.more} more"] if preview.more else []
+    return _text(lines)
+
+
+def connections_view(connections: Connections, rules: Container[RuleId]) -> str:
+    """The open connections of these rules of a qube, as the qube tells them."""
+    lines: list[str] = []
+    for key, connection in connections.listed:
+        rule = RuleId(key.partition(".")[0])
+        if rule in rules:
+            lines.append(f"rule={rule} {connection}")
+    more = min(connections.more + len(connections.listed) - len(lines), _MORE_MAX)
+    return _text([*lines, f"more={more}"] if more else lines)
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _problems(planned: Plan) -> _Problems:
+    return {(problem.qube, problem.rule): problem for problem in planned.problems}
+
+
+def _rule_lines(
+    qube: Qube, stored: StoredForward, planned: Plan, problems: _Problems, state: _StateOf
+) -> Iterator[str]:
     rule = stored.rule.id(qube.name)
     if not stored.rule.enabled:
         yield f"rule={rule} hop={qube.name} state=paused"
         return
-    for problem in planned.problems:
-        if problem.qube == qube.name and problem.rule == rule:
-            yield f"rule={rule} hop={problem.at} state=problem reason={problem.kind.value} text={problem.text}"
+    problem = problems.get((qube.name, rule))
+    if problem is not None:
+        yield f"rule={rule} hop={problem.at} state=problem reason={problem.kind.value} text={problem.text}"
     for name, entry in planned.paths.get(rule, ()):
         family = f"family={int(entry.family)} proto={entry.proto.value}"
         yield f"rule={rule} hop={name} {family} {entry.value} state={state(name, entry)}"
 
 
-def _entry_state(database: Database, entry: Entry) -> str:
-    try:
-        untrusted_commit = database.read(limits.BASE)
-        untrusted_ack = database.read(limits.STATUS_BASE)
-        untrusted_result = database.read(limits.STATUS + entry.key)
-        untrusted_written = database.read(entry.path)
-        if untrusted_commit is None or untrusted_written != entry.value.encode():
-            return "planned"
-        commit = Commit.parse(untrusted_commit.decode("ascii", "replace"))
-        if untrusted_ack is None:
-            return "written"
-        acknowledgement = Acknowledgement.parse(untrusted_ack.decode("ascii", "replace"))
-    except RefusedError:
-        return "unclear"
-    except (RuntimeError, OSError):
-        return "planned"
-    if acknowledgement.generation != commit.generation:
-        return "written"
-    if acknowledgement.state is not State.APPLIED:
-        return acknowledgement.state.value
-    words = {result.value.encode(): result.value for result in Result}
-    result = words.get(untrusted_result or b"", "unclear")
-    return "applied" if result == Result.OK.value else result
+def _told(report: Report | None, entry: Entry, at_entrance: bool) -> str:
+    """The words of a report on one entry, with a blank before them."""
+    if entry.kind is Kind.ACCEPT:
+        target = None if report is None else report.accept(entry.key)
+        if target is None:
+            return f" listening=unknown packets={UNKNOWN} bytes={UNKNOWN} connections={UNKNOWN}"
+        numbers = f"packets={_n(target.packets)} bytes={_n(target.bytes)} connections={_n(target.connections)}"
+        return f" listening={target.listening.value} {numbers}"
+    if not at_entrance:
+        return ""
+    relay = None if report is None else report.relay(entry.key)
+    return f" hits={UNKNOWN} last={UNKNOWN}" if relay is None else f" hits={_n(relay.hits)} last={_n(relay.last)}"
+
+
+def _n(number: int | None) -> str:
+    return UNKNOWN if number is None else str(number)

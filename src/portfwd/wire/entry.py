@@ -15,8 +15,8 @@ The digest over all keys and values lets an agent tell a complete set from one t
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import NewType, Self
 
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError, shown
@@ -40,6 +40,8 @@ from portfwd.wire.values import (
 _WORDS = ("kind", "side", "listen", "source", "to", "ports", "expire")
 _REQUIRED = {"kind", "side", "listen", "source"}
 
+_Key = NewType("_Key", str)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -60,8 +62,10 @@ class Entry:
     to: IPAddress | None = None
     ports: PortRange | None = None
     expire: int | None = None
+    _key: _Key = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_key", _Key(f"{self.rule}.{int(self.family)}.{self.proto.value}"))
         if self.kind is Kind.RELAY:
             if self.to is None or self.ports is None:
                 raise RefusedError("a relay entry needs to= and ports=")
@@ -73,15 +77,21 @@ class Entry:
             raise RefusedError("an accept entry takes neither to= nor ports=")
         if self.kind is Kind.ACCEPT and (self.side is not Side.UPLINK or self.source is SourceWord.NEIGHBOURS):
             raise RefusedError("an accept entry is on the uplink side, and only a relay can know its neighbours")
+        if self.side is Side.INNER and self.source is SourceWord.NEIGHBOURS:
+            raise RefusedError("only the entrance can know its neighbours")
         if not isinstance(self.source, (SourceWord, HostName)) and family_of(self.source) is not self.family:
             raise RefusedError(f"source {shown(self.source)} is not IPv{int(self.family)}")
         if self.expire is not None and not 0 <= self.expire <= limits.EXPIRE_MAX:
             raise RefusedError(f"expire {shown(self.expire)} is out of range")
 
+    def __hash__(self) -> int:
+        """Of the key, which no two entries of a set share: quick, where all fields would take long."""
+        return hash(self._key)
+
     @property
     def key(self) -> str:
         """The last part of the QubesDB path."""
-        return f"{self.rule}.{int(self.family)}.{self.proto.value}"
+        return self._key
 
     @property
     def path(self) -> str:

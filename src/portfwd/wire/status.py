@@ -41,6 +41,8 @@ class Result(enum.StrEnum):
     OK = "ok"
     REFUSED = "refused"
     CLASH = "clash"
+    OCCUPIED = "occupied"
+    """A relay whose port the qube itself listens on: it stays the qube's own."""
     EXPIRED = "expired"
     UNRESOLVED = "unresolved"
     NO_BASE = "no-base-firewall"

@@ -53,9 +53,13 @@ class Family(enum.IntEnum):
 
 
 class Side(enum.StrEnum):
-    """Where a packet enters a net qube: from outside, or from the qubes and tunnels that end in it."""
+    """Where a packet enters a net qube: from outside, or from the qubes and tunnels that end in it.
+
+    `inner` is from outside, but by the uplink to its own net qube alone: not by a network card that it has beside it.
+    """
 
     UPLINK = "uplink"
+    INNER = "inner"
     DOWNSTREAM = "downstream"
 
 

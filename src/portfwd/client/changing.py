@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The commands of qvm-port-forward that change something: add, remove, edit, pause, resume, kill.
+
+Each takes the client and the parsed arguments, says in a sentence what came of it, and answers the exit code.
+"""
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+from portfwd.client.adminapi import AdminClient, ApiError
+from portfwd.client.arguments import lookup_service, options_of, qube_of
+from portfwd.client.codes import Exit
+from portfwd.client.connections import parse_connections, parse_peer
+from portfwd.client.edits import UsageError
+from portfwd.client.naming import find
+from portfwd.client.sentences import target, told
+from portfwd.client.shorthand import Options, changed_rule, free_ports, new_rule, parse_service
+from portfwd.client.status import HopState, Listening, RuleStatus, State, heard
+from portfwd.client.status_lines import parse_status
+from portfwd.client.terminal import complain, say
+from portfwd.model.errors import RuleError
+from portfwd.model.forward import ForwardRule
+from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.values import PortRange, QubeName, RuleId
+
+_PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
+"""Seconds between two looks at the status, while `add` waits."""
+_PICKS = 50
+"""Refused ports after which the search for a free one ends: somebody else takes them faster."""
+_LASTING = (HopState.OCCUPIED, HopState.CLASH, HopState.REFUSED, HopState.EXPIRED, HopState.RESTART)
+"""What no waiting changes."""
+
+Rules = tuple[ForwardRule, ...]
+Edit = Callable[[ForwardRule], ForwardRule | None]
+
+
+def add(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """Store a new forward and wait until every hop has acknowledged it."""
+    qube, rule = qube_of(args), rule_of(args, time.time())
+    if args.pick_port:
+        return _add_on_free_port(client, qube, rule, args)
+    client.edit_forwards(qube, lambda present: added(present, rule))
+    return _report(client, qube, rule, args)
+
+
+def remove(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """Remove a forward."""
+    qube = qube_of(args)
+    rule, _ = _edit(client, qube, args.forward, edit_of("remove", args))
+    say(f"{target(qube, rule)} is no longer reachable at {_entrance(rule)}; the forward is removed")
+    return Exit.DONE
+
+
+def edit(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """Change what is given of a forward; it keeps its number."""
+    qube = qube_of(args)
+    before, after = _edit(client, qube, args.forward, edit_of("edit", args))
+    return _report(client, qube, after or before, args)
+
+
+def pause(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """Shut the port and keep the forward."""
+    qube = qube_of(args)
+    rule, _ = _edit(client, qube, args.forward, edit_of("pause", args))
+    say(f"{target(qube, rule)} is not reachable at {_entrance(rule)} until you resume the forward")
+    return Exit.DONE
+
+
+def resume(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """Open the port of a paused forward again."""
+    qube = qube_of(args)
+    before, after = _edit(client, qube, args.forward, edit_of("resume", args))
+    return _report(client, qube, after or before, args)
+
+
+def kill(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """End one open connection."""
+    qube = qube_of(args)
+    try:
+        address, port = parse_peer(args.client)
+    except RuleError as error:
+        raise UsageError(str(error)) from None
+    found = parse_connections(client.connections(qube))
+    meant = [c for c in found.told if (c.connection.client, c.connection.port) == (address, port)]
+    if not meant:
+        raise RefusedError(f"{qube} has no open connection of {shown(args.client)}")
+    # A connection that several forwards allow is told with each of them.
+    for connection in dict.fromkeys(c.connection for c in meant):
+        client.kill(qube, str(connection))
+        say(f"Ended the {connection.proto} connection of {args.client} to {qube}'s port {connection.to}")
+    return Exit.DONE
+
+
+def rule_of(args: argparse.Namespace, now: float) -> ForwardRule:
+    """The rule that add stores. Raises UsageError."""
+    try:
+        return new_rule(parse_service(args.service, lookup_service), options_of(args), now)
+    except RuleError as error:
+        raise UsageError(str(error)) from None
+
+
+def edit_of(command: str, args: argparse.Namespace) -> Edit:
+    """What remove, edit, pause or resume makes of a rule; None is its end. Raises UsageError."""
+    if command == "remove":
+        return lambda _: None
+    if command in ("pause", "resume"):
+        return lambda rule: dataclasses.replace(rule, enabled=command == "resume")
+    try:
+        service = None if args.service is None else parse_service(args.service, lookup_service)
+    except RuleError as error:
+        raise UsageError(str(error)) from None
+    options, now = options_of(args), time.time()
+    if service is None and options == Options():
+        raise UsageError("say what to change: a service, --from, --for, --until, --comment...")
+
+    def change(rule: ForwardRule) -> ForwardRule:
+        try:
+            return changed_rule(rule, service, options, now)
+        except RuleError as error:
+            raise UsageError(str(error)) from None
+
+    return change
+
+
+def added(present: Rules, rule: ForwardRule) -> Rules:
+    """The list with one rule more. Raises RefusedError when it does the same as another."""
+    for number, other in enumerate(present):
+        if other.does == rule.does:
+            raise RefusedError(f"forward f{number} does the same already{'' if other.enabled else ', but is paused'}")
+    return (*present, rule)
+
+
+def edited(present: Rules, number: int, change: Edit) -> tuple[Rules, ForwardRule | None]:
+    """The list with that rule changed or gone, and the changed rule."""
+    before, after = present[:number], change(present[number])
+    rest = present[number + 1 :]
+    if after is None:
+        return (*before, *rest), None
+    if any(other.does == after.does for other in (*before, *rest)):
+        raise RefusedError("another forward of this qube does the same already")
+    return (*before, after, *rest), after
+
+
+def _add_on_free_port(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> Exit:
+    """Try the wanted port, then those above, past what dom0 or a net qube says is taken."""
+    taken = _taken(client, qube, rule)
+    for _ in range(_PICKS):
+        ports = next(free_ports(rule.srcports, taken), None)
+        if ports is None:
+            break
+        picked = dataclasses.replace(rule, srcports=ports)
+        try:
+            client.edit_forwards(qube, functools.partial(added, rule=picked))
+        except ApiError as error:
+            if "srcports" not in str(error) or " taken " not in str(error):
+                raise
+            taken.append(ports)
+            continue
+        status = _wait(client, qube, picked, args)
+        if status is None or status.fault is None or status.fault.reason != HopState.OCCUPIED:
+            return _say_outcome(status, qube, picked, args)
+        # dom0 cannot know what programs of a net qube listen on.
+        client.edit_forwards(qube, functools.partial(_without, rule=picked))
+        taken.append(ports)
+    raise RefusedError(f"no free port was found from {rule.srcports.short} on")
+
+
+def _without(present: Rules, rule: ForwardRule) -> Rules:
+    return tuple(other for other in present if other.does != rule.does)
+
+
+def _taken(client: AdminClient, qube: QubeName, rule: ForwardRule) -> list[PortRange]:
+    """The ports of all forwards of that kind and protocol; of this qube alone where dom0 tells no more."""
+    try:
+        rules = [status.rule for status in parse_status(client.status(None))]
+    except RefusedError:
+        rules = list(client.forwards(qube).rules)
+    return [r.srcports for r in rules if r.forwardtype is rule.forwardtype and set(r.protos) & set(rule.protos)]
+
+
+def _edit(client: AdminClient, qube: QubeName, words: str, change: Edit) -> tuple[ForwardRule, ForwardRule | None]:
+    """The forward that the words mean, before and after; None after its removal."""
+    outcome: list[tuple[ForwardRule, ForwardRule | None]] = []
+
+    def change_list(present: Rules) -> Rules:
+        found = find(words, qube, present, lookup_service)
+        if outcome and found.by_number:
+            raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
+        rules, after = edited(present, found.number, change)
+        outcome[:] = [(present[found.number], after)]
+        return rules
+
+    client.edit_forwards(qube, change_list)
+    return outcome[0]
+
+
+def _report(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> Exit:
+    return _say_outcome(_wait(client, qube, rule, args), qube, rule, args)
+
+
+def _wait(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> RuleStatus | None:
+    """The status of the forward once every hop has answered, or after `args.wait` seconds; None when it is unknown."""
+    deadline = time.monotonic() + (0 if args.no_wait else args.wait)
+    pause = _PAUSE_FIRST
+    asked_again = False
+    while True:
+        status, error = _look(client, qube, rule.id(qube))
+        left = deadline - time.monotonic()
+        if left <= 0:
+            if error:
+                complain(f"Note: the status cannot be read: {error}")
+            return status
+        if status is not None and _settled(status):
+            # dom0 may have asked the qube just before it had the forward, so it is worth asking again, but once only.
+            if asked_again or status.state is not State.OPEN or heard(status.hops) is not Listening.UNKNOWN:
+                return status
+            asked_again = True
+            continue
+        time.sleep(min(pause, left))
+        pause = min(pause * 1.5, _PAUSE_MAX)
+
+
+def _look(client: AdminClient, qube: QubeName, rule: RuleId) -> tuple[RuleStatus | None, str]:
+    """The status, or why it cannot be read."""
+    try:
+        return next((s for s in parse_status(client.status(qube)) if s.id == rule), None), ""
+    except RefusedError as error:
+        return None, str(error)
+
+
+def _settled(status: RuleStatus) -> bool:
+    if status.state in (State.PROBLEM, State.PARTLY):
+        # Without hops it is dom0 that says so; what an agent says may be over in a moment.
+        return not status.hops or (status.fault is not None and status.fault.reason in _LASTING)
+    return status.state.passes or status.state is State.PAUSED
+
+
+def _say_outcome(status: RuleStatus | None, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> Exit:
+    now = time.time()
+    if status is None:
+        complain(f"Stored, but it is not known whether {target(qube, rule)} is open")
+        return Exit.DONE if args.no_wait else Exit.NOT_OPEN
+    if status.state.passes:
+        say(told(status, now, "can now reach"))
+        return Exit.DONE
+    complain(f"Stored as forward f{status.number}, but {told(status, now)}")
+    return Exit.DONE if args.no_wait or status.state is State.PAUSED else Exit.NOT_OPEN
+
+
+def _entrance(rule: ForwardRule) -> str:
+    return f"{' and '.join(rule.protos)} port{'s' if len(rule.srcports) > 1 else ''} {rule.srcports.short}"

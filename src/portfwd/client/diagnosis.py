@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The lines of Get+forward.check: what the diagnosis found at each hop. Pure text.
+
+hop=QUBE check=WORD result=ok|bad|hint|unknown [text=free text to the end of the line]      (cause= for check= too)
+verdict=open | verdict=QUBE:WORD
+"""
+
+import enum
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.values import QubeName
+
+_WORD = re.compile(r"[a-z0-9-]{1,40}")
+_OPEN = "open"
+
+
+class Result(enum.StrEnum):
+    """How one look turned out. A hint is no fault of any hop."""
+
+    OK = "ok"
+    BAD = "bad"
+    HINT = "hint"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One look at one hop, and the sentence for the user."""
+
+    hop: QubeName
+    check: str
+    result: Result
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All findings, and the one that matters: None when the forward is open, or nothing certain was found."""
+
+    findings: tuple[Finding, ...]
+    fault: Finding | None
+
+
+def parse_check(text: str) -> Diagnosis:
+    """Read the answer. Raises RefusedError."""
+    found: list[Finding] = []
+    verdict = ""
+    for line in text.splitlines():
+        if line.startswith("verdict="):
+            verdict = line.removeprefix("verdict=")
+        else:
+            found.append(_finding(line))
+    if not text:
+        raise RefusedError("the check has no result")
+    return Diagnosis(tuple(found), _fault(found, verdict))
+
+
+def _fault(found: Sequence[Finding], verdict: str) -> Finding | None:
+    bad = [finding for finding in found if finding.result is Result.BAD]
+    if not verdict:
+        return bad[0] if bad else None
+    if verdict == _OPEN:
+        return None
+    hop, _, word = verdict.partition(":")
+    if not _WORD.fullmatch(word):
+        raise RefusedError(f"{shown(verdict)} is not a verdict")
+    same = [finding for finding in found if (finding.hop, finding.check) == (hop, word)]
+    return same[0] if same else Finding(QubeName(hop), word, Result.BAD, "")
+
+
+def _finding(line: str) -> Finding:
+    head, _, text = line.partition(" text=")
+    words = dict(word.partition("=")[::2] for word in head.split(" "))
+    check = words.get("check", words.get("cause", ""))
+    known = {"hop", "result", "check" if "check" in words else "cause"}
+    if set(words) != known or not _WORD.fullmatch(check) or words["result"] not in list(Result):
+        raise RefusedError(f"{shown(line)} is not a line of a check")
+    return Finding(QubeName(words["hop"]), check, Result(words["result"]), text)

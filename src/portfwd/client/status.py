@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""How a forward fares: at each hop, and in all. Values only; does no I/O. Made by status_lines.py."""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from portfwd.model.forward import ForwardRule
+from portfwd.wire.values import Family, HostName, IPAddress, Kind, PortRange, Proto, QubeName, RuleId, Side, Source
+
+
+class HopState(enum.StrEnum):
+    """How far one entry has come at its hop."""
+
+    PLANNED = "planned"
+    WRITTEN = "written"
+    APPLIED = "applied"
+    INCOMPLETE = "incomplete"
+    UNCLEAR = "unclear"
+    REFUSED = "refused"
+    CLASH = "clash"
+    OCCUPIED = "occupied"
+    EXPIRED = "expired"
+    UNRESOLVED = "unresolved"
+    NO_BASE = "no-base-firewall"
+    FAILED = "failed"
+    RESTART = "restart-needed"
+    """Applied, but the qube still has the address of its start."""
+
+
+class Listening(enum.StrEnum):
+    """Whether a program of the qube listens where the forward leads."""
+
+    YES = "yes"
+    NO = "no"
+    LOCAL = "local"
+    UNKNOWN = "unknown"
+
+
+class Outbound(enum.StrEnum):
+    """What a sibling's own outbound rules make of its packets to an internal forward."""
+
+    REFUSED = "refused"
+    PARTLY = "partly"
+    UNKNOWN = "unknown"
+
+
+class State(enum.StrEnum):
+    """How a forward fares, in one word."""
+
+    OPEN = "open"
+    NO_SERVER = "no-server"
+    """Open on every hop, and nothing listens at the qube."""
+    LOCAL_ONLY = "local-only"
+    """Open on every hop, and the server listens on a loopback address only."""
+    PENDING = "pending"
+    """Some hop has not acknowledged yet."""
+    PARTLY = "partly"
+    """Open for one protocol or IP version, and not for another."""
+    PAUSED = "paused"
+    PROBLEM = "problem"
+    UNCLEAR = "unclear"
+    """Some hop answers what dom0 does not understand."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether every hop lets clients pass."""
+        return self in (State.OPEN, State.NO_SERVER, State.LOCAL_ONLY)
+
+
+_PENDING = (HopState.PLANNED, HopState.WRITTEN, HopState.INCOMPLETE)
+Way = tuple[Family, Proto]
+
+
+@dataclass(frozen=True, slots=True)
+class HopStatus:
+    """One entry at one hop. Counts are None where the qube has not told them; `last` is in seconds."""
+
+    hop: QubeName
+    family: Family
+    proto: Proto
+    kind: Kind
+    side: Side
+    listen: PortRange
+    source: Source
+    to: IPAddress | None
+    ports: PortRange | None
+    expire: int | None
+    state: HopState
+    listening: Listening
+    hits: int | None
+    last: int | None
+    packets: int | None
+    bytes: int | None
+    connections: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The first thing in the way: at which hop, the word for it, and dom0's sentence if it has one."""
+
+    hop: QubeName
+    reason: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleStatus:
+    """One forward. `addresses` are those of its entrance that its clients can use.
+
+    `siblings` are qubes behind the same net qube whose own outbound rules may keep them from an internal forward.
+    """
+
+    qube: QubeName
+    number: int
+    id: RuleId
+    rule: ForwardRule
+    hops: tuple[HopStatus, ...]
+    state: State
+    fault: Fault | None
+    addresses: tuple[IPAddress, ...]
+    siblings: Mapping[QubeName, Outbound]
+
+    @property
+    def entrance(self) -> QubeName | None:
+        """The qube where clients come in, as far as the hops tell."""
+        return self.hops[0].hop if self.hops else None
+
+    def total(self, count: str) -> int | None:
+        """The sum of a count over all entries (hits: over those of the entrance); None when no qube tells it."""
+        hops = [hop for hop in self.hops if count != "hits" or hop.hop == self.entrance]
+        told = [number for hop in hops if (number := getattr(hop, count)) is not None]
+        return sum(told) if told else None
+
+    @property
+    def last(self) -> int | None:
+        """Seconds since the newest connection came in."""
+        return min((hop.last for hop in self.hops if hop.last is not None), default=None)
+
+
+def heard(hops: Sequence[HopStatus]) -> Listening:
+    """Whether a server was found. Of several protocols and IP versions one is enough: most servers speak one."""
+    told = {hop.listening for hop in hops if hop.kind is Kind.ACCEPT}
+    for word in (Listening.YES, Listening.LOCAL):
+        if word in told:
+            return word
+    return Listening.NO if told == {Listening.NO} else Listening.UNKNOWN
+
+
+def judge(rule: ForwardRule, hops: Sequence[HopStatus]) -> tuple[State, Fault | None]:
+    """How a forward fares whose entries stand on these hops, way by way from the entrance to the qube."""
+    ways: dict[Way, HopStatus | None] = {}
+    for hop in hops:
+        way = (hop.family, hop.proto)
+        if ways.setdefault(way, None) is None and hop.state is not HopState.APPLIED:
+            ways[way] = hop
+    broken = [hop for hop in ways.values() if hop is not None]
+    if isinstance(rule.srchost, HostName):
+        # A name with addresses of one family only is a healthy name.
+        others = [hop for hop in broken if hop.state is not HopState.UNRESOLVED]
+        broken = others if len(broken) < len(ways) else broken
+    if not broken:
+        return _server(hops)
+    for state, words_of in ((State.PENDING, _PENDING), (State.UNCLEAR, (HopState.UNCLEAR,))):
+        for hop in broken:
+            if hop.state in words_of:
+                return state, Fault(hop.hop, hop.state)
+    return (State.PARTLY if len(broken) < len(ways) else State.PROBLEM), Fault(broken[0].hop, broken[0].state)
+
+
+def _server(hops: Sequence[HopStatus]) -> tuple[State, Fault | None]:
+    doors = [hop for hop in hops if hop.kind is Kind.ACCEPT]
+    listening = heard(doors)
+    state = {Listening.LOCAL: State.LOCAL_ONLY, Listening.NO: State.NO_SERVER}.get(listening, State.OPEN)
+    return state, None if state is State.OPEN else Fault(doors[0].hop, state)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The lines of Get+forward.status and Get+forward.plan -> how each forward fares, hop by hop. Pure text.
+
+A line is words KEY=VALUE, each known, each at most once; text= and comment= take the rest of the line. A line that is
+not so, or contradicts another, is refused: what is shown to a user is never guessed.
+"""
+
+import functools
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from portfwd.client.status import Fault, HopState, HopStatus, Listening, Outbound, RuleStatus, State, judge
+from portfwd.model.forward import ForwardRule, parse_forward
+from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.values import (
+    Family,
+    IPAddress,
+    Kind,
+    PortRange,
+    Proto,
+    QubeName,
+    RuleId,
+    Side,
+    family_of,
+    parse_address,
+    parse_source,
+    source_family,
+)
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+_WAY_WORDS = ("rule", "hop", "family", "proto", "kind", "side", "listen", "source", "to", "ports", "expire")
+_COUNTS = ("hits", "last", "packets", "bytes", "connections")
+_HOP_WORDS = frozenset((*_WAY_WORDS, *_COUNTS, "state", "listening", "reason", "sibling", "outbound"))
+_STOPS = ("problem", "paused")
+_UNKNOWN = ("-", "unknown")
+_REASON = re.compile(r"[a-z][a-z-]{0,39}")
+_COUNT = re.compile(r"[0-9]{1,20}")
+
+
+def parse_status(text: str) -> tuple[RuleStatus, ...]:
+    """Every forward of the answer, in its order. Raises RefusedError."""
+    heads: dict[tuple[QubeName, RuleId], tuple[int, ForwardRule]] = {}
+    lines: dict[tuple[QubeName, RuleId], list[dict[str, str]]] = {}
+    uplinks: dict[QubeName, tuple[Interface, ...]] = {}
+    current: tuple[QubeName, RuleId] | None = None
+    for line in text.splitlines():
+        if line.startswith("qube="):
+            current, number, rule = _head(line)
+            if current in heads:
+                raise RefusedError(f"{shown(line)}: this rule is told twice")
+            heads[current], lines[current] = (number, rule), []
+        elif line.startswith("entrance="):
+            words = _words(line, frozenset(("entrance", "uplinks")))
+            uplinks[QubeName(words["entrance"])] = _uplinks(_need(words, "uplinks"))
+        else:
+            words = _words(line, _HOP_WORDS)
+            if current is None or words.get("rule") != current[1]:
+                raise RefusedError(f"{shown(line)} is not a line of the rule before it")
+            lines[current].append(words)
+    found = []
+    for (qube, rule_id), (number, rule) in heads.items():
+        told = lines[qube, rule_id]
+        siblings = dict(_sibling(words) for words in told if "sibling" in words)
+        stops = [words for words in told if words.get("state") in _STOPS]
+        hops = tuple(_hop(words) for words in told if "sibling" not in words and words.get("state") not in _STOPS)
+        if stops:
+            state, fault = _stopped(stops[0])
+        elif hops:
+            state, fault = judge(rule, hops)
+        else:
+            state, fault = State.PENDING, Fault(qube, HopState.PLANNED)
+        addresses = _addresses(rule, hops, uplinks)
+        found.append(RuleStatus(qube, number, rule_id, rule, hops, state, fault, addresses, siblings))
+    return tuple(found)
+
+
+def parse_plan(text: str, qube: QubeName, rules: Sequence[ForwardRule]) -> tuple[RuleStatus, ...]:
+    """What would become of each of these rules, from the rule lines of Get+forward.plan. Raises RefusedError."""
+    by_rule: dict[str, list[str]] = {f"rule={rule.id(qube)}": [] for rule in rules}
+    for line in text.splitlines():
+        word = line.partition(" ")[0]
+        if word in by_rule:
+            by_rule[word].append(line)
+    heads = (f"qube={qube} rule={rule.id(qube)} number={number} {rule}" for number, rule in enumerate(rules))
+    lines = [line for head, told in zip(heads, by_rule.values(), strict=True) for line in (head, *told)]
+    return parse_status("\n".join(lines))
+
+
+def _head(line: str) -> tuple[tuple[QubeName, RuleId], int, ForwardRule]:
+    parts = line.split(" ", 3)
+    if len(parts) != 4 or not parts[1].startswith("rule=") or not parts[2].startswith("number="):
+        raise RefusedError(f"{shown(line)} is not the head of a rule")
+    qube, rule_id, number = QubeName(parts[0][5:]), RuleId(parts[1][5:]), parts[2][7:]
+    rule = parse_forward(parts[3])
+    if rule.id(qube) != rule_id or not _COUNT.fullmatch(number):
+        raise RefusedError(f"{shown(line)}: number or id do not fit the rule")
+    return (qube, rule_id), int(number), rule
+
+
+def _words(line: str, known: frozenset[str]) -> dict[str, str]:
+    line, has_text, text = line.partition(" text=")
+    words: dict[str, str] = {}
+    for word in line.split(" "):
+        key, equals, value = word.partition("=")
+        if not equals or key not in known or key in words:
+            raise RefusedError(f"{shown(word)} is not a word of a status line")
+        words[key] = value
+    if has_text:
+        words["text"] = text
+    return words
+
+
+def _need(words: Mapping[str, str], key: str) -> str:
+    if key not in words:
+        raise RefusedError(f"{shown(' '.join(words))}: {key}= is missing in a status line")
+    return words[key]
+
+
+def _hop(words: Mapping[str, str]) -> HopStatus:
+    state, listening = _need(words, "state"), words.get("listening", "unknown")
+    family, proto, kind, side = (_need(words, key) for key in ("family", "proto", "kind", "side"))
+    try:
+        return HopStatus(
+            hop=QubeName(_need(words, "hop")),
+            family=Family(int(family)),
+            proto=Proto(proto),
+            kind=Kind(kind),
+            side=Side(side),
+            listen=PortRange.parse(_need(words, "listen")),
+            source=_source(_need(words, "source")),
+            to=_address(words["to"]) if "to" in words else None,
+            ports=PortRange.parse(words["ports"]) if "ports" in words else None,
+            expire=_count(words, "expire"),
+            state=HopState(state),
+            listening=Listening(listening),
+            hits=_count(words, "hits"),
+            last=_count(words, "last"),
+            packets=_count(words, "packets"),
+            bytes=_count(words, "bytes"),
+            connections=_count(words, "connections"),
+        )
+    except RefusedError:
+        raise
+    except ValueError as error:
+        raise RefusedError(f"a status line has a wrong word: {shown(error)}") from None
+
+
+def _sibling(words: Mapping[str, str]) -> tuple[QubeName, Outbound]:
+    try:
+        return QubeName(words["sibling"]), Outbound(_need(words, "outbound"))
+    except RefusedError:
+        raise
+    except ValueError as error:
+        raise RefusedError(f"a status line has a wrong word: {shown(error)}") from None
+
+
+_source = functools.lru_cache(maxsize=1024)(parse_source)
+_address = functools.lru_cache(maxsize=1024)(parse_address)
+
+
+def _count(words: Mapping[str, str], key: str) -> int | None:
+    text = words.get(key, "-")
+    if text in _UNKNOWN:
+        return None
+    if not _COUNT.fullmatch(text):
+        raise RefusedError(f"{shown(f'{key}={text}')} is not a number")
+    return int(text)
+
+
+def _uplinks(text: str) -> tuple[Interface, ...]:
+    if text in _UNKNOWN:
+        return ()
+    try:
+        return tuple(ipaddress.ip_interface(word) for word in text.split(","))
+    except ValueError:
+        raise RefusedError(f"{shown(text)} are not addresses of uplinks") from None
+
+
+def _addresses(
+    rule: ForwardRule, hops: Sequence[HopStatus], uplinks: Mapping[QubeName, Iterable[Interface]]
+) -> tuple[IPAddress, ...]:
+    """The addresses that the rule's clients can use: of its families, and of their own network if they are in one."""
+    if not hops:
+        return ()
+    families = {hop.family for hop in hops}
+    usable = [i for i in uplinks.get(hops[0].hop, ()) if family_of(i.ip) in families and not i.ip.is_link_local]
+    if source_family(rule.srchost) is not None:
+        # mypy does not see that only a prefix has a family.
+        near = [i for i in usable if i.network.overlaps(rule.srchost)]  # type: ignore[arg-type]
+        usable = near or usable
+    return tuple(dict.fromkeys(i.ip for i in usable))
+
+
+def _stopped(words: Mapping[str, str]) -> tuple[State, Fault | None]:
+    if words["state"] == "paused":
+        return State.PAUSED, None
+    reason = _need(words, "reason")
+    if not _REASON.fullmatch(reason):
+        raise RefusedError(f"{shown(reason)} is not a reason")
+    return State.PROBLEM, Fault(QubeName(_need(words, "hop")), reason, words.get("text", ""))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The commands of qvm-port-forward that only look: list, show, check.
+
+Each takes the client and the parsed arguments, prints, and answers the exit code.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from portfwd.client.adminapi import AdminClient, NoExtensionError
+from portfwd.client.arguments import lookup_service, parse_qube, qube_of
+from portfwd.client.codes import Exit
+from portfwd.client.connections import Clients, parse_connections
+from portfwd.client.edits import UsageError
+from portfwd.client.naming import find
+from portfwd.client.status import RuleStatus
+from portfwd.client.status_lines import parse_status
+from portfwd.client.tables import list_table, rule_text
+from portfwd.client.terminal import complain, say, wants_colour, width_of
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import QubeName
+
+_DOM0 = "dom0"
+
+
+def list_(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """All forwards of the named qubes, or of all."""
+    names = [parse_qube(name) for name in args.qubes]
+    found, failed = _all(client) if not names else _each(client, names)
+    now = time.time()
+    if args.json:
+        from portfwd.client.json_out import list_json
+
+        print(list_json(found, now))
+    elif found:
+        sys.stdout.write(list_table(found, now, colour=_colour(), width=width_of(sys.stdout)))
+    elif not failed:
+        say("No forwards.")
+    for text in failed:
+        complain(f"Error: {text}")
+    return Exit.REFUSED if failed else Exit.DONE
+
+
+def show(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """One forward, hop by hop, and who is connected."""
+    qube = qube_of(args)
+    status = _one(client, qube, args.forward)
+    try:
+        connections = parse_connections(client.connections(qube))
+    except RefusedError as error:
+        complain(f"Note: the open connections are not known: {error}")
+        connections = None
+    mine = None if connections is None else [c for c in connections.told if c.rule == status.id]
+    if args.json:
+        from portfwd.client.json_out import show_json
+
+        print(show_json(status, mine, time.time()))
+        return Exit.DONE
+    sys.stdout.write(rule_text(status, time.time(), colour=_colour(), width=width_of(sys.stdout)))
+    if mine:
+        _say_connections(Clients(tuple(mine), connections.more if connections else 0))
+    return Exit.DONE
+
+
+def check(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """Find what is in the way of one forward, or of all of a qube."""
+    from portfwd.client.diagnosis import Result, parse_check
+
+    qube = qube_of(args)
+    chosen = [_one(client, qube, args.forward)] if args.forward else list(parse_status(client.status(qube)))
+    checked = [(status, parse_check(client.check(qube, status.id))) for status in chosen]
+    now = time.time()
+    if args.json:
+        from portfwd.client.json_out import check_json
+
+        print(check_json(checked, now))
+    else:
+        from portfwd.client.sentences import entrances, target
+
+        for status, diagnosis in checked:
+            where = entrances(status.rule, status.addresses, status.entrance)
+            say(f"{target(qube, status.rule)} at {where}:")
+            for finding in diagnosis.findings:
+                mark = {Result.OK: "ok  ", Result.BAD: "BAD ", Result.HINT: "hint"}.get(finding.result, "?   ")
+                say(f"  {mark} {finding.hop}: {finding.text or finding.check}")
+            fault = diagnosis.fault
+            say("  No fault was found." if fault is None else f"  {fault.hop} is where it ends ({fault.check}).")
+        if not checked:
+            say(f"{qube} has no forwards.")
+    return Exit.FAULT if any(diagnosis.fault is not None for _, diagnosis in checked) else Exit.DONE
+
+
+def _colour() -> bool:
+    return wants_colour(sys.stdout, os.environ)
+
+
+def _all(client: AdminClient) -> tuple[list[RuleStatus], list[str]]:
+    """In one call where dom0 allows that, else qube by qube."""
+    try:
+        return _sorted(parse_status(client.status(None))), []
+    except RefusedError:
+        return _each(client, [name for name in client.qubes() if name != _DOM0])
+
+
+def _each(client: AdminClient, names: Sequence[QubeName]) -> tuple[list[RuleStatus], list[str]]:
+    found: list[RuleStatus] = []
+    failed = []
+    for name in names:
+        try:
+            found += parse_status(client.status(name))
+        except NoExtensionError:
+            raise
+        except RefusedError as error:
+            failed.append(f"{name}: {error}")
+    return _sorted(found), failed
+
+
+def _sorted(found: Sequence[RuleStatus]) -> list[RuleStatus]:
+    return sorted(found, key=lambda status: (status.qube, status.number))
+
+
+def _one(client: AdminClient, qube: QubeName, words: str | None) -> RuleStatus:
+    found = parse_status(client.status(qube))
+    if words is None:
+        if len(found) == 1:
+            return found[0]
+        raise UsageError(f"{qube} has {len(found)} forwards; say which one")
+    return found[find(words, qube, [status.rule for status in found], lookup_service).number]
+
+
+def _say_connections(connections: Clients) -> None:
+    say("")
+    say("Open connections:")
+    for client in connections.told:
+        say(f"  {client.connection.proto} {client.peer} to port {client.connection.to}")
+    if connections.more:
+        say(f"  and {connections.more} more")

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""One look at the databases of qubes: how far each entry has come. Reads a few keys of each; writes nothing.
+
+Everything that is read has passed through the qube: it is matched against fixed words and parsed, never passed on.
+Only single keys are read, whose values QubesDB bounds, and no more of them than there are entries: how many others a
+qube writes beside them costs nothing here.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from portfwd.dom0.plan import Plan
+from portfwd.wire import limits
+from portfwd.wire.entry import Commit, Entry
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.qdb_client import Database
+from portfwd.wire.status import UPLINKS, Acknowledgement, Result, State
+from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Place = tuple[QubeName, str]
+"""An entry on a qube: its name, and the entry's key."""
+
+PLANNED, WRITTEN, UNCLEAR, RESTART = "planned", "written", "unclear", "restart-needed"
+_OWN_ADDRESS = {Family.V4: "/qubes-ip", Family.V6: "/qubes-ip6"}
+_RESULTS = {result.value.encode(): result.value for result in Result} | {Result.OK.value.encode(): State.APPLIED.value}
+_UPLINKS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the databases said.
+
+    `states`: planned (not in its database yet), written (its qube has not acknowledged yet), applied, restart-needed
+    (applied, but its qube still has the address of its start), an error word of the agent, or unclear. `uplinks`: the
+    addresses of the uplinks of each entrance that tells them.
+    """
+
+    states: Mapping[Place, str]
+    uplinks: Mapping[QubeName, tuple[Interface, ...]]
+
+    def state(self, name: QubeName, entry: Entry) -> str:
+        """How far an entry has come."""
+        return self.states.get((name, entry.key), PLANNED)
+
+
+def look_at(
+    rules: Iterable[RuleId],
+    planned: Plan,
+    databases: Mapping[QubeName, Database],
+    addresses: Mapping[QubeName, Mapping[Family, str]],
+    unwritten: Mapping[QubeName, str] = MappingProxyType({}),
+) -> Look:
+    """Look once at each database on the paths of these rules.
+
+    `addresses` are those that each qube gets at its next start. `unwritten` are the qubes to which the last plan could
+    not be written.
+    """
+    wanted: dict[QubeName, list[Entry]] = {}
+    behind: dict[QubeName, set[Place]] = {}
+    entrances = set()
+    for rule in rules:
+        path = planned.paths.get(rule, ())
+        for name, entry in path:
+            wanted.setdefault(name, []).append(entry)
+            if name == path[0][0]:
+                entrances.add(name)
+            else:
+                behind.setdefault(name, set()).add((name, entry.key))
+    states: dict[Place, str] = {}
+    uplinks: dict[QubeName, tuple[Interface, ...]] = {}
+    for name, entries in wanted.items():
+        if name in unwritten or name not in databases:
+            continue
+        database = databases[name]
+        try:
+            for entry, state in _entry_states(database, entries, planned.entries[name]):
+                states[name, entry.key] = state
+            for family in {entry.family for entry in entries} if name in behind else ():
+                if _moved(database, family, addresses.get(name, {})):
+                    _mark(states, (place for place in behind[name] if f".{int(family)}." in place[1]))
+            if name in entrances and (found := _uplinks(database)):
+                uplinks[name] = found
+        except (RuntimeError, OSError):
+            # The daemon is gone; of what it has not told we know what we want.
+            continue
+    return Look(states, uplinks)
+
+
+def _mark(states: dict[Place, str], places: Iterable[Place]) -> None:
+    """What arrives at these places is for an address that their qube does not have."""
+    for place in places:
+        if states.get(place) == State.APPLIED.value:
+            states[place] = RESTART
+
+
+def _entry_states(
+    database: Database, entries: Iterable[Entry], all_entries: Iterable[Entry]
+) -> Iterator[tuple[Entry, str]]:
+    untrusted_commit = database.read(limits.BASE)
+    untrusted_ack = database.read(limits.STATUS_BASE)
+    try:
+        commit = None if untrusted_commit is None else Commit.parse(_text(untrusted_commit))
+        acknowledgement = None if untrusted_ack is None else Acknowledgement.parse(_text(untrusted_ack))
+    except RefusedError:
+        yield from ((entry, UNCLEAR) for entry in entries)
+        return
+    if commit is None:
+        return
+    # One digest in place of as many reads; it is told entry by entry only where something differs.
+    whole = commit.covers({entry.key: entry.value for entry in all_entries})
+    for entry in entries:
+        if not whole and database.read(entry.path) != entry.value.encode():
+            yield entry, PLANNED
+        elif acknowledgement is None or acknowledgement.generation != commit.generation:
+            yield entry, WRITTEN
+        elif acknowledgement.state is not State.APPLIED:
+            yield entry, acknowledgement.state.value
+        else:
+            untrusted_result = database.read(limits.STATUS + entry.key)
+            yield entry, _RESULTS.get(untrusted_result or b"", UNCLEAR)
+
+
+def _moved(database: Database, family: Family, addresses: Mapping[Family, str]) -> bool:
+    """Whether a qube runs with another address than dom0 has for it now: it takes the new one when it starts."""
+    untrusted_present = database.read(_OWN_ADDRESS[family])
+    if untrusted_present is None or family not in addresses:
+        return False
+    present = _address(_text(untrusted_present))
+    return present is not None and present != _address(addresses[family])
+
+
+def _uplinks(database: Database) -> tuple[Interface, ...]:
+    """Nothing when a single word is not an address with its prefix length."""
+    untrusted_words = _text(database.read(limits.STATUS + UPLINKS) or b"").split(" ")
+    try:
+        found = tuple(_interface(untrusted_word) for untrusted_word in untrusted_words if untrusted_word)
+    except ValueError:
+        return ()
+    return found if len(found) <= _UPLINKS_MAX else ()
+
+
+def _interface(untrusted_word: str) -> Interface:
+    untrusted_address, _, untrusted_bits = untrusted_word.partition("/")
+    return ipaddress.ip_interface(f"{parse_address(untrusted_address)}/{int(untrusted_bits)}")
+
+
+def _address(text: str) -> IPAddress | None:
+    try:
+        return parse_address(text)
+    except RefusedError:
+        return None
+
+
+def _text(untrusted_value: bytes) -> str:
+    return untrusted_value.decode("ascii", "replace")

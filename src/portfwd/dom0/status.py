@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Get+forward.status, .plan and .connections, and Set+forward.kill: what dom0 knows, and what qubes tell when asked.
+
+Coroutines for the loop of qubesd. Each call takes one snapshot, makes one plan, looks once at each database concerned
+and asks the qubes concerned at the same time; meanwhile qubesd serves others.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from portfwd.dom0 import views
+from portfwd.dom0.look import Look, look_at
+from portfwd.dom0.outbound import Outbound, outbound
+from portfwd.dom0.plan import Plan, plan
+from portfwd.dom0.pull import Puller, ask
+from portfwd.dom0.service import ForwardService, alive, qube_of
+from portfwd.dom0.snapshot import Qube, Snapshot
+from portfwd.dom0.store import StoredForward
+from portfwd.model.forward import ForwardType
+from portfwd.model.ordinary import OrdinaryRule
+from portfwd.wire import limits, preview
+from portfwd.wire.connections import Connection, Connections, Ended, parse_result
+from portfwd.wire.entry import Entry
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.status import State
+from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId
+
+log = logging.getLogger(__name__)
+
+_NOT_ENDED = {
+    Ended.NONE: "there is no such connection",
+    Ended.REFUSED: "the agent of '{}' did not understand the request",
+    Ended.FAILED: "the agent of '{}' could not end the connection",
+    None: "the agent of '{}' does not answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The live rules of some qubes, in their order, with the plan of all qubes and how far its entries have come."""
+
+    snapshot: Snapshot
+    planned: Plan
+    lists: tuple[tuple[Qube, tuple[StoredForward, ...]], ...]
+    look: Look
+
+    def enabled(self) -> Iterable[tuple[Qube, StoredForward, tuple[tuple[QubeName, Entry], ...]]]:
+        """Every rule that is not paused, with its qube and its path: empty when there is a problem."""
+        for qube, stored in self.lists:
+            for one in stored:
+                if one.rule.enabled:
+                    yield qube, one, self.planned.paths.get(one.rule.id(qube.name), ())
+
+
+class StatusService:
+    """One per qubesd, beside the ForwardService."""
+
+    def __init__(self, app: Any, service: ForwardService) -> None:
+        self._app, self._service, self._puller = app, service, Puller()
+
+    async def status(self, vm: Any = None) -> str:
+        """How the forwards of one qube fare, or of all (Get+forward.status)."""
+        survey = self.survey(vm)
+        reports = await self._puller.pull(self.worth_asking(survey))
+        return views.status_view(survey.lists, survey.planned, survey.look, reports, self.kept_out(survey))
+
+    def survey(self, vm: Any = None) -> Survey:
+        """Look at everything that concerns the forwards of one qube, or of all. Raises RefusedError."""
+        snapshot = self._service.snapshot()
+        qubes = list(snapshot.qubes.values()) if vm is None else [qube_of(vm, snapshot)]
+        lists = tuple((qube, tuple(alive(qube, snapshot))) for qube in qubes if qube.forwards)
+        planned = plan(snapshot)
+        rules = [one.rule.id(qube.name) for qube, stored in lists for one in stored if one.rule.enabled]
+        concerned = {name for rule in rules for name, _ in planned.paths.get(rule, ())}
+        databases = self._service.databases(snapshot) if concerned else {}
+        addresses = {name: _next_addresses(found) for name, found in self._named(concerned).items()}
+        return Survey(snapshot, planned, lists, look_at(rules, planned, databases, addresses, self._service.unwritten))
+
+    def worth_asking(self, survey: Survey) -> list[Any]:
+        """The entrances and the targets that have applied their part: those that can tell how a rule fares."""
+        names = set()
+        for _, _, path in survey.enabled():
+            ends = {path[0][0], path[-1][0]} if path else set()
+            names |= {n for n, entry in path if n in ends and survey.look.state(n, entry) == State.APPLIED.value}
+        return list(self._named(names).values())
+
+    def kept_out(self, survey: Survey) -> dict[RuleId, dict[QubeName, Outbound]]:
+        """For each internal rule, the running qubes behind its entrance whose own ordinary rules refuse it."""
+        found: dict[RuleId, dict[QubeName, Outbound]] = {}
+        rules: dict[QubeName, tuple[OrdinaryRule, ...]] = {}
+        for qube, one, path in survey.enabled():
+            if one.rule.forwardtype is not ForwardType.INTERNAL or not path:
+                continue
+            relays = [entry for name, entry in path if name == path[0][0]]
+            siblings = [q for q in survey.snapshot.qubes.values() if q.running and q.netvm == path[0][0]]
+            for sibling in siblings:
+                families = _families(sibling, one.rule.srchost)
+                if sibling.name == qube.name or not families:
+                    continue
+                if sibling.name not in rules:
+                    rules[sibling.name] = self._ordinary(sibling.name)
+                word = outbound(rules[sibling.name], relays, families, survey.snapshot.now)
+                if word is not Outbound.OPEN:
+                    found.setdefault(one.rule.id(qube.name), {})[sibling.name] = word
+        return found
+
+    async def plan(self, vm: Any, untrusted_list: str = "") -> str:
+        """What stands where, or would stand with that list of forwards, and the nft elements (Get+forward.plan).
+
+        Raises RefusedError for a list that Set+forward would refuse. Stores nothing.
+        """
+        snapshot = self._service.candidate(vm, untrusted_list) if untrusted_list else self._service.snapshot()
+        del untrusted_list
+        qube = qube_of(vm, snapshot)
+        stored = alive(qube, snapshot)
+        planned = plan(snapshot)
+        entries: dict[QubeName, list[Entry]] = {}
+        for one in stored:
+            for name, entry in planned.paths.get(one.rule.id(qube.name), ()):
+                entries.setdefault(name, []).append(entry)
+        hops = self._named(entries)
+        requests = (preview.format_request(entries[name]).encode() for name in hops)
+        previews = await asyncio.gather(
+            *(
+                ask(hop, limits.PREVIEW_SERVICE, preview.Preview.parse, request)
+                for hop, request in zip(hops.values(), requests, strict=True)
+            )
+        )
+        told = dict(zip(hops, previews, strict=True))
+        return views.plan_view(qube, stored, planned) + views.elements_view({name: told.get(name) for name in entries})
+
+    async def connections(self, vm: Any) -> str:
+        """The open connections of a qube's forwards (Get+forward.connections). Raises RefusedError."""
+        qube = qube_of(vm, self._service.snapshot())
+        rules = {stored.rule.id(qube.name) for stored in qube.forwards}
+        if not qube.running or not qube.agent or not rules:
+            return ""
+        found = await ask(vm, limits.CONNECTIONS_SERVICE, Connections.parse)
+        if found is None:
+            raise RefusedError(str(_NOT_ENDED[None]).format(qube.name))
+        return views.connections_view(found, rules)
+
+    async def kill(self, vm: Any, untrusted_line: str) -> None:
+        """End one open connection of a qube's forwards (Set+forward.kill).
+
+        Raises RefusedError, also when there is none.
+        """
+        connection = Connection.parse(untrusted_line.removesuffix("\n"))
+        del untrusted_line
+        qube = qube_of(vm, self._service.snapshot())
+        if not qube.running or not qube.agent:
+            raise RefusedError(_NOT_ENDED[Ended.NONE])
+        result = await ask(vm, limits.KILL_SERVICE, parse_result, f"{connection}\n".encode())
+        if result is not Ended.ENDED:
+            raise RefusedError(_NOT_ENDED[result].format(qube.name))
+
+    def _named(self, names: Iterable[str]) -> dict[QubeName, Any]:
+        wanted = set(names)
+        return {QubeName(str(vm.name)): vm for vm in self._app.domains if str(vm.name) in wanted} if wanted else {}
+
+    def _ordinary(self, name: QubeName) -> tuple[OrdinaryRule, ...]:
+        """The ordinary rules of a qube; none, which let nothing out, when they cannot be read."""
+        try:
+            return tuple(self._named([name])[name].firewall.rules)
+        except Exception as error:
+            log.warning("port forwarding: ordinary rules of %s cannot be read: %s", name, error)
+            return ()
+
+
+def _next_addresses(vm: Any) -> Mapping[Family, str]:
+    """The addresses by which a qube is to know itself, as its next start writes them into its QubesDB."""
+    found = {Family.V4: getattr(vm, "visible_ip", None), Family.V6: getattr(vm, "visible_ip6", None)}
+    return {family: str(address) for family, address in found.items() if address}
+
+
+def _families(sibling: Qube, srchost: object) -> set[Family]:
+    """In which families a qube is one of the clients that a rule is for."""
+    addresses: list[IPAddress] = [address for family in Family if (address := sibling.address(family)) is not None]
+    if isinstance(srchost, IPNetwork):
+        addresses = [address for address in addresses if address.version == srchost.version and address in srchost]
+    return {Family(address.version) for address in addresses}

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What a qube answers when dom0 asks how its forwards fare (qrexec service qubes.PortForwardStatus). Pure text.
+
+    version=1 entries=COUNT
+    family=4 base=yes|no before-forward=N before-input=N          the base firewall; a line for each family
+    family=6 base=yes|no before-forward=N before-input=N
+    RULE.FAMILY.PROTO hits=N last=N|- route=IFACE|uplink|none      one line per relay entry
+    RULE.FAMILY.PROTO listening=yes|no|local packets=N bytes=N connections=N      one line per accept entry
+
+COUNT lines of entries tell a whole report from one that broke off. A number that the qube cannot tell is `-`. dom0
+treats every byte as untrusted: a report is read as a whole or refused as a whole.
+"""
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NewType, Self
+
+from portfwd.wire import limits
+from portfwd.wire.entry import parse_number, parse_words
+from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.values import Family
+
+_KEY = re.compile(r"[0-9a-f]{16}\.[46]\.(tcp|udp)")
+_ROUTE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+_HEAD = ("version", "entries")
+_BASE = ("family", "base", "before-forward", "before-input")
+_RELAY = ("hits", "last", "route")
+_ACCEPT = ("listening", "packets", "bytes", "connections")
+_YES_NO = {"yes": True, "no": False}
+
+Reached = NewType("Reached", str)
+"""An interface of a qube, or one of the two words below. Only parse() makes one of a stranger's word."""
+UPLINK_ROUTE = Reached("uplink")
+NO_ROUTE = Reached("none")
+
+
+class Listening(enum.StrEnum):
+    """Whether a program of the qube listens on a port of an accept entry, where the forward leads."""
+
+    YES = "yes"
+    NO = "no"
+    LOCAL = "local"
+    """Only on an address of the loopback interface, which no forward reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayReport:
+    """What a qube says of a relay entry.
+
+    `hits`: connections that came in by it; `last`: seconds since the newest, None for never. `route`: the interface in
+    group 2 by which its destination is reached, UPLINK_ROUTE for any other interface, NO_ROUTE for none.
+    """
+
+    hits: int | None
+    last: int | None
+    route: Reached
+
+    @classmethod
+    def parse(cls, untrusted_text: str) -> Self:
+        """Read the words behind the key; raises RefusedError."""
+        words = parse_words(untrusted_text, _RELAY, _RELAY)
+        if not _ROUTE.fullmatch(words["route"]):
+            raise RefusedError(f"{shown(words['route'])} is not an interface")
+        return cls(_parse_count(words["hits"]), _parse_count(words["last"]), Reached(words["route"]))
+
+    def __str__(self) -> str:
+        return f"hits={_count(self.hits)} last={_count(self.last)} route={self.route}"
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptReport:
+    """What a qube says of an accept entry, where it is the target.
+
+    `packets`, `bytes`: from clients, since the door was opened or its end was changed; `connections`: the open ones.
+    Entries that share a port share its numbers.
+    """
+
+    listening: Listening
+    packets: int | None = None
+    bytes: int | None = None
+    connections: int | None = None
+
+    @classmethod
+    def parse(cls, untrusted_text: str) -> Self:
+        """Read the words behind the key; raises RefusedError."""
+        words = parse_words(untrusted_text, _ACCEPT, _ACCEPT)
+        if words["listening"] not in list(Listening):
+            raise RefusedError(f"{shown(words['listening'])} is not yes, no or local")
+        counts = (_parse_count(words[name]) for name in ("packets", "bytes", "connections"))
+        return cls(Listening(words["listening"]), *counts)
+
+    def __str__(self) -> str:
+        numbers = f"packets={_count(self.packets)} bytes={_count(self.bytes)} connections={_count(self.connections)}"
+        return f"listening={self.listening.value} {numbers}"
+
+
+EntryReport = RelayReport | AcceptReport
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReport:
+    """The base firewall of a family: whether it is there, and how many rules of others stand before ours."""
+
+    there: bool
+    before_forward: int = 0
+    before_input: int = 0
+
+    def __str__(self) -> str:
+        there = "yes" if self.there else "no"
+        return f"base={there} before-forward={self.before_forward} before-input={self.before_input}"
+
+
+NO_BASES: Mapping[Family, BaseReport] = dict.fromkeys(Family, BaseReport(there=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a qube says of its entries, by entry key. Entries beyond the limit are left out."""
+
+    entries: Mapping[str, EntryReport]
+    bases: Mapping[Family, BaseReport]
+
+    def relay(self, key: str) -> RelayReport | None:
+        """What it says of a relay entry; None when it does not speak of it as one."""
+        return found if isinstance(found := self.entries.get(key), RelayReport) else None
+
+    def accept(self, key: str) -> AcceptReport | None:
+        """What it says of an accept entry; None when it does not speak of it as one."""
+        return found if isinstance(found := self.entries.get(key), AcceptReport) else None
+
+    def __str__(self) -> str:
+        bases = "".join(f"family={int(family)} {self.bases[family]}\n" for family in Family)
+        lines = [f"{key} {told}\n" for key, told in sorted(self.entries.items())[: limits.REPORT_LINES_MAX]]
+        return f"version={limits.PROTOCOL_VERSION} entries={len(lines)}\n{bases}{''.join(lines)}"
+
+    @classmethod
+    def parse(cls, untrusted_report: bytes) -> Self:
+        """Read it in dom0; raises RefusedError for anything that a report of this version is not."""
+        words, lines = read_lines(untrusted_report, _HEAD)
+        if len(lines) < len(Family):
+            raise RefusedError("a report tells of both families")
+        bases = dict(map(_parse_base, Family, lines))
+        del lines[: len(Family)]
+        if parse_number(words["entries"]) != len(lines) or len(lines) > limits.REPORT_LINES_MAX:
+            raise RefusedError(f"entries={shown(words['entries'])} does not match the lines of the report")
+        entries = dict(_parse_line(line) for line in lines)
+        if len(entries) != len(lines):
+            raise RefusedError("a report names an entry twice")
+        return cls(entries, bases)
+
+
+def read_lines(untrusted: bytes, head: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """What every answer has: bounds, ASCII, a first line of these words with our version, whole lines.
+
+    Raises RefusedError.
+    """
+    if len(untrusted) > limits.REPORT_MAX:
+        raise RefusedError(f"an answer has at most {limits.REPORT_MAX} bytes")
+    try:
+        untrusted_text = untrusted.decode("ascii")
+    except UnicodeDecodeError:
+        raise RefusedError("an answer is ASCII text") from None
+    first, *lines = untrusted_text.split("\n")
+    words = parse_words(first, head, head)
+    if words["version"] != str(limits.PROTOCOL_VERSION):
+        raise RefusedError(f"protocol version {shown(words['version'])} is not spoken here")
+    if not lines or lines.pop() != "":
+        raise RefusedError("an answer ends with a whole line")
+    return words, lines
+
+
+def parse_key(untrusted_text: str) -> str:
+    """The key of an entry, of its form at least; raises RefusedError."""
+    if not _KEY.fullmatch(untrusted_text):
+        raise RefusedError(f"{shown(untrusted_text)} is not an entry key")
+    return untrusted_text
+
+
+def _parse_base(family: Family, untrusted_line: str) -> tuple[Family, BaseReport]:
+    words = parse_words(untrusted_line, _BASE, _BASE)
+    if words["family"] != str(int(family)) or words["base"] not in _YES_NO:
+        raise RefusedError(f"{shown(untrusted_line)} does not tell of the base firewall of IPv{int(family)}")
+    counts = (parse_number(words[name]) for name in ("before-forward", "before-input"))
+    return family, BaseReport(_YES_NO[words["base"]], *counts)
+
+
+def _parse_line(untrusted_line: str) -> tuple[str, EntryReport]:
+    untrusted_key, _, untrusted_words = untrusted_line.partition(" ")
+    kind = AcceptReport if untrusted_words.startswith("listening=") else RelayReport
+    return parse_key(untrusted_key), kind.parse(untrusted_words)
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _parse_count(untrusted_text: str) -> int | None:
+    return None if untrusted_text == "-" else parse_number(untrusted_text)

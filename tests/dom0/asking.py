@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Asking dom0 how forwards fare, and the qubes' side of it."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from portfwd.dom0.service import ForwardService
+from portfwd.dom0.status import StatusService
+from portfwd.wire import limits
+from portfwd.wire.entry import Commit, Entry
+from tests.fakes.app import FakeApp, FakeVM
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end, and see that no task and no process stays behind."""
+
+    async def whole() -> T:
+        async with asyncio.timeout(20):
+            result = await work
+            while len(asyncio.all_tasks()) > 1 or children():
+                await asyncio.sleep(0.01)
+            # The transports of processes say goodbye in the next turns of the loop, which qubesd's always has.
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return result
+
+    return asyncio.run(whole())
+
+
+def children() -> list[int]:
+    """The processes that we have started."""
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    return [int(word) for word in path.read_text().split()]
+
+
+def status(app: FakeApp, service: ForwardService, vm: FakeVM | None = None) -> list[str]:
+    """The lines of Get+forward.status, of one qube or of all."""
+    return run(StatusService(app, service).status(vm)).splitlines()
+
+
+def hops(app: FakeApp, service: ForwardService, vm: FakeVM) -> list[str]:
+    """Those of them that tell of an entry."""
+    return [line for line in status(app, service, vm) if " kind=" in line]
+
+
+def plan(app: FakeApp, service: ForwardService, vm: FakeVM, candidate: str = "") -> list[str]:
+    """The lines of Get+forward.plan."""
+    return run(StatusService(app, service).plan(vm, candidate)).splitlines()
+
+
+def apply(vm: FakeVM, word: str = "ok") -> list[Entry]:
+    """Acknowledge what stands in a qube's database, as its agent does."""
+    found = vm.database.multiread(limits.ENTRIES)
+    commit = Commit.parse((vm.database.read(limits.BASE) or b"").decode())
+    entries = [Entry.decode(path.removeprefix(limits.ENTRIES), value.decode()) for path, value in found.items()]
+    for entry in entries:
+        vm.database.write(limits.STATUS + entry.key, word)
+    vm.database.write(limits.STATUS_BASE, f"version=1 generation={commit.generation} state=applied")
+    return entries

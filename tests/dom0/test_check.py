@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The diagnosis as a pure function, the words of a probe, and qubes that answer a probe badly."""
+
+import asyncio
+import ipaddress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portfwd.dom0.check import Case, Result, diagnose, verdict
+from portfwd.dom0.look import Look
+from portfwd.dom0.probe import HopTrace, Prober, Trace
+from portfwd.dom0.store import StoredForward
+from portfwd.model.forward import parse_forwards
+from portfwd.wire.entry import Entry
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.probe import Answer, Count, Request, RouteWord, Sent, Sight, Way, parse_head, parse_keyed
+from portfwd.wire.values import Family, Proto, QubeName
+from tests.dom0.asking import run
+
+NET, FIREWALL, WORK = QubeName("sys-net"), QubeName("sys-firewall"), QubeName("work")
+WAY = (Family.V4, Proto.TCP)
+[RULE] = parse_forwards("action=forward forwardtype=external proto=tcp srcports=443 dstports=8443\n")
+KEY = f"{RULE.id(WORK)}.4.tcp"
+RELAY = "kind=relay side={} listen=443-443 source={} to=10.137.0.{} ports={}"
+PATH = (
+    (NET, Entry.decode(KEY, RELAY.format("uplink", "neighbours", 5, "443-443"))),
+    (FIREWALL, Entry.decode(KEY, RELAY.format("inner", "any", 6, "8443-8443"))),
+    (WORK, Entry.decode(KEY, "kind=accept side=uplink listen=8443-8443 source=any")),
+)
+SIGHT = Sight(None, base=True, rule=True, before=0, door=True, route=RouteWord.VIF, forwarding=True, listening=None)
+CLIENT = ipaddress.ip_address("192.168.1.254")
+HANDED_ON = Count(Answer.SYN_ACK, arrived=1, passing=1, left=1, back=1, returned=1)
+LET_IN = Count(Answer.SYN_ACK, arrived=1, local=1, delivered=1, back=1, returned=1)
+
+
+def healthy() -> Case:
+    hops = {
+        NET: HopTrace(True, {WAY: replace(SIGHT, client=CLIENT)}, {WAY: HANDED_ON}),
+        FIREWALL: HopTrace(True, {WAY: SIGHT}, {WAY: HANDED_ON}),
+        WORK: HopTrace(True, {WAY: replace(SIGHT, route=None, listening="yes")}, {WAY: LET_IN}),
+    }
+    states = {(name, entry.key): "applied" for name, entry in PATH}
+    return Case(WORK, StoredForward(RULE, 1, ""), path=PATH, look=Look(states, {}), trace=Trace(hops, Sent.YES))
+
+
+def seen(case: Case, name: QubeName, **changes: Any) -> Case:
+    """The same with another sight at one hop."""
+    hop = case.trace.hops[name]
+    hops = dict(case.trace.hops) | {name: replace(hop, sights={WAY: replace(hop.sights[WAY], **changes)})}
+    return replace(case, trace=replace(case.trace, hops=hops))
+
+
+def counted(case: Case, counts: dict[QubeName, Count]) -> Case:
+    """The same with other counts."""
+    hops = {name: replace(hop, counts={WAY: counts.get(name, Count())}) for name, hop in case.trace.hops.items()}
+    return replace(case, trace=replace(case.trace, hops=hops))
+
+
+def test_a_probe_that_came_through_and_back_is_proof() -> None:
+    assert verdict(diagnose(healthy())) == "open"
+    assert verdict(diagnose(replace(healthy(), look=Look({}, {})))) == "open"
+    assert verdict(diagnose(seen(healthy(), FIREWALL, rule=False))) == "open"
+
+
+def test_what_comes_behind_the_loss_is_not_blamed() -> None:
+    lost = counted(healthy(), {NET: HANDED_ON, FIREWALL: Count(arrived=1, passing=1)})
+    assert verdict(diagnose(lost)) == "sys-firewall:dropped"
+    # Nothing listens either, but the packet was lost before.
+    findings = diagnose(seen(lost, WORK, listening="no"))
+    assert verdict(findings) == "sys-firewall:dropped"
+    assert {f.cause.value for f in findings if f.result is Result.BAD} == {"dropped"}
+
+
+def test_what_explains_the_loss_is_the_cause() -> None:
+    lost = counted(healthy(), {NET: HANDED_ON, FIREWALL: Count(arrived=1, passing=1)})
+    assert verdict(diagnose(seen(lost, FIREWALL, rule=False))) == "sys-firewall:rule-missing"
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [
+        ({}, ""),
+        ({NET: Count(arrived=1, local=1)}, "sys-net:not-translated"),
+        ({NET: Count(arrived=1)}, "sys-net:not-routed"),
+        ({NET: Count(Answer.RESET, arrived=1, passing=1, back=1)}, "sys-net:rejected"),
+        ({NET: HANDED_ON}, "sys-firewall:not-arrived"),
+        ({NET: HANDED_ON, FIREWALL: HANDED_ON, WORK: Count(arrived=1, local=1)}, "work:dropped"),
+        ({NET: HANDED_ON, FIREWALL: HANDED_ON, WORK: Count(arrived=1, passing=1)}, "work:not-its-address"),
+    ],
+)
+def test_the_place_of_the_loss_is_named(counts: dict[QubeName, Count], wanted: str) -> None:
+    assert verdict(diagnose(counted(healthy(), counts))) == wanted
+
+
+def test_answers_that_are_lost_are_told_from_silence() -> None:
+    gone = replace(HANDED_ON, back=0, returned=0, answer=Answer.NONE)
+    quiet = {NET: gone, FIREWALL: gone}
+    silent = quiet | {WORK: replace(LET_IN, back=0, returned=0, answer=Answer.NONE)}
+    assert verdict(diagnose(counted(healthy(), silent))) == "work:silent"
+    assert verdict(diagnose(counted(healthy(), quiet | {WORK: replace(LET_IN, returned=0)}))) == "work:answer-dropped"
+    assert verdict(diagnose(counted(healthy(), quiet | {WORK: LET_IN}))) == "sys-firewall:answer-lost"
+
+
+def test_without_a_probe_nothing_is_certain_but_what_was_seen() -> None:
+    blind = replace(healthy(), trace=Trace())
+    assert verdict(diagnose(blind)) == ""
+    states = dict(blind.look.states) | {(FIREWALL, KEY): "unresolved"}
+    assert verdict(diagnose(replace(blind, look=Look(states, {})))) == "sys-firewall:unresolved"
+
+
+texts = st.one_of(st.text(max_size=80), st.text("abcdeghilmnoprstuvwy=-0123456789. ", max_size=160))
+
+
+@given(texts)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for parse in (Sight.parse, Count.parse, Way.parse, Request.parse_head, parse_keyed, lambda t: parse_head(t, 1)):
+        try:
+            parse(text)
+        except RefusedError:
+            continue
+
+
+def test_what_is_written_is_read_back() -> None:
+    for count in (HANDED_ON, LET_IN, Count()):
+        assert Count.parse(str(count)) == count
+    for sight in (SIGHT, replace(SIGHT, client=CLIENT, route=None, listening="local")):
+        assert Sight.parse(str(sight)) == sight
+    for way in (Way(PATH[0][1], 443, 40000, None), Way(PATH[2][1], 8443, 40000, CLIENT)):
+        assert Way.parse(str(way)) == way
+
+
+class Hop:
+    """A qube whose probe service is a shell script."""
+
+    def __init__(self, script: str) -> None:
+        self._script = script
+
+    async def run_service(self, service: str, *, user: str, **streams: Any) -> asyncio.subprocess.Process:
+        assert (service, user) == ("qubes.PortForwardProbe", "root")
+        return await asyncio.create_subprocess_exec("sh", "-c", self._script, **streams)
+
+
+def script(sight: Sight, count: Count) -> str:
+    head = f"version=1 ways=1 agent=yes\\n{KEY} {sight}\\narmed=yes\\n"
+    told = f"{KEY} {count}\\nend\\n"
+    cases = f"send) echo sent=yes;; tell) printf '{told}';;"
+    return f"printf '{head}'; while read word; do case $word in {cases} esac; done"
+
+
+@pytest.mark.parametrize("bad", ["yes", "printf '\\033[2J\\n'", "true", "echo version=1 ways=1 agent=yes; yes x"])
+def test_a_hop_that_answers_badly_costs_its_own_part_only(bad: str) -> None:
+    good = healthy().trace.hops
+    vms = {name: Hop(script(hop.sights[WAY], hop.counts[WAY])) for name, hop in good.items()}
+    assert run(Prober().trace(PATH, vms, {})) == healthy().trace
+    found = run(Prober().trace(PATH, vms | {FIREWALL: Hop(bad)}, {}))
+    assert found == replace(healthy().trace, hops={NET: good[NET], WORK: good[WORK]})
