@@ -78,7 +78,7 @@ class RunningAgent:
     def start(self) -> None:
         """Start the agent and wait until it is ready."""
         machine = self.world.machine("hop")
-        machine.call(start, str(self._folder / "qube"), self._hosts, str(self._folder / "notify"))
+        self.pid = machine.call(start, str(self._folder / "qube"), self._hosts, str(self._folder / "notify"))
         self._runs = True
         self._wait_ready()
 
@@ -86,6 +86,16 @@ class RunningAgent:
         """End the agent with a signal; its exit status."""
         self._runs = False
         return self.world.machine("hop").call(end, int(number))
+
+    def ask(self, service: str, payload: str = "") -> bytes:
+        """As qrexec does for dom0: what the agent answers. Raises OSError when it does not listen."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(20)
+            connection.connect(f"/proc/{self.pid}/root{limits.AGENT_SOCKET}")
+            connection.sendall(f"{service} dom0\0{payload}".encode())
+            connection.shutdown(socket.SHUT_WR)
+            with connection.makefile("rb") as stream:
+                return stream.read()
 
     def reload(self, hosts: str) -> None:
         """Let names mean something else, and tell the agent to read and resolve everything anew."""

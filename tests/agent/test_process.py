@@ -10,6 +10,9 @@ import pytest
 
 from portfwd.agent.skeleton import COMMENT, TABLE
 from portfwd.wire import limits
+from portfwd.wire.connections import Ended, parse_result
+from portfwd.wire.preview import Preview, format_request
+from portfwd.wire.report import Report
 from portfwd.wire.status import Acknowledgement, State
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.machine import run
@@ -61,6 +64,25 @@ def test_the_status_tells_dom0(agent: RunningAgent) -> None:
     assert b"192.168.7.1/24" in status[limits.STATUS + "uplinks"].split()
     agent.publish([])
     assert agent.dom0.list(limits.STATUS) == [limits.STATUS + "uplinks", limits.STATUS + "way-out"]
+
+
+def test_dom0_asks_the_running_agent(agent: RunningAgent) -> None:
+    agent.publish([RULE])
+    check(agent.world, {OPEN: 443, Attempt(PHONE, 443): 443})
+    for number in (None, signal.SIGKILL, signal.SIGTERM):
+        if number is not None:
+            agent.end(number)
+            agent.start()
+        told = Report.parse(agent.ask(limits.REPORT_SERVICE)).relay(RULE.key)
+        assert told is not None
+        assert (told.hits, told.route) == (2, "vif1.0")
+    agent.publish([])
+    assert Report.parse(agent.ask(f"{limits.REPORT_SERVICE}+")).entries == {}
+    assert parse_result(agent.ask(limits.KILL_SERVICE, "nonsense")) is Ended.REFUSED
+    wanted = relay(22)
+    preview = Preview.parse(agent.ask(limits.PREVIEW_SERVICE, format_request([wanted])))
+    assert any(text.startswith("ip up-port { tcp . 22 ") for text in preview.elements)
+    check(agent.world, shut=[Attempt(LAPTOP, 22)])
 
 
 def test_entries_without_commit_do_nothing(agent: RunningAgent) -> None:

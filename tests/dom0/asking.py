@@ -21,9 +21,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end, and see that no task and no process stays behind."""
 
     async def whole() -> T:
+        before = children()
         async with asyncio.timeout(20):
             result = await work
-            while len(asyncio.all_tasks()) > 1 or children():
+            while len(asyncio.all_tasks()) > 1 or not children() <= before:
                 await asyncio.sleep(0.01)
             # The transports of processes say goodbye in the next turns of the loop, which qubesd's always has.
             for _ in range(5):
@@ -33,10 +34,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(whole())
 
 
-def children() -> list[int]:
-    """The processes that we have started."""
+def children() -> set[int]:
+    """The processes that we have started; a laboratory of other tests may be among them."""
     path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return [int(word) for word in path.read_text().split()]
+    return {int(word) for word in path.read_text().split()}
 
 
 def status(app: FakeApp, service: ForwardService, vm: FakeVM | None = None) -> list[str]:
