@@ -293,3 +293,18 @@ def test_one_family_goes_the_other_stays(world: World) -> None:
     assert set(applied.hop.values()) == {Result.OK}
     assert world.client_speaks(lives) is Life.ALIVE
     assert world.client_speaks(ends) is Life.RESET
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_a_server_is_heard_again_once_its_client_may_come_back(world: World, family: Family) -> None:
+    """Over UDP nothing but its ends tells a new flow from one that was revoked: the guard must let go of them."""
+    rule = through(relay(443, proto=UDP, family=family))
+    world.apply(rule)
+    handle = world.open(Attempt(LAPTOP, 443, UDP, family))
+    world.apply([])
+    assert world.server_speaks(handle) is Life.SILENT
+    world.apply(rule)
+    assert world.server_speaks(handle) is Life.SILENT, "still the revoked one"
+    assert world.client_speaks(handle) is Life.ALIVE
+    world.forget_connections()
+    assert world.server_speaks(handle) is Life.ALIVE
