@@ -147,6 +147,8 @@ class Lab(Events):
 
     def down(self) -> None:
         """End it and wait until all its processes are gone; nothing happens when it does not run."""
+        # Before its lifeline ends: a process gives up the lock a little before all below it are gone.
+        process = self._hypervisor()
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -154,20 +156,26 @@ class Lab(Events):
             os.close(self._lifeline)
             self._lifeline = None
         deadline = time.monotonic() + DOWN_DEADLINE
-        while self._state.running() and time.monotonic() < deadline:
-            try:
-                fd = os.pidfd_open(self._state.pid())
-            except (OSError, ValueError):
+        while process is not None or (self._state.running() and time.monotonic() < deadline):
+            if process is None:
                 # It is just starting, or just gone.
                 time.sleep(0.01)
-                continue
-            try:
-                _end(fd, deadline)
-            finally:
-                os.close(fd)
+            else:
+                try:
+                    _end(process, deadline)
+                finally:
+                    os.close(process)
+            process = self._hypervisor() if time.monotonic() < deadline else None
         if self._state.running():
             raise LabError(f"laboratory {self.name} does not end")
         self._state.remove()
+
+    def _hypervisor(self) -> int | None:
+        """A descriptor of its process, if it runs."""
+        try:
+            return os.pidfd_open(self._state.pid()) if self._state.running() else None
+        except (OSError, ValueError):
+            return None
 
     def running(self) -> bool:
         """Whether it is up."""
