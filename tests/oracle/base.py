@@ -225,7 +225,9 @@ class Base(RuleBasedStateMachine):
             return
         now = self.home.reached(self.driver.clients(self.home))
         possible = [
-            q for q in self.driver.questions(self.home) if q.way[1] == "tcp" and q in now and q not in self.held
+            q
+            for q in self.driver.questions(self.home)
+            if q.way[1] == "tcp" and q in now and q not in self.held and self.driver.may_hold(q)
         ]
         for question in self.random.sample(possible, min(2, len(possible))):
             self.figures.events["connection held"] += 1
