@@ -3,11 +3,15 @@
 """Fixtures that several folders of tests share."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from lab.client import Lab
+
+# A shell that starts the suite in the background has its children ignore Ctrl-C, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
