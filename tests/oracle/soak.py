@@ -31,6 +31,8 @@ _FAKES_SHARE = 0.25
 """Of the time: events on fakes are about thirty times faster."""
 _LONGEST = 600.0
 """Seconds for some runs: many times what they take. What takes longer hangs, which is a violation."""
+_AGAIN = 30.0
+"""Seconds that the end of an interrupted run may take."""
 _SHRINKING = 60.0
 """Seconds in which fewer steps are looked for."""
 
@@ -132,7 +134,8 @@ def _bounded(seconds: float) -> Iterator[None]:
         raise OvertimeError(f"not over after {seconds:.0f} seconds")
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    # Again and again: what is done on the way out of an interrupted run may hang as well.
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), _AGAIN)
     try:
         yield
     finally:
