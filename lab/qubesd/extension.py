@@ -64,7 +64,7 @@ class PortForwardExtension:
     ) -> None:
         self.service = ForwardService(app, boot_id=boot_id, now=now, kept=kept)
         self.status = StatusService(app, self.service)
-        self.check = CheckService(app, self.status)
+        self.check = CheckService(self.status)
         self._now = now
         self._log = app.log
         self._clock = ClockWatch()

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portfwd.client.connections import parse_connections, parse_peer
-from portfwd.client.diagnosis import Result, parse_check
+from portfwd.client.diagnosis import parse_check
 from portfwd.client.status_lines import parse_plan
 from portfwd.model.forward import parse_forward
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
+from portfwd.wire.views import CheckResult
 from tests.client.dom0 import CONNECTION, Dom0
 
 RULE = parse_forward("action=forward forwardtype=external proto=tcp srcports=443 dstports=8443")
@@ -52,8 +53,8 @@ def test_a_line_that_is_no_connection_is_refused(text: str) -> None:
 def test_a_check_has_findings_and_the_one_that_matters() -> None:
     diagnosis = parse_check(CHECKED)
     assert [(f.hop, f.check, f.result) for f in diagnosis.findings] == [
-        ("sys-net", "probe", Result.OK),
-        ("work", "no-server", Result.BAD),
+        ("sys-net", "probe", CheckResult.OK),
+        ("work", "no-server", CheckResult.BAD),
     ]
     assert diagnosis.fault == diagnosis.findings[1]
     assert parse_check("hop=work check=x result=bad\nverdict=open\n").fault is None

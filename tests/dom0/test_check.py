@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.dom0.check import Case, Result, diagnose, verdict
+from portfwd.dom0.check import Case, diagnose, verdict
 from portfwd.dom0.look import Look
 from portfwd.dom0.probe import HopTrace, Prober, Trace
 from portfwd.dom0.store import StoredForward
@@ -20,6 +20,7 @@ from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.probe import Answer, Count, Request, RouteWord, Sent, Sight, Way, parse_head, parse_keyed
 from portfwd.wire.values import Family, Proto, QubeName
+from portfwd.wire.views import CheckResult, HopState
 from tests.dom0.asking import run
 
 NET, FIREWALL, WORK = QubeName("sys-net"), QubeName("sys-firewall"), QubeName("work")
@@ -44,7 +45,7 @@ def healthy() -> Case:
         FIREWALL: HopTrace(True, {WAY: SIGHT}, {WAY: HANDED_ON}),
         WORK: HopTrace(True, {WAY: replace(SIGHT, route=None, listening="yes")}, {WAY: LET_IN}),
     }
-    states = {(name, entry.key): "applied" for name, entry in PATH}
+    states = {(name, entry.key): HopState.APPLIED for name, entry in PATH}
     return Case(WORK, StoredForward(RULE, 1, ""), path=PATH, look=Look(states, {}), trace=Trace(hops, Sent.YES))
 
 
@@ -73,7 +74,7 @@ def test_what_comes_behind_the_loss_is_not_blamed() -> None:
     # Nothing listens either, but the packet was lost before.
     findings = diagnose(seen(lost, WORK, listening="no"))
     assert verdict(findings) == "sys-firewall:dropped"
-    assert {f.cause.value for f in findings if f.result is Result.BAD} == {"dropped"}
+    assert {f.cause.value for f in findings if f.result is CheckResult.BAD} == {"dropped"}
 
 
 def test_what_explains_the_loss_is_the_cause() -> None:
@@ -109,7 +110,7 @@ def test_answers_that_are_lost_are_told_from_silence() -> None:
 def test_without_a_probe_nothing_is_certain_but_what_was_seen() -> None:
     blind = replace(healthy(), trace=Trace())
     assert verdict(diagnose(blind)) == ""
-    states = dict(blind.look.states) | {(FIREWALL, KEY): "unresolved"}
+    states = dict(blind.look.states) | {(FIREWALL, KEY): HopState.UNRESOLVED}
     assert verdict(diagnose(replace(blind, look=Look(states, {})))) == "sys-firewall:unresolved"
 
 

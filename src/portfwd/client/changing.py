@@ -19,13 +19,14 @@ from portfwd.client.edits import UsageError
 from portfwd.client.naming import find
 from portfwd.client.sentences import target, told
 from portfwd.client.shorthand import Options, changed_rule, free_ports, new_rule, parse_service
-from portfwd.client.status import HopState, Listening, RuleStatus, State, heard
+from portfwd.client.status import Listening, RuleStatus, State, heard
 from portfwd.client.status_lines import parse_status
 from portfwd.client.terminal import complain, say
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import PortRange, QubeName, RuleId
+from portfwd.wire.views import HopState
 
 _PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
 """Seconds between two looks at the status, while `add` waits."""

@@ -6,25 +6,16 @@ hop=QUBE check=WORD result=ok|bad|hint|unknown [text=free text to the end of the
 verdict=open | verdict=QUBE:WORD
 """
 
-import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import QubeName
+from portfwd.wire.views import CheckResult
 
 _WORD = re.compile(r"[a-z0-9-]{1,40}")
 _OPEN = "open"
-
-
-class Result(enum.StrEnum):
-    """How one look turned out. A hint is no fault of any hop."""
-
-    OK = "ok"
-    BAD = "bad"
-    HINT = "hint"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +24,7 @@ class Finding:
 
     hop: QubeName
     check: str
-    result: Result
+    result: CheckResult
     text: str
 
 
@@ -60,7 +51,7 @@ def parse_check(text: str) -> Diagnosis:
 
 
 def _fault(found: Sequence[Finding], verdict: str) -> Finding | None:
-    bad = [finding for finding in found if finding.result is Result.BAD]
+    bad = [finding for finding in found if finding.result is CheckResult.BAD]
     if not verdict:
         return bad[0] if bad else None
     if verdict == _OPEN:
@@ -69,7 +60,7 @@ def _fault(found: Sequence[Finding], verdict: str) -> Finding | None:
     if not _WORD.fullmatch(word):
         raise RefusedError(f"{shown(verdict)} is not a verdict")
     same = [finding for finding in found if (finding.hop, finding.check) == (hop, word)]
-    return same[0] if same else Finding(QubeName(hop), word, Result.BAD, "")
+    return same[0] if same else Finding(QubeName(hop), word, CheckResult.BAD, "")
 
 
 def _finding(line: str) -> Finding:
@@ -77,6 +68,6 @@ def _finding(line: str) -> Finding:
     words = dict(word.partition("=")[::2] for word in head.split(" "))
     check = words.get("check", words.get("cause", ""))
     known = {"hop", "result", "check" if "check" in words else "cause"}
-    if set(words) != known or not _WORD.fullmatch(check) or words["result"] not in list(Result):
+    if set(words) != known or not _WORD.fullmatch(check) or words["result"] not in list(CheckResult):
         raise RefusedError(f"{shown(line)} is not a line of a check")
-    return Finding(QubeName(words["hop"]), check, Result(words["result"]), text)
+    return Finding(QubeName(words["hop"]), check, CheckResult(words["result"]), text)

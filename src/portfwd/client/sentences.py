@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from portfwd.client.status import Fault, HopState, Listening, RuleStatus, State
+from portfwd.client.status import Fault, Listening, RuleStatus, State
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
 from portfwd.wire import limits
 from portfwd.wire.values import (
@@ -22,6 +22,7 @@ from portfwd.wire.values import (
     SourceWord,
     family_of,
 )
+from portfwd.wire.views import HopState
 
 _ADDRESSES_MAX = 4
 _DAY = 86400

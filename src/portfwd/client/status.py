@@ -8,25 +8,7 @@ from dataclasses import dataclass
 
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.values import Family, HostName, IPAddress, Kind, PortRange, Proto, QubeName, RuleId, Side, Source
-
-
-class HopState(enum.StrEnum):
-    """How far one entry has come at its hop."""
-
-    PLANNED = "planned"
-    WRITTEN = "written"
-    APPLIED = "applied"
-    INCOMPLETE = "incomplete"
-    UNCLEAR = "unclear"
-    REFUSED = "refused"
-    CLASH = "clash"
-    OCCUPIED = "occupied"
-    EXPIRED = "expired"
-    UNRESOLVED = "unresolved"
-    NO_BASE = "no-base-firewall"
-    FAILED = "failed"
-    RESTART = "restart-needed"
-    """Applied, but the qube still has the address of its start."""
+from portfwd.wire.views import HopState
 
 
 class Listening(enum.StrEnum):

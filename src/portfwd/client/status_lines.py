@@ -11,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from portfwd.client.status import Fault, HopState, HopStatus, Listening, Outbound, RuleStatus, State, judge
+from portfwd.client.status import Fault, HopStatus, Listening, Outbound, RuleStatus, State, judge
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import (
@@ -28,6 +28,7 @@ from portfwd.wire.values import (
     parse_source,
     source_family,
 )
+from portfwd.wire.views import HopState
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from portfwd.client.sentences import clients_short, duration, left, place, told
 from portfwd.client.shorthand import service_text
-from portfwd.client.status import HopState, HopStatus, Listening, Outbound, RuleStatus, State
+from portfwd.client.status import HopStatus, Listening, Outbound, RuleStatus, State
 from portfwd.client.terminal import Cell, clean, table
 from portfwd.model.forward import ForwardType
 from portfwd.wire.values import Kind, format_source
+from portfwd.wire.views import HopState
 
 _LIST = ("QUBE", "NO", "SERVICE", "ENTRANCE", "TARGET", "CLIENTS", "LEFT", "STATE", "TRAFFIC", "CONN", "COMMENT")
 _SPARE = ("TARGET", "COMMENT", "TRAFFIC", "CONN")

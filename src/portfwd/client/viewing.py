@@ -68,7 +68,8 @@ def show(client: AdminClient, args: argparse.Namespace) -> Exit:
 
 def check(client: AdminClient, args: argparse.Namespace) -> Exit:
     """Find what is in the way of one forward, or of all of a qube."""
-    from portfwd.client.diagnosis import Result, parse_check
+    from portfwd.client.diagnosis import parse_check
+    from portfwd.wire.views import CheckResult
 
     qube = qube_of(args)
     chosen = [_one(client, qube, args.forward)] if args.forward else list(parse_status(client.status(qube)))
@@ -85,7 +86,9 @@ def check(client: AdminClient, args: argparse.Namespace) -> Exit:
             where = entrances(status.rule, status.addresses, status.entrance)
             say(f"{target(qube, status.rule)} at {where}:")
             for finding in diagnosis.findings:
-                mark = {Result.OK: "ok  ", Result.BAD: "BAD ", Result.HINT: "hint"}.get(finding.result, "?   ")
+                mark = {CheckResult.OK: "ok  ", CheckResult.BAD: "BAD ", CheckResult.HINT: "hint"}.get(
+                    finding.result, "?   "
+                )
                 say(f"  {mark} {finding.hop}: {finding.text or finding.check}")
             fault = diagnosis.fault
             say("  No fault was found." if fault is None else f"  {fault.hop} is where it ends ({fault.check}).")

@@ -6,13 +6,12 @@ What a probe has met counts more than what anybody believes: a fault that did no
 behind the place where it was lost cannot be known from it.
 """
 
-import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from portfwd.dom0 import check_texts as texts
 from portfwd.dom0.check_texts import Cause
-from portfwd.dom0.look import RESTART, Look
+from portfwd.dom0.look import Look
 from portfwd.dom0.outbound import Outbound
 from portfwd.dom0.plan import Problem, ProblemKind
 from portfwd.dom0.probe import HopTrace, Trace, WayKey, names_of
@@ -21,20 +20,10 @@ from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, ForwardType
 from portfwd.wire.entry import Entry
 from portfwd.wire.probe import Answer, Count, RouteWord, Sent, Sight
-from portfwd.wire.status import Result as EntryResult
-from portfwd.wire.status import State
 from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, Proto, QubeName, Side, SourceWord, source_family
+from portfwd.wire.views import CheckResult, HopState
 
 OPEN = "open"
-
-
-class Result(enum.StrEnum):
-    """How one look turned out. A hint is no fault."""
-
-    OK = "ok"
-    BAD = "bad"
-    HINT = "hint"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +32,7 @@ class Finding:
 
     hop: QubeName
     cause: Cause
-    result: Result
+    result: CheckResult
     text: str
 
     def __str__(self) -> str:
@@ -113,10 +102,10 @@ def diagnose(case: Case) -> tuple[Finding, ...]:
 def verdict(findings: Iterable[Finding]) -> str:
     """open, HOP:CAUSE, or nothing when neither is certain."""
     known = list(findings)
-    bad = next((finding for finding in known if finding.result is Result.BAD), None)
+    bad = next((finding for finding in known if finding.result is CheckResult.BAD), None)
     if bad is not None:
         return f"{bad.hop}:{bad.cause.value}"
-    return "" if any(finding.result is Result.UNKNOWN for finding in known) else OPEN
+    return "" if any(finding.result is CheckResult.UNKNOWN for finding in known) else OPEN
 
 
 def _before_packets(case: Case) -> Finding | None:
@@ -166,17 +155,17 @@ def _hints(case: Case, hops: Sequence[QubeName]) -> Iterator[Finding]:
     rule = case.stored.rule
     for name, word in case.refused.items():
         if name != case.client_qube or word is not Outbound.REFUSED:
-            yield Finding(name, Cause.SENDER_REFUSED, Result.HINT, texts.sender_may_be_refused(name, word))
+            yield Finding(name, Cause.SENDER_REFUSED, CheckResult.HINT, texts.sender_may_be_refused(name, word))
     families = {entry.family for _, entry in case.path}
     uplinks = [a for a in case.look.uplinks.get(hops[0], ()) if not a.is_link_local and a.version in families]
     everyone = rule.srchost is not SourceWord.NEIGHBOURS
     if rule.forwardtype is ForwardType.EXTERNAL and everyone and uplinks and all(_private(a.ip) for a in uplinks):
-        yield Finding(hops[0], Cause.PRIVATE_UPLINK, Result.HINT, texts.private_uplink(hops[0], uplinks[0].ip))
+        yield Finding(hops[0], Cause.PRIVATE_UPLINK, CheckResult.HINT, texts.private_uplink(hops[0], uplinks[0].ip))
     upper = case.above[: len(hops)]
     if families == {Family.V4} and not isinstance(rule.srchost, IPNetwork) and any(q.ip6 for q in upper):
         bare = next((q.name for q in reversed(upper) if q.ip6 is None), None)
         if bare is not None:
-            yield Finding(bare, Cause.NO_IPV6, Result.HINT, texts.no_ipv6(bare))
+            yield Finding(bare, Cause.NO_IPV6, CheckResult.HINT, texts.no_ipv6(bare))
 
 
 def _private(address: IPAddress) -> bool:
@@ -192,10 +181,12 @@ def _judge(
     for fault in faults:
         idle = others and fault.finding.cause in (Cause.NO_SERVER, Cause.LOCAL_ONLY)
         stopped = not passed and (lost is None or fault.place <= lost.place)
-        yield fault.finding if stopped and not idle else replace(fault.finding, result=Result.HINT)
+        yield fault.finding if stopped and not idle else replace(fault.finding, result=CheckResult.HINT)
     silent = next((name for name in hops if name not in case.trace.hops), None)
     if silent is not None and case.trace.sent is Sent.YES and silent not in case.paused:
-        yield Finding(silent, Cause.NOT_PROBED, Result.HINT if passed else Result.UNKNOWN, texts.not_probed(silent))
+        yield Finding(
+            silent, Cause.NOT_PROBED, CheckResult.HINT if passed else CheckResult.UNKNOWN, texts.not_probed(silent)
+        )
     elif lost is None and not passed and not faults:
         yield _not_probed(case.trace, hops[0], key, entries[hops[0]])
     if lost is None:
@@ -205,12 +196,12 @@ def _judge(
     # Where something was seen that explains it, that is the cause.
     elif not any(fault.place == lost.place for fault in faults):
         idle = others and lost.finding.cause is Cause.NO_SERVER
-        yield replace(lost.finding, result=Result.HINT) if idle else lost.finding
+        yield replace(lost.finding, result=CheckResult.HINT) if idle else lost.finding
 
 
 def _moved(case: Case, hop: QubeName) -> bool:
     """Whether a hop has to be restarted for what dom0 has changed, be it in the other family."""
-    return any(case.look.state(name, entry) == RESTART for name, entry in case.path if name == hop)
+    return any(case.look.state(name, entry) is HopState.RESTART for name, entry in case.path if name == hop)
 
 
 def _faults(case: Case, hops: Sequence[QubeName], place: int, key: WayKey, entry: Entry) -> Iterator[_Fault]:
@@ -233,18 +224,18 @@ def _faults(case: Case, hops: Sequence[QubeName], place: int, key: WayKey, entry
         yield from (fault(cause, text) for cause, text in seen if not (moved and cause is Cause.NO_ROUTE))
     if dead:
         yield fault(Cause.AGENT_DEAD, texts.agent_dead(name))
-    elif state == RESTART:
+    elif state is HopState.RESTART:
         # The hop before it has no way to the new address.
         yield _Fault(_bad(name, Cause.RESTART_NEEDED, texts.restart_needed(name)), max(0, place - 1))
-    elif state != State.APPLIED.value:
+    elif state is not HopState.APPLIED:
         yield fault(*texts.of_state(name, state, entry))
     elif sight is not None and sight.base and not sight.door:
         yield fault(Cause.DOOR_MISSING, texts.door_missing(name))
 
 
-def _sight_faults(name: QubeName, entry: Entry, sight: Sight, state: str) -> Iterator[tuple[Cause, str]]:
+def _sight_faults(name: QubeName, entry: Entry, sight: Sight, state: HopState) -> Iterator[tuple[Cause, str]]:
     if not sight.base:
-        if state != EntryResult.NO_BASE.value:
+        if state is not HopState.NO_BASE:
             yield Cause.NO_BASE, texts.no_base(name)
         return
     if not sight.rule:
@@ -330,14 +321,14 @@ def _not_probed(trace: Trace, entrance: QubeName, key: WayKey, entry: Entry) -> 
     hop = trace.hops.get(entrance)
     sight = None if hop is None else hop.sights.get(key)
     if sight is not None and sight.client is None and entry.side is Side.DOWNSTREAM:
-        return Finding(entrance, Cause.NO_CLIENT, Result.UNKNOWN, texts.no_client(entrance))
+        return Finding(entrance, Cause.NO_CLIENT, CheckResult.UNKNOWN, texts.no_client(entrance))
     if trace.sent is Sent.NO_UPLINK:
         return _bad(entrance, Cause.NO_UPLINK, texts.no_uplink(entrance))
     if sight is not None and sight.client is None:
         # The other family could be probed.
-        return Finding(entrance, Cause.NO_UPLINK, Result.HINT, texts.no_uplink(entrance))
+        return Finding(entrance, Cause.NO_UPLINK, CheckResult.HINT, texts.no_uplink(entrance))
     text = texts.not_probed(entrance) if trace.sent is None else texts.cannot_probe(entrance)
-    return Finding(entrance, Cause.NOT_PROBED, Result.UNKNOWN, text)
+    return Finding(entrance, Cause.NOT_PROBED, CheckResult.UNKNOWN, text)
 
 
 def _listening(case: Case, key: WayKey, target: QubeName) -> str | None:
@@ -356,22 +347,22 @@ def _labelled(finding: Finding, keys: Sequence[WayKey], ways: int) -> Finding:
 
 def _only_the_worst(findings: Sequence[Finding]) -> list[Finding]:
     """The same at the same hop is a fault for one way and a hint for another: it is a fault."""
-    bad = {(finding.hop, finding.cause) for finding in findings if finding.result is Result.BAD}
-    return [f for f in findings if f.result is not Result.HINT or (f.hop, f.cause) not in bad]
+    bad = {(finding.hop, finding.cause) for finding in findings if finding.result is CheckResult.BAD}
+    return [f for f in findings if f.result is not CheckResult.HINT or (f.hop, f.cause) not in bad]
 
 
 def _fine(hops: Sequence[QubeName], found: Sequence[Finding], trace: Trace) -> list[Finding]:
     """A line for each hop that the probe has passed and of which nothing bad was said."""
-    spoken = {finding.hop for finding in found if finding.result is not Result.HINT}
-    first = min((hops.index(f.hop) for f in found if f.result is Result.BAD and f.hop in hops), default=len(hops))
+    spoken = {finding.hop for finding in found if finding.result is not CheckResult.HINT}
+    first = min((hops.index(f.hop) for f in found if f.result is CheckResult.BAD and f.hop in hops), default=len(hops))
     fine = []
     for place, name in enumerate(hops[:first]):
         hop: HopTrace | None = trace.hops.get(name)
         if name not in spoken and hop is not None and any(c.left or c.delivered for c in hop.counts.values()):
             target = place == len(hops) - 1
-            fine.append(Finding(name, Cause.PASSED, Result.OK, texts.passed(name, target=target)))
+            fine.append(Finding(name, Cause.PASSED, CheckResult.OK, texts.passed(name, target=target)))
     return fine
 
 
 def _bad(hop: QubeName, cause: Cause, text: str) -> Finding:
-    return Finding(hop, cause, Result.BAD, text)
+    return Finding(hop, cause, CheckResult.BAD, text)

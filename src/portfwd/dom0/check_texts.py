@@ -8,12 +8,11 @@ Names and numbers are dom0's own; nothing that a qube says is put into a sentenc
 import enum
 from collections.abc import Sequence
 
-from portfwd.dom0.look import PLANNED, RESTART, UNCLEAR, WRITTEN
 from portfwd.dom0.outbound import Outbound
 from portfwd.wire.entry import Entry
 from portfwd.wire.probe import RouteWord, Sight
-from portfwd.wire.status import Result, State
 from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, QubeName
+from portfwd.wire.views import HopState
 
 
 class Cause(enum.StrEnum):
@@ -81,26 +80,26 @@ EXPIRED = "the time of this forward is over"
 PAUSED = "this forward is paused; resume it"
 
 _STATES = {
-    PLANNED: (Cause.NOT_WRITTEN, "dom0 could not write into the QubesDB of '{}'; restart that qube"),
-    WRITTEN: (Cause.NOT_ACKNOWLEDGED, "the agent in '{}' has not done its part yet"),
-    UNCLEAR: (Cause.UNCLEAR, "what '{}' says of its part cannot be read; restart its agent"),
-    RESTART: (Cause.RESTART_NEEDED, "'{}' still runs with its address of before; restart it"),
-    State.INCOMPLETE.value: (
+    HopState.PLANNED: (Cause.NOT_WRITTEN, "dom0 could not write into the QubesDB of '{}'; restart that qube"),
+    HopState.WRITTEN: (Cause.NOT_ACKNOWLEDGED, "the agent in '{}' has not done its part yet"),
+    HopState.UNCLEAR: (Cause.UNCLEAR, "what '{}' says of its part cannot be read; restart its agent"),
+    HopState.RESTART: (Cause.RESTART_NEEDED, "'{}' still runs with its address of before; restart it"),
+    HopState.INCOMPLETE: (
         Cause.HALF_SET,
         "only a part of what dom0 wrote is in the QubesDB of '{}'; restart that qube",
     ),
-    State.FAILED.value: (Cause.FAILED, "nft refuses the rules in '{}'; see the journal of its agent"),
-    Result.REFUSED.value: (Cause.OLDER_AGENT, "the agent in '{}' does not know this kind of entry; update it"),
-    Result.CLASH.value: (Cause.CLASH, "two entries want the same port in '{}'"),
-    Result.EXPIRED.value: (Cause.EXPIRED, "the time of this forward is over by the clock of '{}'"),
-    Result.UNRESOLVED.value: (Cause.UNRESOLVED, "'{}' finds no address for the host name of the clients"),
-    Result.NO_BASE.value: (Cause.NO_BASE, "'{}' has no base firewall; restart its qubes-iptables service"),
+    HopState.FAILED: (Cause.FAILED, "nft refuses the rules in '{}'; see the journal of its agent"),
+    HopState.REFUSED: (Cause.OLDER_AGENT, "the agent in '{}' does not know this kind of entry; update it"),
+    HopState.CLASH: (Cause.CLASH, "two entries want the same port in '{}'"),
+    HopState.EXPIRED: (Cause.EXPIRED, "the time of this forward is over by the clock of '{}'"),
+    HopState.UNRESOLVED: (Cause.UNRESOLVED, "'{}' finds no address for the host name of the clients"),
+    HopState.NO_BASE: (Cause.NO_BASE, "'{}' has no base firewall; restart its qubes-iptables service"),
 }
 
 
-def of_state(name: QubeName, state: str, entry: Entry) -> tuple[Cause, str]:
+def of_state(name: QubeName, state: HopState, entry: Entry) -> tuple[Cause, str]:
     """The cause and sentence for an entry that is not applied."""
-    if state == Result.OCCUPIED.value:
+    if state is HopState.OCCUPIED:
         text = f"a program in '{name}' itself uses port {entry.listen.short}; stop it, or take another port"
         return Cause.OCCUPIED, text
     cause, text = _STATES.get(state, (Cause.UNCLEAR, "'{}' says what dom0 does not understand; update its agent"))
@@ -109,7 +108,7 @@ def of_state(name: QubeName, state: str, entry: Entry) -> tuple[Cause, str]:
 
 def restart_needed(name: QubeName) -> str:
     """It runs with the address, or the feature net.fake-ip, of before."""
-    return _STATES[RESTART][1].format(name)
+    return _STATES[HopState.RESTART][1].format(name)
 
 
 def agent_dead(name: QubeName) -> str:
@@ -129,7 +128,7 @@ def qube_paused(name: QubeName) -> str:
 
 def no_base(name: QubeName) -> str:
     """The base table or its custom chain is not there."""
-    return _STATES[Result.NO_BASE.value][1].format(name)
+    return _STATES[HopState.NO_BASE][1].format(name)
 
 
 def rule_missing(name: QubeName, entry: Entry) -> str:

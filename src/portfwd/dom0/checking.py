@@ -23,8 +23,8 @@ from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId, 
 class CheckService:
     """One per qubesd, beside the StatusService."""
 
-    def __init__(self, app: Any, status: StatusService) -> None:
-        self._app, self._status, self._prober = app, status, Prober()
+    def __init__(self, status: StatusService) -> None:
+        self._status, self._prober = status, Prober()
 
     async def check(self, vm: Any, untrusted_rule: str, untrusted_payload: str = "") -> str:
         """The diagnosis of one forward of a qube.
@@ -40,7 +40,7 @@ class CheckService:
         over = stored is not None and is_over(stored, qube, survey.snapshot)
         path = survey.planned.paths.get(rule, ()) if stored is not None and not over else ()
         problem = _problem(survey.planned, qube, rule)
-        asked = self._named(path)
+        asked = self._status.named(names_of(path))
         paused = frozenset(name for name, hop in asked.items() if hop.is_paused())
         trace = Trace()
         if path and stored is not None and stored.rule.enabled:
@@ -65,10 +65,6 @@ class CheckService:
         lines = [str(finding) for finding in findings]
         word = verdict(findings)
         return "".join(f"{line}\n" for line in [*lines, *([f"verdict={word}"] if word else [])])
-
-    def _named(self, path: tuple[tuple[QubeName, Entry], ...]) -> dict[QubeName, Any]:
-        wanted = set(names_of(path))
-        return {QubeName(str(vm.name)): vm for vm in self._app.domains if str(vm.name) in wanted} if wanted else {}
 
 
 def _client(untrusted_payload: str) -> IPAddress | None:

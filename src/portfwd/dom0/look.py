@@ -19,14 +19,14 @@ from portfwd.wire.errors import RefusedError
 from portfwd.wire.qdb_client import Database
 from portfwd.wire.status import UPLINKS, Acknowledgement, Result, State
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
+from portfwd.wire.views import HopState
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Place = tuple[QubeName, str]
 """An entry on a qube: its name, and the entry's key."""
 
-PLANNED, WRITTEN, UNCLEAR, RESTART = "planned", "written", "unclear", "restart-needed"
 _OWN_ADDRESS = {Family.V4: "/qubes-ip", Family.V6: "/qubes-ip6"}
-_RESULTS = {result.value.encode(): result.value for result in Result} | {Result.OK.value.encode(): State.APPLIED.value}
+_RESULTS = {r.value.encode(): HopState.APPLIED if r is Result.OK else HopState(r.value) for r in Result}
 _UPLINKS_MAX = 64
 
 
@@ -34,17 +34,15 @@ _UPLINKS_MAX = 64
 class Look:
     """What the databases said.
 
-    `states`: planned (not in its database yet), written (its qube has not acknowledged yet), applied, restart-needed
-    (applied, but its qube still has the address of its start), an error word of the agent, or unclear. `uplinks`: the
-    addresses of the uplinks of each entrance that tells them.
+    `states` leaves out what is only planned. `uplinks`: the addresses of the uplinks of each entrance that tells them.
     """
 
-    states: Mapping[Place, str]
+    states: Mapping[Place, HopState]
     uplinks: Mapping[QubeName, tuple[Interface, ...]]
 
-    def state(self, name: QubeName, entry: Entry) -> str:
+    def state(self, name: QubeName, entry: Entry) -> HopState:
         """How far an entry has come."""
-        return self.states.get((name, entry.key), PLANNED)
+        return self.states.get((name, entry.key), HopState.PLANNED)
 
 
 def look_at(
@@ -70,7 +68,7 @@ def look_at(
                 entrances.add(name)
             else:
                 behind.setdefault(name, set()).add((name, entry.key))
-    states: dict[Place, str] = {}
+    states: dict[Place, HopState] = {}
     uplinks: dict[QubeName, tuple[Interface, ...]] = {}
     for name, entries in wanted.items():
         if name in unwritten or name not in databases:
@@ -90,23 +88,23 @@ def look_at(
     return Look(states, uplinks)
 
 
-def _mark(states: dict[Place, str], places: Iterable[Place]) -> None:
+def _mark(states: dict[Place, HopState], places: Iterable[Place]) -> None:
     """What arrives at these places is for an address that their qube does not have."""
     for place in places:
-        if states.get(place) == State.APPLIED.value:
-            states[place] = RESTART
+        if states.get(place) is HopState.APPLIED:
+            states[place] = HopState.RESTART
 
 
 def _entry_states(
     database: Database, entries: Iterable[Entry], all_entries: Iterable[Entry]
-) -> Iterator[tuple[Entry, str]]:
+) -> Iterator[tuple[Entry, HopState]]:
     untrusted_commit = database.read(limits.BASE)
     untrusted_ack = database.read(limits.STATUS_BASE)
     try:
         commit = None if untrusted_commit is None else Commit.parse(_text(untrusted_commit))
         acknowledgement = None if untrusted_ack is None else Acknowledgement.parse(_text(untrusted_ack))
     except RefusedError:
-        yield from ((entry, UNCLEAR) for entry in entries)
+        yield from ((entry, HopState.UNCLEAR) for entry in entries)
         return
     if commit is None:
         return
@@ -114,14 +112,14 @@ def _entry_states(
     whole = commit.covers({entry.key: entry.value for entry in all_entries})
     for entry in entries:
         if not whole and database.read(entry.path) != entry.value.encode():
-            yield entry, PLANNED
+            yield entry, HopState.PLANNED
         elif acknowledgement is None or acknowledgement.generation != commit.generation:
-            yield entry, WRITTEN
+            yield entry, HopState.WRITTEN
         elif acknowledgement.state is not State.APPLIED:
-            yield entry, acknowledgement.state.value
+            yield entry, HopState(acknowledgement.state.value)
         else:
             untrusted_result = database.read(limits.STATUS + entry.key)
-            yield entry, _RESULTS.get(untrusted_result or b"", UNCLEAR)
+            yield entry, _RESULTS.get(untrusted_result or b"", HopState.UNCLEAR)
 
 
 def _moved(database: Database, family: Family, addresses: Mapping[Family, str]) -> bool:

@@ -2,20 +2,19 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Sends a marked probe through a chain and has every hop tell what it saw of it (wire/probe.py).
 
-For the loop of qubesd, which goes on meanwhile. All hops count before the entrance sends; each is bounded in time and
-bytes, and one that fails costs its own part of the trace only. `vm.run_service` is qubesd's own.
+All hops count before the entrance sends; each is bounded in time and bytes, and one that fails costs its own part of
+the trace only.
 """
 
 import asyncio
 import contextlib
-import logging
 import os
 import secrets
-import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
+from portfwd.dom0.qrexec import T, attempt, start_service
 from portfwd.wire import limits
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
@@ -35,15 +34,12 @@ from portfwd.wire.probe import (
 )
 from portfwd.wire.values import Family, IPAddress, Proto, QubeName
 
-log = logging.getLogger(__name__)
-
 STEP_SECONDS = 3.0
 """How long a hop may take for each thing that it is asked."""
 _END_SECONDS = 0.5
 """How long it may take to end when its input has ended."""
 _LINE_MAX = 1024
 _PORTS = range(40000, 60000)
-_T = TypeVar("_T")
 WayKey = tuple[Family, Proto]
 
 
@@ -143,18 +139,8 @@ def _key(way: Way) -> WayKey:
     return (way.entry.family, way.entry.proto)
 
 
-async def _try(doing: Awaitable[_T], name: QubeName) -> _T | None:
-    try:
-        async with asyncio.timeout(STEP_SECONDS):
-            return await doing
-    except TimeoutError:
-        log.info("port forwarding: %s did not answer a probe in time", name)
-    except RefusedError as error:
-        log.warning("port forwarding: answer of %s to a probe: %s", name, error)
-    except Exception as error:
-        # qubesd's own errors, such as those of a qube that has just stopped.
-        log.info("port forwarding: %s cannot be probed: %s", name, error)
-    return None
+async def _try(doing: Awaitable[T], name: QubeName) -> T | None:
+    return await attempt(doing, STEP_SECONDS, name, "a probe")
 
 
 class _Call:
@@ -169,25 +155,14 @@ class _Call:
     @classmethod
     async def open(cls, vm: Any) -> Self:
         """Start the service. Raises what qubesd raises when it does not start."""
-        with contextlib.ExitStack() as ours:
-            # Pipes of our own: closing them frees us of a qube that goes on writing, or does not read.
-            out_read, out_write = os.pipe()
-            in_read, in_write = os.pipe()
-            reader = asyncio.StreamReader(limit=_LINE_MAX)
-            pipe = os.fdopen(out_read, "rb", 0)
-            ours.callback(pipe.close)
-            ours.callback(os.close, in_write)
-            try:
-                loop = asyncio.get_running_loop()
-                transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-                ours.callback(transport.close)
-                process = await vm.run_service(
-                    limits.PROBE_SERVICE, user="root", stdin=in_read, stdout=out_write, stderr=subprocess.DEVNULL
-                )
-            finally:
-                os.close(out_write)
-                os.close(in_read)
-            ours.pop_all()
+        in_read, in_write = os.pipe()
+        try:
+            process, reader, transport = await start_service(vm, limits.PROBE_SERVICE, in_read, _LINE_MAX)
+        except BaseException:
+            os.close(in_write)
+            raise
+        finally:
+            os.close(in_read)
         return cls(process, reader, transport, in_write)
 
     async def arm(self, request: Request) -> HopTrace:
@@ -215,8 +190,8 @@ class _Call:
             raise RefusedError("an answer goes on where it should end")
         return counts
 
-    async def _keyed(self, number: int, parse: Callable[[str], _T]) -> dict[WayKey, _T]:
-        found: dict[WayKey, _T] = {}
+    async def _keyed(self, number: int, parse: Callable[[str], T]) -> dict[WayKey, T]:
+        found: dict[WayKey, T] = {}
         for _ in range(number):
             key, untrusted_words = parse_keyed(await self._line())
             _, family, proto = key.split(".")

@@ -2,26 +2,21 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Asks qubes over qrexec: for their reports, all at the same time (wire/report.py), or one of them for something else.
 
-For the loop of qubesd, which goes on meanwhile. All is bounded in time and bytes: a qube that answers wrongly, too much
-or not in time has given no answer; it costs nobody else's. `vm.run_service` is qubesd's own (qubes.vm.qubesvm.QubesVM):
-a coroutine that gives an asyncio.subprocess.Process. Its relative run_service_for_stdio would take in as much as a qube
-likes to send.
+All is bounded in time and bytes: a qube that answers wrongly, too much or not in time has given no answer; it costs
+nobody else's.
 """
 
 import asyncio
 import contextlib
-import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from portfwd.dom0.qrexec import attempt, start_service
 from portfwd.wire import limits
-from portfwd.wire.errors import RefusedError
 from portfwd.wire.report import Report
 from portfwd.wire.values import QubeName
-
-log = logging.getLogger(__name__)
 
 PULL_SECONDS = 1.0
 """How long one pull may take in all."""
@@ -62,42 +57,18 @@ async def ask(vm: Any, service: str, parse: Callable[[bytes], Answer], payload: 
 
     `parse` gets at most one byte more than an answer may have (limits.REPORT_MAX), and may raise RefusedError.
     """
-    try:
-        async with asyncio.timeout(PULL_SECONDS):
-            untrusted_answer = await _call(vm, service, payload)
-        return parse(untrusted_answer)
-    except TimeoutError:
-        log.info("port forwarding: %s gave no answer in time to %s", vm.name, service)
-    except RefusedError as error:
-        log.warning("port forwarding: answer of %s to %s: %s", vm.name, service, error)
-    except Exception as error:
-        # qubesd's own errors, such as those of a qube that has just stopped.
-        log.info("port forwarding: %s cannot be asked for %s: %s", vm.name, service, error)
-    return None
+
+    async def answer() -> Answer:
+        return parse(await _call(vm, service, payload))
+
+    return await attempt(answer(), PULL_SECONDS, vm.name, service)
 
 
 async def _call(vm: Any, service: str, payload: bytes) -> bytes:
     """What the service prints, at most one byte more than an answer may have."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=_CHUNK)
-    read_end, write_end = os.pipe()
-    # A pipe of our own: closing it frees us of a qube that goes on writing.
-    pipe = os.fdopen(read_end, "rb", 0)
-    transport: asyncio.BaseTransport | None = None
-    process: asyncio.subprocess.Process | None = None
+    with _input(payload) as stdin:
+        process, reader, transport = await start_service(vm, service, stdin, _CHUNK)
     try:
-        try:
-            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-            with _input(payload) as stdin:
-                process = await vm.run_service(
-                    service,
-                    user="root",
-                    stdin=stdin,
-                    stdout=write_end,
-                    stderr=subprocess.DEVNULL,
-                )
-        finally:
-            os.close(write_end)
         untrusted = b""
         while len(untrusted) <= limits.REPORT_MAX and (more := await reader.read(_CHUNK)):
             untrusted += more
@@ -106,11 +77,8 @@ async def _call(vm: Any, service: str, payload: bytes) -> bytes:
             await process.wait()
         return untrusted[: limits.REPORT_MAX + 1]
     finally:
-        if transport is None:
-            pipe.close()
-        else:
-            transport.close()
-        if process is not None and process.returncode is None:
+        transport.close()
+        if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             # Until it is gone the qube is not asked again; whoever pulls waits no longer than told.

@@ -26,8 +26,8 @@ from portfwd.wire import limits, preview
 from portfwd.wire.connections import Connection, Connections, Ended, parse_result
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.status import State
 from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId
+from portfwd.wire.views import HopState
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class StatusService:
         rules = [one.rule.id(qube.name) for qube, stored in lists for one in stored if one.rule.enabled]
         concerned = {name for rule in rules for name, _ in planned.paths.get(rule, ())}
         databases = self._service.databases(snapshot) if concerned else {}
-        addresses = {name: _next_addresses(found) for name, found in self._named(concerned).items()}
+        addresses = {name: _next_addresses(found) for name, found in self.named(concerned).items()}
         return Survey(snapshot, planned, lists, look_at(rules, planned, databases, addresses, self._service.unwritten))
 
     def worth_asking(self, survey: Survey) -> list[Any]:
@@ -85,8 +85,8 @@ class StatusService:
         names = set()
         for _, _, path in survey.enabled():
             ends = {path[0][0], path[-1][0]} if path else set()
-            names |= {n for n, entry in path if n in ends and survey.look.state(n, entry) == State.APPLIED.value}
-        return list(self._named(names).values())
+            names |= {n for n, entry in path if n in ends and survey.look.state(n, entry) is HopState.APPLIED}
+        return list(self.named(names).values())
 
     def kept_out(self, survey: Survey) -> dict[RuleId, dict[QubeName, Outbound]]:
         """For each internal rule, the running qubes behind its entrance whose own ordinary rules refuse it."""
@@ -122,7 +122,7 @@ class StatusService:
         for one in stored:
             for name, entry in planned.paths.get(one.rule.id(qube.name), ()):
                 entries.setdefault(name, []).append(entry)
-        hops = self._named(entries)
+        hops = self.named(entries)
         requests = (preview.format_request(entries[name]).encode() for name in hops)
         previews = await asyncio.gather(
             *(
@@ -158,14 +158,15 @@ class StatusService:
         if result is not Ended.ENDED:
             raise RefusedError(_NOT_ENDED[result].format(qube.name))
 
-    def _named(self, names: Iterable[str]) -> dict[QubeName, Any]:
+    def named(self, names: Iterable[str]) -> dict[QubeName, Any]:
+        """qubesd's objects of these qubes."""
         wanted = set(names)
         return {QubeName(str(vm.name)): vm for vm in self._app.domains if str(vm.name) in wanted} if wanted else {}
 
     def _ordinary(self, name: QubeName) -> tuple[OrdinaryRule, ...]:
         """The ordinary rules of a qube; none, which let nothing out, when they cannot be read."""
         try:
-            return tuple(self._named([name])[name].firewall.rules)
+            return tuple(self.named([name])[name].firewall.rules)
         except Exception as error:
             log.warning("port forwarding: ordinary rules of %s cannot be read: %s", name, error)
             return ()

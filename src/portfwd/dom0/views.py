@@ -18,7 +18,7 @@ says is printed anew, as numbers, addresses and words of ours; only nft elements
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
-from portfwd.dom0.look import PLANNED, Look
+from portfwd.dom0.look import Look
 from portfwd.dom0.outbound import Outbound
 from portfwd.dom0.plan import Plan, Problem
 from portfwd.dom0.snapshot import Qube
@@ -28,6 +28,7 @@ from portfwd.wire.entry import Entry
 from portfwd.wire.preview import Preview
 from portfwd.wire.report import Report
 from portfwd.wire.values import Kind, QubeName, RuleId
+from portfwd.wire.views import HopState
 
 UNKNOWN = "-"
 _MORE_MAX = 999_999_999
@@ -38,7 +39,9 @@ _Problems = Mapping[tuple[QubeName, RuleId], Problem]
 def plan_view(qube: Qube, stored: Iterable[StoredForward], planned: Plan) -> str:
     """What should stand where."""
     problems = _problems(planned)
-    return _text(line for s in stored for line in _rule_lines(qube, s, planned, problems, lambda _n, _e: PLANNED))
+    return _text(
+        line for s in stored for line in _rule_lines(qube, s, planned, problems, lambda _n, _e: HopState.PLANNED)
+    )
 
 
 def status_view(

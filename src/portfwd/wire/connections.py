@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from portfwd.wire import limits
-from portfwd.wire.entry import parse_number, parse_words
+from portfwd.wire.entry import parse_key, parse_number, parse_words
 from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.report import parse_key, read_lines
+from portfwd.wire.report import read_lines
 from portfwd.wire.values import Family, IPAddress, Proto, family_of, parse_address
 
 _LIST_HEAD = ("version", "connections", "more")

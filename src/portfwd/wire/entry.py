@@ -14,6 +14,7 @@ The digest over all keys and values lets an agent tell a complete set from one t
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NewType, Self
@@ -37,6 +38,7 @@ from portfwd.wire.values import (
     parse_source,
 )
 
+_KEY = re.compile(r"[0-9a-f]{16}\.[46]\.(tcp|udp)")
 _WORDS = ("kind", "side", "listen", "source", "to", "ports", "expire")
 _REQUIRED = {"kind", "side", "listen", "source"}
 
@@ -151,6 +153,13 @@ class Entry:
         if entry.value != value:
             raise RefusedError(f"{shown(value)} is not written as an entry is written")
         return entry
+
+
+def parse_key(untrusted_text: str) -> str:
+    """The key of an entry, of its form at least; raises RefusedError."""
+    if not _KEY.fullmatch(untrusted_text):
+        raise RefusedError(f"{shown(untrusted_text)} is not an entry key")
+    return untrusted_text
 
 
 def parse_words(text: str, known: Iterable[str], required: Iterable[str]) -> dict[str, str]:

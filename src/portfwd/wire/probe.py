@@ -21,12 +21,11 @@ chooses the client where dom0 names none. dom0 treats every byte of a qube as un
 """
 
 import enum
-import re
 from dataclasses import dataclass, fields
 from typing import Self
 
 from portfwd.wire import limits
-from portfwd.wire.entry import Entry, parse_number, parse_words
+from portfwd.wire.entry import Entry, parse_key, parse_number, parse_words
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import IPAddress, family_of, parse_address, parse_port
 
@@ -34,7 +33,6 @@ WAYS_MAX = 4
 """Two families and two protocols."""
 SEND, TELL, END = "send", "tell", "end"
 _NONE = "-"
-_KEY = re.compile(r"[0-9a-f]{16}\.[46]\.(tcp|udp)")
 _YES_NO = {"yes": True, "no": False}
 
 
@@ -211,10 +209,8 @@ def parse_head(untrusted_text: str, ways: int) -> bool:
 
 def parse_keyed(untrusted_text: str) -> tuple[str, str]:
     """The entry key at the beginning of a line, and the rest; raises RefusedError."""
-    key, _, rest = untrusted_text.partition(" ")
-    if not _KEY.fullmatch(key):
-        raise RefusedError(f"{shown(key)} is not an entry key")
-    return key, rest
+    untrusted_key, _, rest = untrusted_text.partition(" ")
+    return parse_key(untrusted_key), rest
 
 
 def parse_single(untrusted_text: str, name: str) -> str:

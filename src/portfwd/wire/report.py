@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import NewType, Self
 
 from portfwd.wire import limits
-from portfwd.wire.entry import parse_number, parse_words
+from portfwd.wire.entry import parse_key, parse_number, parse_words
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import Family
 
-_KEY = re.compile(r"[0-9a-f]{16}\.[46]\.(tcp|udp)")
 _ROUTE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _HEAD = ("version", "entries")
 _BASE = ("family", "base", "before-forward", "before-input")
@@ -170,13 +169,6 @@ def read_lines(untrusted: bytes, head: tuple[str, ...]) -> tuple[dict[str, str],
     if not lines or lines.pop() != "":
         raise RefusedError("an answer ends with a whole line")
     return words, lines
-
-
-def parse_key(untrusted_text: str) -> str:
-    """The key of an entry, of its form at least; raises RefusedError."""
-    if not _KEY.fullmatch(untrusted_text):
-        raise RefusedError(f"{shown(untrusted_text)} is not an entry key")
-    return untrusted_text
 
 
 def _parse_base(family: Family, untrusted_line: str) -> tuple[Family, BaseReport]:
