@@ -19,7 +19,7 @@ from portfwd.model.forward import ForwardRule, Token, format_forwards, parse_for
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import QubeName, RuleId
+from portfwd.wire.values import IPAddress, QubeName, RuleId
 
 QUBESD_SOCKET = Path("/var/run/qubesd.sock")
 QREXEC_CLIENT_VM = Path("/usr/bin/qrexec-client-vm")
@@ -242,9 +242,10 @@ class AdminClient:
         payload = b"" if candidate is None else format_forwards(candidate).encode()
         return _text(self._view(qube, "plan", payload))
 
-    def check(self, qube: QubeName, rule: RuleId) -> str:
-        """The lines of the diagnosis of one forward."""
-        return _text(self._view(qube, f"check.{rule}"))
+    def check(self, qube: QubeName, rule: RuleId, client: IPAddress | None = None) -> str:
+        """The lines of the diagnosis of one forward; `client` is who could not connect."""
+        payload = b"" if client is None else f"client={client}\n".encode()
+        return _text(self._view(qube, f"check.{rule}", payload))
 
     def connections(self, qube: QubeName) -> str:
         """The open connections that came to the qube through its forwards, a line each."""

@@ -46,7 +46,7 @@ _EXAMPLES = {
     "show": "show work 443\nshow work f0 --json",
     "kill": "kill work 192.168.1.20:50123\nkill work '[2001:db8:1::14]:50123'",
     "plan": "plan work\nplan work add 443:8443/tcp --anyone\nplan work remove f0",
-    "check": "check work\ncheck work 443\ncheck work f0 --json",
+    "check": "check work\ncheck work 443\ncheck work 443 --from 192.168.1.20\ncheck work f0 --json",
 }
 _DOES = {
     "list": "all forwards of all qubes, or of those named",
@@ -97,6 +97,9 @@ def make_parser() -> Parser:
         made[name].add_argument("forward", metavar="FORWARD", nargs="?", help=_FORWARD_HELP)
     for name in ("list", "show", "check"):
         made[name].add_argument("--json", action="store_true", help="for programs: docs/qvm-port-forward.md")
+    made["check"].add_argument(
+        "--from", dest="client", metavar="ADDRESS", help="the probe comes from this client, who could not connect"
+    )
     changes = made["plan"].add_subparsers(
         dest="change", metavar="CHANGE", help="show this change instead of the present"
     )

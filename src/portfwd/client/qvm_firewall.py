@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 qubesd refused or did not answer, 2 wrong usage or a rule 
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -105,6 +106,10 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None, transport: Transport | None = None) -> int:
     """Run one command; answers the exit code. `transport` is the way to qubesd, by default that of this machine."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        from portfwd.client.completion import complete
+
+        complete(parser, transport)
     args = parser.parse_args(argv)
     user = parser.commands.get(args.command, parser)
     now = time.time()

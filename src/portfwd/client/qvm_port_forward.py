@@ -21,7 +21,12 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None, transport: Transport | None = None) -> int:
     """Run one command; answers the exit code. `transport` is the way to qubesd, by default that of this machine."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        from portfwd.client.completion import complete
+
+        complete(parser, transport)
+    args = parser.parse_args(argv)
     try:
         code = _command(args.command)(AdminClient(transport or connect()), args)
         sys.stdout.flush()

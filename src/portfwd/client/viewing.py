@@ -22,7 +22,7 @@ from portfwd.client.status_lines import parse_status
 from portfwd.client.tables import list_table, rule_text
 from portfwd.client.terminal import complain, say, wants_colour, width_of
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import QubeName
+from portfwd.wire.values import IPAddress, QubeName, parse_address
 
 _DOM0 = "dom0"
 
@@ -72,8 +72,9 @@ def check(client: AdminClient, args: argparse.Namespace) -> Exit:
     from portfwd.wire.views import CheckResult
 
     qube = qube_of(args)
+    sender = None if args.client is None else _address(args.client)
     chosen = [_one(client, qube, args.forward)] if args.forward else list(parse_status(client.status(qube)))
-    checked = [(status, parse_check(client.check(qube, status.id))) for status in chosen]
+    checked = [(status, parse_check(client.check(qube, status.id, sender))) for status in chosen]
     now = time.time()
     if args.json:
         from portfwd.client.json_out import check_json
@@ -95,6 +96,13 @@ def check(client: AdminClient, args: argparse.Namespace) -> Exit:
         if not checked:
             say(f"{qube} has no forwards.")
     return Exit.FAULT if any(diagnosis.fault is not None for _, diagnosis in checked) else Exit.DONE
+
+
+def _address(text: str) -> IPAddress:
+    try:
+        return parse_address(text)
+    except RefusedError as error:
+        raise UsageError(f"--from: {error}") from None
 
 
 def _colour() -> bool:
