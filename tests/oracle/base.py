@@ -171,7 +171,9 @@ class Base(RuleBasedStateMachine):
     def compare(self, exact: bool) -> None:
         """Knock at the open ways and at some of the others."""
         clients = self.driver.clients(self.home)
-        now, before = self.home.reached(clients), self.before.reached(self.driver.clients(self.before))
+        now = self.home.reached(clients)
+        # Who has just moved meets, until the change has arrived, the doors that stood there before.
+        before = self.before.reached(clients) | self.before.reached(self.driver.clients(self.before))
         possible = self.driver.questions(self.home)
         opened = [q for q in possible if q in now or q in before]
         count = self.sample if exact else self.between
