@@ -56,3 +56,20 @@ def test_what_is_refused_does_not_depend_on_whose_list_is_changed(home: FakeHome
         Refused, match=r"srcports '1002' is taken at 'sys-net' by external tcp port 1000-1002 of 'work'"
     ):
         home.set_forwards("work", f"{TCP4} srcports=1000-1002\n{TCP4} srcports=1002 dstports=1007\n")
+
+
+def test_who_moves_to_where_an_older_rule_of_its_own_wins(home: FakeHome) -> None:
+    """Until that has arrived, it meets the door of the rule that loses; the oracle knew of no such door."""
+    internal = "action=forward forwardtype=internal proto=tcp"
+    home.set_netvm("media", "sys-vpn")
+    home.set_forwards("media", f"{internal} srcports=1000 dstports=1007\n")
+    home.set_forwards("sys-firewall", f"{internal} srcports=1000 dstports=1004 srchost=any\n")
+    for _ in home.settle(home.home()):
+        pass
+    home.set_netvm("media", "sys-net")
+    model = home.home()
+    mine = Question("media", "sys-net", (4, "tcp", 1000))
+    seen = [home.ask(model, [mine])[mine] for _ in home.settle(model)]
+    assert set(seen) <= {("sys-firewall", 1004), None}
+    home.set_netvm("personal", "sys-net")
+    assert reached(home, "personal", 1000) == ("media", 1007)
