@@ -181,6 +181,12 @@ class TestCheck:
         code, out, _ = tool("check", "work")
         assert (code, out.splitlines()[-1]) == (0, "  No fault was found.")
 
+    def test_what_could_not_be_found_out_is_not_taken_for_good(self, dom0: Dom0, tool: Run) -> None:
+        dom0.check = "hop=sys-net cause=not-probed result=unknown text=no answer\n"
+        code, out, _ = tool("check", "work")
+        assert (code, out.splitlines()[-1]) == (3, "  Whether packets pass could not be found out.")
+        assert json.loads(tool("check", "work", "--json").out)["checked"][0]["opens"] is None
+
     def test_without_a_verdict_the_first_bad_line_counts(self, dom0: Dom0, tool: Run) -> None:
         dom0.check = self.BAD.rsplit("verdict", 1)[0]
         assert tool("check", "work").code == 4

@@ -15,7 +15,7 @@ class Exit(enum.IntEnum):
     USAGE = 2
     """The command line makes no sense, or names a qube or forward that does not exist; nothing has changed."""
     NOT_OPEN = 3
-    """Stored, but not open on every hop, or not yet."""
+    """Stored, but not open on every hop, or not yet; or check could not find that out."""
     FAULT = 4
     """check found what is in the way."""
     LOST = 5

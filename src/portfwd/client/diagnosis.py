@@ -30,10 +30,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All findings, and the one that matters: None when the forward is open, or nothing certain was found."""
+    """All findings, and the one that matters: None when the forward is open, or nothing certain was found.
+
+    `opens`: whether the forward lets packets pass; None when that could not be found out.
+    """
 
     findings: tuple[Finding, ...]
     fault: Finding | None
+    opens: bool | None
 
 
 def parse_check(text: str) -> Diagnosis:
@@ -47,7 +51,8 @@ def parse_check(text: str) -> Diagnosis:
             found.append(_finding(line))
     if not text:
         raise RefusedError("the check has no result")
-    return Diagnosis(tuple(found), _fault(found, verdict))
+    fault = _fault(found, verdict)
+    return Diagnosis(tuple(found), fault, False if fault is not None else True if verdict == _OPEN else None)
 
 
 def _fault(found: Sequence[Finding], verdict: str) -> Finding | None:

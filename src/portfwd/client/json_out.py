@@ -23,10 +23,10 @@ def list_json(found: Iterable[RuleStatus], now: float) -> str:
     return _text("list", {"forwards": [_forward(status, now) for status in found]})
 
 
-def show_json(status: RuleStatus, connections: Sequence[Client] | None, now: float) -> str:
-    """One forward and its connections."""
+def show_json(status: RuleStatus, connections: Sequence[Client] | None, more: int | None, now: float) -> str:
+    """One forward and its connections; `more` of the qube's are not told."""
     told = None if connections is None else [_connection(connection) for connection in connections]
-    return _text("show", {"forward": _forward(status, now), "connections": told})
+    return _text("show", {"forward": _forward(status, now), "connections": told, "more_connections": more})
 
 
 def check_json(checked: Iterable[tuple[RuleStatus, Diagnosis]], now: float) -> str:
@@ -35,7 +35,9 @@ def check_json(checked: Iterable[tuple[RuleStatus, Diagnosis]], now: float) -> s
     for status, diagnosis in checked:
         fault = None if diagnosis.fault is None else _finding(diagnosis.fault)
         findings = [_finding(finding) for finding in diagnosis.findings]
-        results.append({"forward": _forward(status, now), "fault": fault, "findings": findings})
+        results.append(
+            {"forward": _forward(status, now), "opens": diagnosis.opens, "fault": fault, "findings": findings}
+        )
     return _text("check", {"checked": results})
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from portfwd.client.adminapi import AdminClient, NoExtensionError
 from portfwd.client.arguments import lookup_service, parse_qube, qube_of
@@ -23,6 +24,9 @@ from portfwd.client.tables import list_table, rule_text
 from portfwd.client.terminal import complain, say, wants_colour, width_of
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import IPAddress, QubeName, parse_address
+
+if TYPE_CHECKING:
+    from portfwd.client.diagnosis import Diagnosis
 
 _DOM0 = "dom0"
 
@@ -58,7 +62,7 @@ def show(client: AdminClient, args: argparse.Namespace) -> Exit:
     if args.json:
         from portfwd.client.json_out import show_json
 
-        print(show_json(status, mine, time.time()))
+        print(show_json(status, mine, connections.more if connections else None, time.time()))
         return Exit.DONE
     sys.stdout.write(rule_text(status, time.time(), colour=_colour(), width=width_of(sys.stdout)))
     if mine:
@@ -91,11 +95,18 @@ def check(client: AdminClient, args: argparse.Namespace) -> Exit:
                     finding.result, "?   "
                 )
                 say(f"  {mark} {finding.hop}: {finding.text or finding.check}")
-            fault = diagnosis.fault
-            say("  No fault was found." if fault is None else f"  {fault.hop} is where it ends ({fault.check}).")
+            say(f"  {_outcome(diagnosis)}")
         if not checked:
             say(f"{qube} has no forwards.")
-    return Exit.FAULT if any(diagnosis.fault is not None for _, diagnosis in checked) else Exit.DONE
+    opens = {diagnosis.opens for _, diagnosis in checked}
+    return Exit.FAULT if False in opens else Exit.NOT_OPEN if None in opens else Exit.DONE
+
+
+def _outcome(diagnosis: "Diagnosis") -> str:
+    fault = diagnosis.fault
+    if fault is not None:
+        return f"{fault.hop} is where it ends ({fault.check})."
+    return "No fault was found." if diagnosis.opens else "Whether packets pass could not be found out."
 
 
 def _address(text: str) -> IPAddress:

@@ -182,7 +182,9 @@ def _judge(
         idle = others and fault.finding.cause in (Cause.NO_SERVER, Cause.LOCAL_ONLY)
         stopped = not passed and (lost is None or fault.place <= lost.place)
         yield fault.finding if stopped and not idle else replace(fault.finding, result=CheckResult.HINT)
-    silent = next((name for name in hops if name not in case.trace.hops), None)
+    # One that was ready to count and then told nothing is as silent as one that never spoke.
+    told = {name for name, hop in case.trace.hops.items() if key in hop.counts}
+    silent = next((name for name in hops if name not in told), None)
     if silent is not None and case.trace.sent is Sent.YES and silent not in case.paused:
         yield Finding(
             silent, Cause.NOT_PROBED, CheckResult.HINT if passed else CheckResult.UNKNOWN, texts.not_probed(silent)
