@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import commands
 from bench.bed import Bed, Layout, Variant
 from bench.changes import changes, sweeps
 from bench.entries import Clients
@@ -100,9 +101,18 @@ def run(plan: Plan, say: Callable[[str], None]) -> Results:
 def main() -> int:
     """Measure, print the page, and write it where asked to."""
     parser = argparse.ArgumentParser(prog="./run bench", description="Measure what forwards cost, in namespaces.")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("packets", "commands"),
+        default="packets",
+        help="packets and changes of rules, or the start of commands and a list of 200 forwards over 40 qubes",
+    )
     parser.add_argument("--quick", action="store_true", help="a rough look, under a minute; else under ten")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the page there (docs/benchmarks.md)")
     options = parser.parse_args()
+    if options.what == "commands":
+        return commands.main()
     plan = QUICK if options.quick else FULL
     described, begin = machine(), time.monotonic()
 
