@@ -38,7 +38,9 @@ _PR_SET_NAME = 15
 _SIGKILL = 9
 # The numbers of these calls are the same on x86-64 and arm64 except pivot_root.
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+_RESOLVE_IN_ROOT = 0x10
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 _MOUNT_ATTR_RDONLY = 0x1
@@ -53,6 +55,10 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def _check(result: int, what: str) -> None:
@@ -96,6 +102,20 @@ def make_read_only(target: Path) -> None:
         ctypes.c_size_t(ctypes.sizeof(attr)),
     )
     _check(result, f"mount_setattr {target}")
+
+
+def open_beneath(root: int, path: Path) -> int:
+    """A descriptor (O_PATH) of what a process with this root directory sees at `path`, symbolic links included."""
+    how = _OpenHow(flags=os.O_PATH | os.O_CLOEXEC, resolve=_RESOLVE_IN_ROOT)
+    result: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(root),
+        os.fsencode(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    _check(min(result, 0), f"open {path}")
+    return result
 
 
 def change_root(new_root: Path) -> None:

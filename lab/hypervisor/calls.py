@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +62,23 @@ def serve(state: State, dom0_pid: int, source: str, connection: socket.socket) -
     router.serve(source, connection)
 
 
-def serve_in_background(state: State, dom0_pid: int, source: str, connection: socket.socket) -> None:
-    """serve() in a forked process; the hypervisor reaps it."""
-    if os.fork() == 0:
-        # Nothing of the hypervisor's may stay open here, or its clients would not see it let go of them.
+def fork(kept: Iterable[int]) -> int:
+    """Fork the hypervisor, which reaps the child: its id, or 0 in the child.
+
+    Nothing else of the hypervisor's stays open there, or its clients would not see it let go of them.
+    """
+    child = os.fork()
+    if child == 0:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        ns.keep_only([connection.fileno()])
+        ns.keep_only(kept)
+    return child
+
+
+def serve_in_background(state: State, dom0_pid: int, source: str, connection: socket.socket) -> None:
+    """serve() in a forked process."""
+    if fork([connection.fileno()]) == 0:
         try:
             serve(state, dom0_pid, source, connection)
         except Exception:

@@ -16,13 +16,15 @@ from typing import Any
 
 from lab import namespaces as ns
 from lab.hypervisor import cables, cards, root
-from lab.hypervisor.calls import serve_in_background
+from lab.hypervisor.calls import fork, serve_in_background
 from lab.hypervisor.machine import Cable, Running, launch, wait_created
 from lab.hypervisor.server import Connection, Loop, listen
 from lab.hypervisor.state import State, short_path
 from lab.inside import init
 from lab.inside.network import Card
+from lab.qrexec.policy import DOM0
 from lab.qrexec.router import listen as qrexec_listen
+from lab.qrexec.switchboard import Switchboard
 from lab.topology import Nic, Topology, read_nic
 from portfwd.wire.errors import RefusedError, shown
 
@@ -50,6 +52,7 @@ class Hypervisor:
         self._offload = False
         self._programs: dict[str, Path] = {}
         self._listeners: dict[str, socket.socket] = {}  # also "control" and "xen"
+        self._switchboard = Switchboard(fork)
         self.over = False
         self.failed: str | None = None
         self._operations: dict[str, Callable[[Connection, Words], None]] = {
@@ -356,11 +359,21 @@ class Hypervisor:
 
         def accept() -> None:
             connection, _ = listener.accept()
-            serve_in_background(self._state, self._machines["dom0"].pid, name, connection)
+            self._loop.add(connection.fileno(), lambda: carry_out(connection))
+
+        def carry_out(connection: socket.socket) -> None:
+            self._loop.remove(connection.fileno())
+            if name != DOM0 or not self._switchboard.take(connection, self._root_of):
+                serve_in_background(self._state, self._machines[DOM0].pid, name, connection)
 
         self._listeners[name] = listener
         self._loop.add(listener.fileno(), accept)
         return {"/run/qrexec.sock": path}
+
+    def _root_of(self, name: str) -> Path | None:
+        machine = self._machines.get(name)
+        there = machine is not None and machine.plan.kind == "qube" and machine.state != "created"
+        return Path(f"/proc/{machine.pid}/root") if machine is not None and there else None
 
     def _new_root(self) -> Path:
         # One folder for all: each machine mounts its root there in its own mount namespace.

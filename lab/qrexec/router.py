@@ -93,12 +93,12 @@ class Router:
         with connection:
             descriptors: list[int] = []
             try:
-                untrusted, descriptors = _receive(connection)
-                untrusted_target, nul, untrusted_service = untrusted.partition("\0")
-                if not nul or len(descriptors) != 3:
+                untrusted, descriptors = receive(connection)
+                request = parse_request(source, untrusted)
+                if request is None or len(descriptors) != 3:
                     self._log(f"qrexec: {source} sent what is no request")
                     return
-                allowed = self._decide(source, untrusted_target, untrusted_service)
+                allowed = self._decide(request)
                 child = self._start(source, allowed, *descriptors)
             except DeniedError:
                 return
@@ -114,7 +114,7 @@ class Router:
     def call(self, source: str, target: str, service: str, stdin: int, stdout: int, stderr: int) -> int:
         """Make a call and wait for its end; the exit status. Calls from dom0 are not subject to the policy."""
         try:
-            child = self._start(source, self._decide(source, target, service), stdin, stdout, stderr)
+            child = self._start(source, self._decide(_request(source, target, service)), stdin, stdout, stderr)
         except DeniedError:
             return EXIT_REFUSED
         except OSError as error:
@@ -122,10 +122,8 @@ class Router:
             return EXIT_PROBLEM
         return _finish(child, None)
 
-    def _decide(self, source: str, untrusted_target: str, untrusted_service: str) -> Allowed:
-        name, _, argument = sanitised(untrusted_service, _NOT_IN_SERVICE).partition("+")
-        target = sanitised(untrusted_target, _NOT_IN_TARGET)
-        request = Request(name, argument, source, target)
+    def _decide(self, request: Request) -> Allowed:
+        source, target = request.source, request.target
         domains = self._domains()
         call = f"qrexec: {request.full_name}: {source} -> {target}"
         if source == DOM0:
@@ -165,8 +163,21 @@ class Router:
         return self._spawn(allowed.target, argv, env, stdin, stdout, stderr)
 
 
-def _receive(connection: socket.socket) -> tuple[str, list[int]]:
-    untrusted, ancillary, flags, _ = connection.recvmsg(REQUEST_MAX, socket.CMSG_SPACE(16 * array.array("i").itemsize))
+def parse_request(source: str, untrusted: str) -> Request | None:
+    """What the qube `source` asks for, or None when it is no request."""
+    untrusted_target, nul, untrusted_service = untrusted.partition("\0")
+    return _request(source, untrusted_target, untrusted_service) if nul else None
+
+
+def _request(source: str, untrusted_target: str, untrusted_service: str) -> Request:
+    name, _, argument = sanitised(untrusted_service, _NOT_IN_SERVICE).partition("+")
+    return Request(name, argument, source, sanitised(untrusted_target, _NOT_IN_TARGET))
+
+
+def receive(connection: socket.socket, how: int = 0) -> tuple[str, list[int]]:
+    """A call as it was sent (`how`: flags of recv(2)), and descriptors, which are the caller's to close. OSError."""
+    room = socket.CMSG_SPACE(16 * array.array("i").itemsize)
+    untrusted, ancillary, flags, _ = connection.recvmsg(REQUEST_MAX, room, how)
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

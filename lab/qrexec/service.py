@@ -23,21 +23,26 @@ EXIT_NOT_FOUND = 127
 _CHUNK = 65536
 
 
+def places(full_name: str, folders: Sequence[str]) -> list[Path]:
+    """Where the file of a service may be: SERVICE+ARGUMENT in any folder, else SERVICE."""
+    return [Path(folder) / name for name in (full_name, full_name.partition("+")[0]) for folder in folders]
+
+
 def find(full_name: str, folders: Sequence[str]) -> Path | None:
-    """The file of a service: SERVICE+ARGUMENT in any folder, else SERVICE."""
-    for name in (full_name, full_name.partition("+")[0]):
-        for folder in folders:
-            path = Path(folder) / name
-            if path.is_file() or path.is_socket():
-                return path
-    return None
+    """The file of a service."""
+    return next((path for path in places(full_name, folders) if path.is_file() or path.is_socket()), None)
 
 
-def relay(header: bytes, connection: socket.socket, stdin: int, stdout: int) -> None:
-    """Send the header, then the input; copy the answer to the output until the service closes its end."""
+def relay(header: bytes, connection: socket.socket, stdin: int, stdout: int, caller: int | None = None) -> None:
+    """Send the header, then the input; copy the answer to the output until the service closes its end.
+
+    `caller`: a socket of which nothing is read; when its other side is gone, the copying ends.
+    """
     connection.sendall(header)
     with selectors.DefaultSelector() as selector:
         selector.register(connection, selectors.EVENT_READ)
+        if caller is not None:
+            selector.register(caller, selectors.EVENT_READ)
         try:
             selector.register(stdin, selectors.EVENT_READ)
         except PermissionError:
@@ -47,6 +52,8 @@ def relay(header: bytes, connection: socket.socket, stdin: int, stdout: int) -> 
             connection.shutdown(socket.SHUT_WR)
         while True:
             for key, _ in selector.select():
+                if key.fd == caller:
+                    return
                 if key.fd == stdin:
                     chunk = os.read(stdin, _CHUNK)
                     connection.sendall(chunk)

@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 from portfwd.agent.netlink import NETLINK_NETFILTER, Netlink, attribute, attributes
 from portfwd.wire.values import Family, IPAddress, Proto
 
-_CT_GET, _CT_DELETE = 0x101, 0x102
+_CT_GET, _CT_DELETE, _CT_STATS = 0x101, 0x102, 0x105
+_STATS_ENTRIES = 1
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _MARK, _ID, _MARK_MASK, _STATUS_MASK = 1, 2, 3, 4, 8, 12, 21, 26
 _PROTOINFO_TCP, _TCP_STATE = 1, 1
 _TCP_ENDED = {6, 7, 8}
@@ -75,9 +76,16 @@ class Conntrack:
         return [flow for flow in self._dump(_masked(0, bit) + translated) if flow.translated and not flow.mark & bit]
 
     def _dump(self, filters: bytes) -> Iterator[Flow]:
+        if self._is_empty():
+            return iter(())
         body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0) + filters
         found = (_flow(message.body) for message in self._netlink.dump(_CT_GET, body))
         return (flow for flow in found if flow is not None)
+
+    def _is_empty(self) -> bool:
+        # A dump walks all buckets of the kernel's table, however few connections this namespace has.
+        answers = self._netlink.request(_CT_STATS, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0))
+        return any(attributes(answer.body[4:]).get(_STATS_ENTRIES) == bytes(4) for answer in answers)
 
     def forget(self, flow: Flow) -> None:
         """Delete one connection's entry; one that is gone already is no error."""
