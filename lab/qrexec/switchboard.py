@@ -32,7 +32,7 @@ _HEADER_MAX = 4096
 
 
 class Switchboard:
-    """Hands each call to its process, which ends when this object's owner does.
+    """Hands each call to its process, which ends with this object's owner at the latest.
 
     `fork` is os.fork, but keeps open in the child only the descriptors that it is given; the child's id, or 0.
     """
@@ -48,6 +48,10 @@ class Switchboard:
                 ns.leave(status)
         theirs.close()
         self._process = ours
+
+    def close(self) -> None:
+        """End the process, and the calls that it carries."""
+        self._process.close()
 
     def take(self, connection: socket.socket, root: Callable[[str], Path | None]) -> bool:
         """Carry out a call that dom0 has sent on this connection, if it is one of a socket. Closes it only then."""
@@ -126,6 +130,8 @@ def _carry(header: bytes, connection_fd: int, service_fd: int, stdin: int, stdou
         with contextlib.suppress(OSError):
             try:
                 with socket.socket(fileno=service_fd) as service_socket:
+                    # Until now the request was only looked at; from here on, something to read means the caller's end.
+                    connection.recv(1)
                     connection.sendall(STARTED)
                     service.relay(header, service_socket, stdin, stdout, caller=connection_fd)
                 status = 0
