@@ -111,15 +111,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a rough look, under a minute; else under ten")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the page there (docs/benchmarks.md)")
     options = parser.parse_args()
-    if options.what == "commands":
-        return commands.main()
-    plan = QUICK if options.quick else FULL
-    described, begin = machine(), time.monotonic()
+    begin = time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - begin:5.0f} s  {text}", file=sys.stderr, flush=True)
 
-    text = page(run(plan, say), described)
+    if options.what == "commands":
+        text = commands.run(say)
+    else:
+        described = machine()
+        text = page(run(QUICK if options.quick else FULL, say), described)
     sys.stdout.write(text)
     if options.output:
         options.output.write_text(text, encoding="utf-8")
