@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "model": {"wire"},
     "dom0": {"wire", "model"},
     "client": {"wire", "model"},
+    "gui": {"wire", "model", "client"},
     "agent": {"wire"},
 }
 BEYOND_STANDARD = {
@@ -26,6 +27,7 @@ BEYOND_STANDARD = {
     "model": set[str](),
     "dom0": {"lxml"},
     "client": {"argcomplete"},
+    "gui": {"PyQt6", "qrcode"},
     "agent": set[str](),
 }
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -50,6 +52,15 @@ def test_imports_follow_the_flow(path: Path) -> None:
             assert target == part or target in MAY_IMPORT[part], f"{part} must not import {target}"
         else:
             assert first in sys.stdlib_module_names | BEYOND_STANDARD[part], f"{part} must not need {first}"
+
+
+def test_the_state_of_the_windows_knows_no_qt() -> None:
+    state = [path for path in FILES if path.is_relative_to(SOURCE / "gui/state")]
+    for path in state:
+        for name in imports(path):
+            assert name.split(".")[0] != "PyQt6", f"{path.name} must not need Qt"
+            assert not name.startswith("portfwd.gui.widgets"), f"{path.name} must not need a widget"
+    assert state
 
 
 def test_every_folder_is_in_the_table() -> None:

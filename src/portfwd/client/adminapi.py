@@ -6,6 +6,7 @@ Source: the Admin API of Qubes OS. A request is METHOD+ARG SOURCE name DEST NUL 
 an answer is 0 NUL CONTENT, or 2 NUL CLASS NUL TRACEBACK NUL MESSAGE NUL, or nothing at all.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -13,13 +14,16 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from portfwd.model.forward import ForwardRule, Token, format_forwards, parse_forwards, token
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import IPAddress, QubeName, RuleId
+
+if TYPE_CHECKING:
+    import subprocess
 
 QUBESD_SOCKET = Path("/var/run/qubesd.sock")
 QREXEC_CLIENT_VM = Path("/usr/bin/qrexec-client-vm")
@@ -104,6 +108,73 @@ class SocketTransport:
                 raise EmptyAnswerError from None
         return parse_answer(answer)
 
+    def stream(self, dest: str, method: str) -> "Stream":
+        """The answer of a call that has no end. Raises CallError."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(os.fspath(self._path))
+            connection.sendall(f"{method}+ {_DOM0} name {dest}\0".encode())
+            connection.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            connection.close()
+            raise CallError(f"Failed to connect to qubesd service: {error}") from None
+        return SocketStream(connection)
+
+
+class Stream(Protocol):
+    """An answer that goes on and on. stop() is for another thread: read() then gives b''."""
+
+    def read(self) -> bytes:
+        """What came next; b'' at its end."""
+
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class SocketStream:
+    """From qubesd's own socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def read(self) -> bytes:
+        """What came next; b'' at its end."""
+        try:
+            return self._connection.recv(65536)
+        except ConnectionError:
+            return b""
+
+    def stop(self) -> None:
+        """Have read() end, from another thread."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._connection.close()
+
+
+class ProcessStream:
+    """From the standard output of qrexec-client-vm."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+
+    def read(self) -> bytes:
+        """What came next; b'' at its end."""
+        assert self._process.stdout is not None  # noqa: S101 - asked for where it is started
+        return os.read(self._process.stdout.fileno(), 65536)
+
+    def stop(self) -> None:
+        """Have read() end, from another thread."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._process.kill()
+        with self._process:
+            pass
+
 
 class QrexecTransport:
     """Calls from a qube, as far as dom0's policy allows. `timeout` (seconds) includes the user's answer to a prompt."""
@@ -145,8 +216,19 @@ class QrexecTransport:
             raise CallError(f"Service call error: {said or f'qrexec-client-vm ended with {code}'}")
         return parse_answer(answer)
 
+    def stream(self, dest: str, method: str) -> Stream:
+        """The answer of a call that has no end. Raises CallError."""
+        import subprocess
 
-def connect() -> Transport:
+        command = [os.fspath(self._program), dest, method]
+        null = subprocess.DEVNULL
+        try:
+            return ProcessStream(subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null))
+        except OSError as error:
+            raise CallError(f"Service call error: {error}") from None
+
+
+def connect() -> "SocketTransport | QrexecTransport":
     """The way to qubesd from here: its socket in dom0, else qrexec."""
     return SocketTransport() if _RELEASE.exists() or QUBESD_SOCKET.exists() else QrexecTransport()
 
@@ -182,6 +264,19 @@ class AdminClient:
         """The qubes that this client may see."""
         answer = self._transport.call(_DOM0, "admin.vm.List")
         return tuple(QubeName(line.partition(" ")[0]) for line in _text(answer).splitlines())
+
+    def listed(self) -> dict[QubeName, dict[str, str]]:
+        """What admin.vm.List says of each qube that this client may see: class and state."""
+        answer = _text(self._transport.call(_DOM0, "admin.vm.List"))
+        told = (line.split(" ") for line in answer.splitlines())
+        return {QubeName(name): dict(word.partition("=")[::2] for word in words) for name, *words in told}
+
+    def properties(self, qube: QubeName) -> dict[str, str]:
+        """All properties of a qube that have a value. Raises ApiError."""
+        # Text that users wrote may be among them, in any alphabet.
+        answer = self._transport.call(qube, "admin.vm.property.GetAll").decode("utf-8", "replace")
+        told = (line.split(" ", 3) for line in answer.splitlines())
+        return {words[0]: words[3] for words in told if len(words) == 4}
 
     def rules(self, qube: QubeName) -> tuple[OrdinaryRule, ...]:
         """The ordinary rules."""

@@ -9,34 +9,27 @@ import argparse
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 
 from portfwd.client.adminapi import AdminClient, ApiError
 from portfwd.client.arguments import lookup_service, options_of, qube_of
 from portfwd.client.codes import Exit
 from portfwd.client.connections import parse_connections, parse_peer
-from portfwd.client.edits import UsageError
+from portfwd.client.edits import Edit, Rules, UsageError, added, edited
+from portfwd.client.following import follow
 from portfwd.client.naming import find
 from portfwd.client.sentences import target, told
 from portfwd.client.shorthand import Options, changed_rule, free_ports, new_rule, parse_service
-from portfwd.client.status import Listening, RuleStatus, State, heard
+from portfwd.client.status import RuleStatus, State
 from portfwd.client.status_lines import parse_status
 from portfwd.client.terminal import complain, say
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.values import PortRange, QubeName, RuleId
+from portfwd.wire.values import PortRange, QubeName
 from portfwd.wire.views import HopState
 
-_PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
-"""Seconds between two looks at the status, while `add` waits."""
 _PICKS = 50
 """Refused ports after which the search for a free one ends: somebody else takes them faster."""
-_LASTING = (HopState.OCCUPIED, HopState.CLASH, HopState.REFUSED, HopState.EXPIRED, HopState.RESTART)
-"""What no waiting changes."""
-
-Rules = tuple[ForwardRule, ...]
-Edit = Callable[[ForwardRule], ForwardRule | None]
 
 
 def add(client: AdminClient, args: argparse.Namespace) -> Exit:
@@ -127,25 +120,6 @@ def edit_of(command: str, args: argparse.Namespace) -> Edit:
     return change
 
 
-def added(present: Rules, rule: ForwardRule) -> Rules:
-    """The list with one rule more. Raises RefusedError when it does the same as another."""
-    for number, other in enumerate(present):
-        if other.does == rule.does:
-            raise RefusedError(f"forward f{number} does the same already{'' if other.enabled else ', but is paused'}")
-    return (*present, rule)
-
-
-def edited(present: Rules, number: int, change: Edit) -> tuple[Rules, ForwardRule | None]:
-    """The list with that rule changed or gone, and the changed rule."""
-    before, after = present[:number], change(present[number])
-    rest = present[number + 1 :]
-    if after is None:
-        return (*before, *rest), None
-    if any(other.does == after.does for other in (*before, *rest)):
-        raise RefusedError("another forward of this qube does the same already")
-    return (*before, after, *rest), after
-
-
 def _add_on_free_port(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> Exit:
     """Try the wanted port, then those above, past what dom0 or a net qube says is taken."""
     taken = _taken(client, qube, rule)
@@ -205,39 +179,10 @@ def _report(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argpar
 
 def _wait(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> RuleStatus | None:
     """The status of the forward once every hop has answered, or after `args.wait` seconds; None when it is unknown."""
-    deadline = time.monotonic() + (0 if args.no_wait else args.wait)
-    pause = _PAUSE_FIRST
-    asked_again = False
-    while True:
-        status, error = _look(client, qube, rule.id(qube))
-        left = deadline - time.monotonic()
-        if left <= 0:
-            if error:
-                complain(f"Note: the status cannot be read: {error}")
-            return status
-        if status is not None and _settled(status):
-            # dom0 may have asked the qube just before it had the forward, so it is worth asking again, but once only.
-            if asked_again or status.state is not State.OPEN or heard(status.hops) is not Listening.UNKNOWN:
-                return status
-            asked_again = True
-            continue
-        time.sleep(min(pause, left))
-        pause = min(pause * 1.5, _PAUSE_MAX)
-
-
-def _look(client: AdminClient, qube: QubeName, rule: RuleId) -> tuple[RuleStatus | None, str]:
-    """The status, or why it cannot be read."""
-    try:
-        return next((s for s in parse_status(client.status(qube)) if s.id == rule), None), ""
-    except RefusedError as error:
-        return None, str(error)
-
-
-def _settled(status: RuleStatus) -> bool:
-    if status.state in (State.PROBLEM, State.PARTLY):
-        # Without hops it is dom0 that says so; what an agent says may be over in a moment.
-        return not status.hops or (status.fault is not None and status.fault.reason in _LASTING)
-    return status.state.passes or status.state is State.PAUSED
+    followed = follow(client, qube, rule.id(qube), 0 if args.no_wait else args.wait)
+    if followed.error:
+        complain(f"Note: the status cannot be read: {followed.error}")
+    return followed.status
 
 
 def _say_outcome(status: RuleStatus | None, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> Exit:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What qvm-firewall changes: add, delete, reset. Takes rules and numbers, asks and tells qubesd, prints nothing.
+"""What the tools change: add, delete, reset. Takes rules and numbers, asks and tells qubesd, prints nothing.
 
 Ordinary rules are read and written as a whole list, as the stock tool does it. Forwards are edited under their token:
 who names a rule by what it does may be retried on a newer list, who names it by its number means the list as it was.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +19,10 @@ from portfwd.wire.values import QubeName
 
 _ACCEPT_ALL = parse_ordinary("action=accept")
 _DIGITS_MAX = 9
+
+Rules = tuple[ForwardRule, ...]
+Edit = Callable[[ForwardRule], ForwardRule | None]
+"""What becomes of a rule; None is its end."""
 
 
 class UsageError(RefusedError):
@@ -124,3 +129,22 @@ def _without(present: tuple[ForwardRule, ...], index: int) -> tuple[ForwardRule,
     if index >= len(present):
         raise UsageError(f"there is no forward f{index}")
     return present[:index] + present[index + 1 :]
+
+
+def added(present: Rules, rule: ForwardRule) -> Rules:
+    """The list with one rule more. Raises RefusedError when it does the same as another."""
+    for number, other in enumerate(present):
+        if other.does == rule.does:
+            raise RefusedError(f"forward f{number} does the same already{'' if other.enabled else ', but is paused'}")
+    return (*present, rule)
+
+
+def edited(present: Rules, number: int, change: Edit) -> tuple[Rules, ForwardRule | None]:
+    """The list with that rule changed or gone, and the changed rule."""
+    before, after = present[:number], change(present[number])
+    rest = present[number + 1 :]
+    if after is None:
+        return (*before, *rest), None
+    if any(other.does == after.does for other in (*before, *rest)):
+        raise RefusedError("another forward of this qube does the same already")
+    return (*before, after, *rest), after

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.arguments import lookup_service, qube_of
-from portfwd.client.changing import Rules, added, edit_of, edited, rule_of
+from portfwd.client.changing import edit_of, rule_of
 from portfwd.client.codes import Exit
+from portfwd.client.edits import Rules, added, edited
 from portfwd.client.naming import find
 from portfwd.client.sentences import entrances, place, target, told
 from portfwd.client.status import HopStatus, RuleStatus, State

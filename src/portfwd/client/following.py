@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Follows a forward that was just stored, hop by hop, until it is open or it is clear that it will not be."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from portfwd.client.adminapi import AdminClient
+from portfwd.client.status import Listening, RuleStatus, State, heard
+from portfwd.client.status_lines import parse_status
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import QubeName, RuleId
+from portfwd.wire.views import HopState
+
+_PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
+"""Seconds between two looks at the status."""
+_LASTING = (HopState.OCCUPIED, HopState.CLASH, HopState.REFUSED, HopState.EXPIRED, HopState.RESTART)
+"""What no waiting changes."""
+
+
+class Followed(NamedTuple):
+    """The last status that was seen, and why none can be read at the end. Without either, the forward is gone."""
+
+    status: RuleStatus | None
+    error: str
+
+
+def follow(
+    client: AdminClient,
+    qube: QubeName,
+    rule: RuleId,
+    seconds: float,
+    told: Callable[[RuleStatus], None] = lambda _: None,
+) -> Followed:
+    """Look until every hop has answered, `seconds` at most; `told` gets each status on the way. Never raises."""
+    deadline = time.monotonic() + seconds
+    pause = _PAUSE_FIRST
+    asked_again = False
+    while True:
+        status, error = _look(client, qube, rule)
+        if status is not None:
+            told(status)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return Followed(status, error)
+        if status is not None and settled(status):
+            # dom0 may have asked the qube just before it had the forward, so it is worth asking again, but once only.
+            if asked_again or status.state is not State.OPEN or heard(status.hops) is not Listening.UNKNOWN:
+                return Followed(status, "")
+            asked_again = True
+            continue
+        time.sleep(min(pause, left))
+        pause = min(pause * 1.5, _PAUSE_MAX)
+
+
+def _look(client: AdminClient, qube: QubeName, rule: RuleId) -> tuple[RuleStatus | None, str]:
+    """The status, or why it cannot be read."""
+    try:
+        return next((s for s in parse_status(client.status(qube)) if s.id == rule), None), ""
+    except RefusedError as error:
+        return None, str(error)
+
+
+def settled(status: RuleStatus) -> bool:
+    """Whether waiting will change nothing."""
+    if status.state in (State.PROBLEM, State.PARTLY):
+        # Without hops it is dom0 that says so; what an agent says may be over in a moment.
+        return not status.hops or (status.fault is not None and status.fault.reason in _LASTING)
+    return status.state.passes or status.state is State.PAUSED

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The qubes and their net qubes, as a picture of the network needs them."""
+
+from dataclasses import dataclass
+
+from portfwd.client.adminapi import AdminClient, CallError
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import QubeName
+
+_ADMIN = "AdminVM"
+
+
+@dataclass(frozen=True, slots=True)
+class Qube:
+    """One qube. `netvm` is None for one without network, and for the outermost."""
+
+    name: QubeName
+    label: str
+    netvm: QubeName | None
+    running: bool
+    provides_network: bool
+
+
+def read_qubes(client: AdminClient) -> tuple[Qube, ...]:
+    """Every qube but dom0, by name. One that cannot be read, such as a removed one, is left out. Raises CallError."""
+    found = (read_qube(client, name, words) for name, words in client.listed().items() if words["class"] != _ADMIN)
+    return tuple(sorted((qube for qube in found if qube is not None), key=lambda qube: qube.name))
+
+
+def read_qube(client: AdminClient, name: QubeName, listed: dict[str, str]) -> Qube | None:
+    """One qube, of which `listed` is what admin.vm.List says. None when it cannot be read."""
+    try:
+        properties = client.properties(name)
+        netvm = properties.get("netvm", "")
+        return Qube(
+            name=name,
+            label=properties.get("label", "black"),
+            netvm=QubeName(netvm) if netvm else None,
+            running=listed.get("state") in ("Running", "Paused", "Transient"),
+            provides_network=properties.get("provides_network") == "True",
+        )
+    except (CallError, RefusedError):
+        return None

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What stands in the dialog of a forward, and what it amounts to: a rule and a sentence, or errors beside fields."""
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from portfwd.client.sentences import clients, entrances, target, until
+from portfwd.client.shorthand import Lookup, Options, Service, free_ports, new_rule, parse_service
+from portfwd.model.errors import RuleError
+from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
+from portfwd.wire.values import IPAddress, PortRange, Proto, QubeName, SourceWord
+
+
+class Reach(enum.Enum):
+    """Who may connect."""
+
+    NEIGHBOURS = enum.auto()
+    ADDRESS = enum.auto()
+    """One address, network or host name."""
+    ANYONE = enum.auto()
+    INTERNAL = enum.auto()
+    """The qubes behind the same net qube."""
+    KEEP = enum.auto()
+    """As the rule has it that is edited; for what the other choices cannot say."""
+
+
+class Lasting(enum.Enum):
+    """How long the port stays open."""
+
+    FOREVER = enum.auto()
+    MINUTES_15 = enum.auto()
+    HOURS_2 = enum.auto()
+    SHUTDOWN = enum.auto()
+    REBOOT = enum.auto()
+    DATE = enum.auto()
+    KEEP = enum.auto()
+    """Until the moment that the edited rule names."""
+
+
+class Field(enum.Enum):
+    """A field of the dialog, that an error stands beside."""
+
+    PORTS = enum.auto()
+    ENTRANCE = enum.auto()
+    ADDRESS = enum.auto()
+    DATE = enum.auto()
+    COMMENT = enum.auto()
+    WHOLE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What was typed and chosen. `entrance` is the port outside; empty means the same as the qube's."""
+
+    ports: str = ""
+    proto: Proto | None = Proto.TCP
+    entrance: str = ""
+    reach: Reach = Reach.NEIGHBOURS
+    address: str = ""
+    lasting: Lasting = Lasting.FOREVER
+    date: str = ""
+    comment: str = ""
+    edited: ForwardRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The rule and the sentence of what it would open; without rule, what is wrong with which field."""
+
+    rule: ForwardRule | None
+    sentence: str = ""
+    errors: Mapping[Field, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A port at the entrance that is taken, and by which qube."""
+
+    forwardtype: ForwardType
+    protos: tuple[Proto, ...]
+    ports: PortRange
+    qube: QubeName
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the qube of a draft is: its entrances as far as they are known, and what is taken there already."""
+
+    qube: QubeName
+    net_qube: QubeName | None = None
+    outermost: QubeName | None = None
+    addresses: tuple[IPAddress, ...] = ()
+    holders: tuple[Holder, ...] = ()
+
+
+def draft_of(rule: ForwardRule) -> Draft:
+    """What the dialog shows for a rule that is to be edited."""
+    internal = rule.forwardtype is ForwardType.INTERNAL
+    address = ""
+    if rule.srchost is SourceWord.NEIGHBOURS:
+        reach = Reach.INTERNAL if internal else Reach.NEIGHBOURS
+    elif internal:
+        reach = Reach.KEEP
+    elif rule.srchost is SourceWord.ANYONE:
+        reach = Reach.ANYONE
+    else:
+        reach, address = Reach.ADDRESS, str(rule.srchost)
+    lastings = {None: Lasting.FOREVER, Lifetime.REBOOT: Lasting.REBOOT, Lifetime.SHUTDOWN: Lasting.SHUTDOWN}
+    return Draft(
+        ports=rule.dstports.short,
+        proto=rule.proto,
+        entrance="" if rule.srcports == rule.dstports else rule.srcports.short,
+        reach=reach,
+        address=address,
+        lasting=Lasting.KEEP if isinstance(rule.expire, int) else lastings[rule.expire],
+        comment=rule.comment or "",
+        edited=rule,
+    )
+
+
+def check(draft: Draft, place: Place, now: float, lookup: Lookup) -> Checked:
+    """What the draft amounts to at `now` (epoch seconds). Never raises."""
+    errors: dict[Field, str] = {}
+    service = _service(draft, lookup, errors)
+    options = _options(draft, errors)
+    if service is None or errors:
+        return Checked(None, errors=errors)
+    try:
+        rule = new_rule(service, options, now)
+    except RuleError as error:
+        return Checked(None, errors={_field_of(error): error.reason})
+    kept = draft.edited
+    if kept is not None:
+        rule = dataclasses.replace(rule, enabled=kept.enabled)
+        if draft.lasting is Lasting.KEEP:
+            rule = dataclasses.replace(rule, expire=kept.expire)
+        if draft.reach is Reach.KEEP:
+            rule = dataclasses.replace(rule, srchost=kept.srchost, forwardtype=kept.forwardtype)
+    taken = _taken(rule, place, kept)
+    if taken is not None:
+        return Checked(None, errors={Field.ENTRANCE: taken})
+    return Checked(rule, sentence(rule, place, now))
+
+
+def sentence(rule: ForwardRule, place: Place, now: float) -> str:
+    """What the rule would open: 'LAN hosts will reach work's port 8443 at tcp 192.168.1.10:443 until 15:30'."""
+    internal = rule.forwardtype is ForwardType.INTERNAL
+    entrance = place.net_qube if internal else place.outermost
+    where = entrances(rule, () if internal else place.addresses, entrance)
+    return f"{clients(rule, entrance)} will reach {target(place.qube, rule)} at {where}{until(rule, place.qube, now)}"
+
+
+def suggestion(draft: Draft, place: Place, lookup: Lookup) -> str | None:
+    """A free port (or range) for the entrance when the wanted one is taken; None when it is free or not understood."""
+    service = _service(draft, lookup, {})
+    if service is None:
+        return None
+    internal = draft.reach is Reach.INTERNAL
+    protos = tuple(Proto) if service.proto is None else (service.proto,)
+    kind = ForwardType.INTERNAL if internal else ForwardType.EXTERNAL
+    held = [h.ports for h in _others(place, draft.edited) if h.forwardtype is kind and set(h.protos) & set(protos)]
+    if not any(ports.overlaps(service.srcports) for ports in held):
+        return None
+    found = next(free_ports(service.srcports, held), None)
+    return None if found is None else found.short
+
+
+def _service(draft: Draft, lookup: Lookup, errors: dict[Field, str]) -> Service | None:
+    ports, entrance = draft.ports.strip(), draft.entrance.strip()
+    if not ports:
+        errors[Field.PORTS] = "a port, a range such as 5000-5010, or a service such as ssh"
+        return None
+    suffix = "" if draft.proto is None else f"/{draft.proto}"
+    for text, place in ((f"{ports}{suffix}", Field.PORTS), (f"{entrance or ports}:{ports}{suffix}", Field.ENTRANCE)):
+        if ":" in ports or "/" in ports:
+            errors[Field.PORTS] = "a port, a range or a service; the protocol is chosen beside it"
+            return None
+        try:
+            service = parse_service(text, lookup)
+        except RuleError as error:
+            errors[place] = error.reason
+            return None
+    # With "both" a name that the database has for one protocol only would silently lose the other.
+    if draft.proto is None and service.proto is not None:
+        errors[Field.PORTS] = f"the services database has it for {service.proto} only"
+        return None
+    return service
+
+
+def _options(draft: Draft, errors: dict[Field, str]) -> Options:
+    source = {Reach.ANYONE: str(SourceWord.ANYONE), Reach.ADDRESS: draft.address.strip()}.get(draft.reach)
+    if draft.reach is Reach.ADDRESS and not source:
+        errors[Field.ADDRESS] = "an address, a network such as 192.168.1.0/24, or a host name"
+    if draft.lasting is Lasting.DATE and not draft.date.strip():
+        errors[Field.DATE] = "a date and time such as 2026-12-01 15:30, or a time alone"
+    return Options(
+        source=source,
+        forwardtype=ForwardType.INTERNAL if draft.reach is Reach.INTERNAL else ForwardType.EXTERNAL,
+        lifetime={Lasting.MINUTES_15: "15m", Lasting.HOURS_2: "2h"}.get(draft.lasting),
+        until={
+            Lasting.SHUTDOWN: Lifetime.SHUTDOWN.value,
+            Lasting.REBOOT: Lifetime.REBOOT.value,
+            Lasting.DATE: draft.date.strip(),
+        }.get(draft.lasting),
+        comment=draft.comment.strip() or None,
+    )
+
+
+def _field_of(error: RuleError) -> Field:
+    fields = {"--from": Field.ADDRESS, "--until": Field.DATE, "--for": Field.DATE, "--comment": Field.COMMENT}
+    return next((place for word, place in fields.items() if error.word.startswith(word)), Field.WHOLE)
+
+
+def _others(place: Place, edited: ForwardRule | None) -> Iterable[Holder]:
+    own = edited and Holder(edited.forwardtype, edited.protos, edited.srcports, place.qube)
+    return (holder for holder in place.holders if holder != own)
+
+
+def _taken(rule: ForwardRule, place: Place, edited: ForwardRule | None) -> str | None:
+    for holder in _others(place, edited):
+        same = holder.forwardtype is rule.forwardtype and set(holder.protos) & set(rule.protos)
+        if same and holder.ports.overlaps(rule.srcports) and holder.qube != place.qube:
+            return f"{holder.ports.short} is taken by a forward of {holder.qube}"
+    return None
