@@ -44,7 +44,7 @@ def complete(parser: argparse.ArgumentParser, transport: Transport | None = None
         "VMNAME": lambda _: asking.qubes(),
         "FORWARD": asking.forwards,
         "NUMBER": asking.numbers,
-        "SERVICE": lambda _: _services(),
+        "SERVICE": lambda _: services(),
         **{name: partial(_constant, words) for name, words in _WORDS.items()},
     }
     for action in _actions(parser):
@@ -89,7 +89,7 @@ def _constant(words: Iterable[str], _: argparse.Namespace) -> Iterable[str]:
     return words
 
 
-def _services() -> Iterator[str]:
+def services() -> Iterator[str]:
     """Names of the services database (services(5)); the C library can look one up, but not list them to Python."""
     try:
         lines = _SERVICES.read_text(errors="replace").splitlines()

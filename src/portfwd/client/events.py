@@ -51,7 +51,8 @@ def events(stream: Stream) -> Iterator[Event]:
 def parse_events(received: bytes) -> tuple[list[Event], bytes]:
     """The whole events at its begin, and the rest. Raises RefusedError."""
     fields = received.split(b"\0")
-    found, place, used = [], 0, 0
+    found: list[Event] = []
+    place = used = 0
     while True:
         end = place + 3
         # Pairs of key and value, until a key is empty; the last field of all is not finished yet.

@@ -8,7 +8,7 @@ from portfwd.client.sentences import clients_short, duration, left, place, told
 from portfwd.client.shorthand import service_text
 from portfwd.client.status import HopStatus, Listening, Outbound, RuleStatus, State
 from portfwd.client.terminal import Cell, clean, table
-from portfwd.model.forward import ForwardType
+from portfwd.model.forward import ForwardRule, ForwardType
 from portfwd.wire.values import Kind, format_source
 from portfwd.wire.views import HopState
 
@@ -69,27 +69,36 @@ def amount(count: int | None) -> str:
 
 def _row(status: RuleStatus, now: float) -> list[Cell]:
     rule = status.rule
-    places = [place(address, rule.srcports) for address in status.addresses]
-    more = f" +{len(places) - 1}" if len(places) > 1 else ""
-    where = f"{places[0]}{more}" if places else f"{status.entrance or ''}:{rule.srcports.short}"
-    kind = " (internal)" if rule.forwardtype is ForwardType.INTERNAL else ""
     connections = status.total("connections")
     return [
         Cell(status.qube),
         Cell(f"f{status.number}"),
         Cell(service_text(rule)),
-        Cell(where, short=True),
+        Cell(where(status), short=True),
         Cell(rule.dstports.short),
-        Cell(clients_short(rule) + kind, short=True),
+        Cell(who(rule), short=True),
         Cell(left(rule, now)),
-        Cell(_state(status), _COLOUR_OF.get(status.state, "yellow"), short=True),
+        Cell(state_text(status), _COLOUR_OF.get(status.state, "yellow"), short=True),
         Cell(amount(status.total("bytes"))),
         Cell("-" if connections is None else str(connections)),
         Cell(rule.comment or "-", short=True),
     ]
 
 
-def _state(status: RuleStatus) -> str:
+def where(status: RuleStatus) -> str:
+    """The entrance as a client types it; the first of several, and how many more there are."""
+    rule = status.rule
+    places = [place(address, rule.srcports) for address in status.addresses]
+    more = f" +{len(places) - 1}" if len(places) > 1 else ""
+    return f"{places[0]}{more}" if places else f"{status.entrance or ''}:{rule.srcports.short}"
+
+
+def who(rule: ForwardRule) -> str:
+    """Who may connect, in a word."""
+    return clients_short(rule) + (" (internal)" if rule.forwardtype is ForwardType.INTERNAL else "")
+
+
+def state_text(status: RuleStatus) -> str:
     """The word, and what is in the way unless the word says it."""
     if status.fault is None or status.state.passes:
         return status.state

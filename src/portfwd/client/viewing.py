@@ -9,14 +9,14 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from portfwd.client.adminapi import AdminClient, NoExtensionError
+from portfwd.client.adminapi import AdminClient
 from portfwd.client.arguments import lookup_service, parse_qube, qube_of
 from portfwd.client.codes import Exit
 from portfwd.client.connections import Clients, parse_connections
 from portfwd.client.edits import UsageError
+from portfwd.client.gathering import gather, gather_each
 from portfwd.client.naming import find
 from portfwd.client.status import RuleStatus
 from portfwd.client.status_lines import parse_status
@@ -28,13 +28,11 @@ from portfwd.wire.values import IPAddress, QubeName, parse_address
 if TYPE_CHECKING:
     from portfwd.client.diagnosis import Diagnosis
 
-_DOM0 = "dom0"
-
 
 def list_(client: AdminClient, args: argparse.Namespace) -> Exit:
     """All forwards of the named qubes, or of all."""
     names = [parse_qube(name) for name in args.qubes]
-    found, failed = _all(client) if not names else _each(client, names)
+    found, failed = gather(client) if not names else gather_each(client, names)
     now = time.time()
     if args.json:
         from portfwd.client.json_out import list_json
@@ -118,31 +116,6 @@ def _address(text: str) -> IPAddress:
 
 def _colour() -> bool:
     return wants_colour(sys.stdout, os.environ)
-
-
-def _all(client: AdminClient) -> tuple[list[RuleStatus], list[str]]:
-    """In one call where dom0 allows that, else qube by qube."""
-    try:
-        return _sorted(parse_status(client.status(None))), []
-    except RefusedError:
-        return _each(client, [name for name in client.qubes() if name != _DOM0])
-
-
-def _each(client: AdminClient, names: Sequence[QubeName]) -> tuple[list[RuleStatus], list[str]]:
-    found: list[RuleStatus] = []
-    failed = []
-    for name in names:
-        try:
-            found += parse_status(client.status(name))
-        except NoExtensionError:
-            raise
-        except RefusedError as error:
-            failed.append(f"{name}: {error}")
-    return _sorted(found), failed
-
-
-def _sorted(found: Sequence[RuleStatus]) -> list[RuleStatus]:
-    return sorted(found, key=lambda status: (status.qube, status.number))
 
 
 def _one(client: AdminClient, qube: QubeName, words: str | None) -> RuleStatus:

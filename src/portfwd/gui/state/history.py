@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The log of openings and endings, as far back as the program has watched."""
+
+import collections
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from portfwd.client.sentences import opened, target, told
+from portfwd.client.status import RuleStatus
+from portfwd.gui.state.overview import Changes
+
+_REMEMBERED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`moment` is in epoch seconds."""
+
+    moment: float
+    text: str
+    status: RuleStatus
+
+
+class History:
+    """The latest lines, the newest last."""
+
+    def __init__(self) -> None:
+        self.lines: collections.deque[Line] = collections.deque(maxlen=_REMEMBERED)
+
+    def note(self, changes: Changes, now: float) -> list[Line]:
+        """Remember what a look brought; the new lines."""
+        new = [Line(now, text, status) for text, status in _told(changes, now)]
+        self.lines.extend(new)
+        return new
+
+
+def _told(changes: Changes, now: float) -> Iterator[tuple[str, RuleStatus]]:
+    for status in changes.removed:
+        ended = isinstance(status.rule.expire, int) and status.rule.expire <= now + 1
+        why = "its time is over" if ended else "the forward is removed"
+        yield f"{target(status.qube, status.rule)} is no longer reachable: {why}", status
+    for status in changes.added:
+        yield told(status, now, "can reach"), status
+    for before, after in changes.changed:
+        if before.state is not after.state or before.fault != after.fault:
+            yield (opened(after, now) if after.state.passes and not before.state.passes else told(after, now)), after

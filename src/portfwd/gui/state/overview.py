@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""All forwards that a window shows: what changed since the last look, what a search finds, what the tray says."""
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from portfwd.client.sentences import left
+from portfwd.client.status import RuleStatus, State
+from portfwd.client.tables import amount, state_text, where, who
+from portfwd.model.forward import ForwardType
+from portfwd.wire.values import QubeName, RuleId, SourceWord
+
+
+class Key(NamedTuple):
+    """Names one forward for as long as it does the same."""
+
+    qube: QubeName
+    rule: RuleId
+
+
+class Column(enum.Enum):
+    """What a table of forwards can show."""
+
+    QUBE = enum.auto()
+    ENTRANCE = enum.auto()
+    TARGET = enum.auto()
+    PROTOCOL = enum.auto()
+    CLIENTS = enum.auto()
+    LEFT = enum.auto()
+    STATE = enum.auto()
+    TRAFFIC = enum.auto()
+    CONNECTIONS = enum.auto()
+    COMMENT = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a look brought: new forwards, those that fare otherwise or are otherwise, and those that are gone."""
+
+    added: tuple[RuleStatus, ...]
+    changed: tuple[tuple[RuleStatus, RuleStatus], ...]
+    removed: tuple[RuleStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How many forwards let clients pass, and to whom."""
+
+    passing: int
+    anyone: int
+    lan: int
+    chosen: int
+    inside: int
+    broken: int
+
+    def __str__(self) -> str:
+        if not self.passing:
+            text = "No port is open"
+        else:
+            kinds = (
+                (self.anyone, "to anyone"),
+                (self.lan, "to the LAN"),
+                (self.chosen, "to chosen addresses"),
+                (self.inside, "to other qubes"),
+            )
+            whom = ", ".join(f"{number} {words}" for number, words in kinds if number)
+            text = f"{self.passing} forward{'s' if self.passing > 1 else ''} open: {whom}"
+        return f"{text}; {self.broken} not working" if self.broken else text
+
+
+class Overview:
+    """The forwards as they were last seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Key, RuleStatus] = {}
+
+    @property
+    def statuses(self) -> tuple[RuleStatus, ...]:
+        """In the order in which they came."""
+        return tuple(self._seen.values())
+
+    def get(self, key: Key) -> RuleStatus | None:
+        return self._seen.get(key)
+
+    def update(self, told: Iterable[RuleStatus], qube: QubeName | None = None) -> Changes:
+        """Take in a new look, at one qube or (None) at all; what it does not tell of is gone."""
+        new = {key_of(status): status for status in told}
+        old = {key: status for key, status in self._seen.items() if qube in (None, key.qube)}
+        changed = tuple((old[key], status) for key, status in new.items() if key in old and old[key] != status)
+        added = tuple(status for key, status in new.items() if key not in old)
+        removed = tuple(status for key, status in old.items() if key not in new)
+        for status in removed:
+            del self._seen[key_of(status)]
+        self._seen.update(new)
+        return Changes(added, changed, removed)
+
+
+def key_of(status: RuleStatus) -> Key:
+    """Under which a forward is kept."""
+    return Key(status.qube, status.id)
+
+
+def cell(status: RuleStatus, column: Column, now: float) -> str:
+    """The text of one cell; `now` is in epoch seconds."""
+    rule = status.rule
+    match column:
+        case Column.QUBE:
+            return status.qube
+        case Column.ENTRANCE:
+            return where(status)
+        case Column.TARGET:
+            return rule.dstports.short
+        case Column.PROTOCOL:
+            return " + ".join(rule.protos)
+        case Column.CLIENTS:
+            return who(rule)
+        case Column.LEFT:
+            return left(rule, now)
+        case Column.STATE:
+            return state_text(status)
+        case Column.TRAFFIC:
+            return amount(status.total("bytes"))
+        case Column.CONNECTIONS:
+            number = status.total("connections")
+            return "-" if number is None else str(number)
+        case Column.COMMENT:
+            return rule.comment or ""
+
+
+def order(status: RuleStatus, column: Column, now: float) -> tuple[float, str]:
+    """By what a column is sorted: numbers as numbers, ends by time."""
+    rule = status.rule
+    match column:
+        case Column.TRAFFIC:
+            return (status.total("bytes") or 0, "")
+        case Column.CONNECTIONS:
+            return (status.total("connections") or 0, "")
+        case Column.TARGET:
+            return (rule.dstports.first, "")
+        case Column.ENTRANCE:
+            return (rule.srcports.first, where(status))
+        case Column.LEFT:
+            return (rule.expire if isinstance(rule.expire, int) else float("inf"), left(rule, now))
+        case _:
+            return (0, cell(status, column, now))
+
+
+def found_by(status: RuleStatus, search: str) -> bool:
+    """Whether every word of a search stands somewhere in the forward's row or among its net qubes."""
+    told = [cell(status, column, 0) for column in Column if column is not Column.LEFT]
+    text = " ".join([*told, *(hop.hop for hop in status.hops)]).lower()
+    return all(word in text for word in search.lower().split())
+
+
+def summary(statuses: Iterable[RuleStatus]) -> Summary:
+    """Count what is open, and to whom."""
+    counts: dict[str, int] = dict.fromkeys(("passing", "anyone", "lan", "chosen", "inside", "broken"), 0)
+    for status in statuses:
+        if status.state.passes or status.state is State.PARTLY:
+            counts["passing"] += 1
+            counts[_kind(status)] += 1
+        elif status.state in (State.PROBLEM, State.UNCLEAR):
+            counts["broken"] += 1
+    return Summary(**counts)
+
+
+def _kind(status: RuleStatus) -> str:
+    rule = status.rule
+    if rule.forwardtype is ForwardType.INTERNAL:
+        return "inside"
+    whole: Mapping[object, str] = {SourceWord.ANYONE: "anyone", SourceWord.NEIGHBOURS: "lan"}
+    if rule.srchost in whole:
+        return whole[rule.srchost]
+    return "anyone" if getattr(rule.srchost, "prefixlen", 1) == 0 else "chosen"

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""admin.Events as Qt signals. Reads in a thread of its own, and comes back by itself when qubesd was away."""
+
+import threading
+
+from PyQt6.QtCore import QObject, pyqtSignal
+
+from portfwd.client.adminapi import Stream
+from portfwd.client.events import ESTABLISHED, EventTransport, events
+from portfwd.wire.errors import RefusedError
+
+_PAUSE_FIRST, _PAUSE_MAX = 0.5, 10.0
+"""Seconds between two attempts to reach qubesd."""
+
+
+class Feed(QObject):
+    """`established` comes at every begin: what was before has to be looked at anew. `lost` says why there is none."""
+
+    established = pyqtSignal()
+    happened = pyqtSignal(str, str)
+    lost = pyqtSignal(str)
+
+    def __init__(self, transport: EventTransport, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._transport = transport
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._stream: Stream | None = None
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; no signal comes any more."""
+        self._over.set()
+        with self._lock:
+            if self._stream is not None:
+                self._stream.stop()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        pause = _PAUSE_FIRST
+        while not self._over.is_set():
+            try:
+                stream = self._transport.stream("dom0", "admin.Events")
+                with self._lock:
+                    self._stream = stream
+                    if self._over.is_set():
+                        stream.stop()
+                try:
+                    for event in events(stream):
+                        if event.name == ESTABLISHED:
+                            pause = _PAUSE_FIRST
+                            self._tell(self.established)
+                        else:
+                            self._tell(self.happened, event.subject, event.name)
+                finally:
+                    with self._lock:
+                        self._stream = None
+                    stream.close()
+                reason = "dom0 has ended the stream of events"
+            except (RefusedError, OSError) as error:
+                reason = str(error)
+            self._tell(self.lost, reason)
+            self._over.wait(pause)
+            pause = min(pause * 2, _PAUSE_MAX)
+
+    def _tell(self, signal: object, *words: str) -> None:
+        if not self._over.is_set():
+            signal.emit(*words)  # type: ignore[attr-defined]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The dialog of one forward: the fields, then, after OK, how it comes up. Nothing is applied before OK."""
+
+from PyQt6.QtCore import Qt, pyqtSignal
+from PyQt6.QtWidgets import QDialog, QDialogButtonBox, QPushButton, QStackedWidget, QVBoxLayout, QWidget
+
+from portfwd.client.adminapi import AdminClient
+from portfwd.gui.state import saving
+from portfwd.gui.state.draft import Checked, Draft, Place, draft_of
+from portfwd.gui.widgets.look import plain_label
+from portfwd.gui.widgets.outcome import OutcomeView, Save
+from portfwd.gui.widgets.rule_form import RuleForm
+from portfwd.gui.widgets.tasks import Tasks
+from portfwd.model.forward import ForwardRule
+
+_FORM, _OUTCOME = 0, 1
+
+
+class RuleDialog(QDialog):
+    """Adds a forward to a qube, or changes the one that is given. `stored` comes once dom0 has it."""
+
+    stored = pyqtSignal()
+
+    def __init__(
+        self,
+        client: AdminClient,
+        tasks: Tasks,
+        place: Place,
+        edited: ForwardRule | None = None,
+        parent: QWidget | None = None,
+    ) -> None:
+        super().__init__(parent)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        adds = edited is None
+        title = self.tr("Open a port of {0}") if adds else self.tr("Change a forward of {0}")
+        self.setWindowTitle(title.format(place.qube))
+        self._qube, self._edited = place.qube, edited
+        self.form = RuleForm(Draft() if edited is None else draft_of(edited), place)
+        self.outcome = OutcomeView(client, tasks, place.qube)
+        self.refusal = plain_label(error=True)
+        self._pages = QStackedWidget()
+        self._pages.addWidget(self.form)
+        self._pages.addWidget(self.outcome)
+        buttons = QDialogButtonBox()
+        self.ok, self.cancel = QPushButton(), QPushButton(self.tr("&Cancel"))
+        buttons.addButton(self.ok, QDialogButtonBox.ButtonRole.AcceptRole)
+        buttons.addButton(self.cancel, QDialogButtonBox.ButtonRole.RejectRole)
+        self.ok.setDefault(True)
+        self.ok.setText(self.tr("&Open the port") if adds else self.tr("&Apply"))
+        buttons.accepted.connect(self._apply)
+        buttons.rejected.connect(self.reject)
+        layout = QVBoxLayout(self)
+        layout.addWidget(self._pages, 1)
+        layout.addWidget(self.refusal)
+        layout.addWidget(buttons)
+        self.form.checked.connect(self._on_checked)
+        self._on_checked(self.form.state)
+        self.outcome.settled.connect(self._on_settled)
+        self.form.ports.setFocus()
+        self.resize(560, self.sizeHint().height())
+
+    def _on_checked(self, state: Checked) -> None:
+        self.refusal.hide()
+        self.ok.setEnabled(state.rule is not None)
+
+    def _apply(self) -> None:
+        if self._pages.currentIndex() == _OUTCOME:
+            self.accept()
+            return
+        rule = self.form.state.rule
+        if rule is None:
+            return
+        if rule == self._edited:
+            self.accept()
+            return
+        self.ok.setEnabled(False)
+        self._pages.setCurrentIndex(_OUTCOME)
+        self.outcome.start(rule, self._save(rule), self._on_refused)
+
+    def _save(self, rule: ForwardRule) -> Save:
+        qube, edited = self._qube, self._edited
+        if edited is None:
+            return lambda client: saving.add(client, qube, rule)
+        return lambda client: saving.replace(client, qube, edited, rule)
+
+    def _on_refused(self, error: Exception) -> None:
+        """Nothing was changed: back to the fields, with everything that was typed."""
+        self._pages.setCurrentIndex(_FORM)
+        self.refusal.setText(str(error))
+        self.refusal.show()
+        self.ok.setEnabled(True)
+
+    def _on_settled(self) -> None:
+        self.ok.setText(self.tr("&Close"))
+        self.ok.setEnabled(True)
+        self.ok.setFocus()
+        self.cancel.hide()
+        self.stored.emit()

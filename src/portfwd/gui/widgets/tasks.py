@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Calls of the Admin API off the thread of the windows, which never wait."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from PyQt6.QtCore import QObject, QRunnable, QThreadPool, pyqtSignal
+
+from portfwd.wire.errors import RefusedError
+
+T = TypeVar("T")
+_THREADS = 4
+
+
+class _Signals(QObject):
+    """From the thread that works to that of the windows."""
+
+    done = pyqtSignal(object)
+    failed = pyqtSignal(object)
+    told = pyqtSignal(object)
+
+
+class _Job(QRunnable):
+    def __init__(self, work: Callable[[], object], signals: _Signals) -> None:
+        super().__init__()
+        self._work, self._signals = work, signals
+
+    def run(self) -> None:
+        try:
+            result = self._work()
+        except RefusedError as error:
+            self._emit(self._signals.failed, error)
+        except Exception as error:
+            # Whatever it was, the window that waits must hear of it.
+            self._emit(self._signals.failed, RefusedError(f"{type(error).__name__}: {error}"))
+        else:
+            self._emit(self._signals.done, result)
+
+    def _emit(self, signal: object, value: object) -> None:
+        try:
+            signal.emit(value)  # type: ignore[attr-defined]
+        except RuntimeError:
+            # The program ends, and Qt has taken the receiver away.
+            return
+
+
+class Tasks(QObject):
+    """One per program. `changed` tells whether any work is under way, such as tests want to know."""
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._pool = QThreadPool(self)
+        self._pool.setMaxThreadCount(_THREADS)
+        self._running: set[_Signals] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether some work has not come back yet."""
+        return bool(self._running)
+
+    def run(
+        self,
+        owner: QObject,
+        work: Callable[[Callable[[object], None]], T],
+        done: Callable[[T], None],
+        failed: Callable[[RefusedError], None],
+        told: Callable[[object], None] | None = None,
+    ) -> None:
+        """Run work(tell) in another thread; then done(result) or failed(error) here, unless `owner` is gone by then.
+
+        What it tells on the way arrives at `told`, in order.
+        """
+        signals = _Signals()
+        gone = False
+
+        def forget() -> None:
+            nonlocal gone
+            gone = True
+
+        connection = owner.destroyed.connect(forget)
+
+        def finish(call: Callable[[], None]) -> None:
+            self._running.discard(signals)
+            if not gone:
+                owner.destroyed.disconnect(connection)
+                call()
+
+        signals.done.connect(lambda result: finish(lambda: done(result)))
+        signals.failed.connect(lambda error: finish(lambda: failed(error)))
+        if told is not None:
+            signals.told.connect(lambda value: None if gone else told(value))
+        self._running.add(signals)
+        self._pool.start(_Job(lambda: work(signals.told.emit), signals))
+
+    def close(self) -> None:
+        """Wait for what is under way; nothing of it is delivered any more."""
+        self._running.clear()
+        self._pool.clear()
+        self._pool.waitForDone()
