@@ -42,7 +42,7 @@ class Panel(QWidget):
 
     def __init__(self, watch: Watch, qube: QubeName, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._watch, self._qube = watch, qube
+        self.watch, self._qube = watch, qube
         self._dialog: RuleDialog | None = None
         self._removed: tuple[ForwardRule, ...] = ()
         heading = plain_label(self.tr("Ports of {0} that others can reach (port forwarding)").format(qube))
@@ -135,7 +135,7 @@ class Panel(QWidget):
         return button
 
     def _show_dialog(self, rule: ForwardRule | None) -> None:
-        watch = self._watch
+        watch = self.watch
         place = place_of(self._qube, watch.qubes, watch.overview.statuses)
         dialog = RuleDialog(watch.client, watch.tasks, place, rule, self)
         dialog.stored.connect(lambda: watch.look(None if watch.qube is None else self._qube))
@@ -150,8 +150,8 @@ class Panel(QWidget):
         def failed(error: RefusedError) -> None:
             self._say(str(error))
 
-        client = self._watch.client
-        self._watch.tasks.run(self, lambda _: work(client), done, failed)
+        client = self.watch.client
+        self.watch.tasks.run(self, lambda _: work(client), done, failed)
 
     def _say(self, text: str) -> None:
         self.message.setText(text)
@@ -169,7 +169,7 @@ class Panel(QWidget):
         self.table.forwards.take(mine)
         self._on_chosen()
         if self._dialog is not None:
-            place = place_of(self._qube, self._watch.qubes, self._watch.overview.statuses)
+            place = place_of(self._qube, self.watch.qubes, self.watch.overview.statuses)
             self._dialog.form.show_place(place)
 
     def _on_trouble(self, text: str) -> None:
@@ -185,12 +185,12 @@ class Panel(QWidget):
             button.setEnabled(bool(chosen))
         resumes = bool(chosen) and all(not status.rule.enabled for status in chosen)
         self.pause.setText(self.tr("Res&ume") if resumes else self.tr("Pa&use"))
-        if self._watch.known:
+        if self.watch.known:
             self._show_line()
 
     def _show_line(self) -> None:
         """What the selected forward lacks; else the traffic of all."""
-        mine = self._mine(self._watch.overview.statuses)
+        mine = self._mine(self.watch.overview.statuses)
         chosen = self.table.selected()
         if not mine:
             self.line.setText(self.tr("Nobody can reach {0} from outside.").format(self._qube))
@@ -198,16 +198,16 @@ class Panel(QWidget):
             what, advice = explained(chosen[0], chosen[0].fault)
             self.line.setText(f"{what}; {advice}" if advice else what)
         else:
-            rates = [self._watch.traffic.rates(key_of(status)) for status in mine]
+            rates = [self.watch.traffic.rates(key_of(status)) for status in mine]
             lately = sum(rate[-1] for rate in rates if rate)
             self.line.setText(traffic.line(mine, (lately,) if any(rates) else ()))
 
     def showEvent(self, a0: QShowEvent | None) -> None:
         super().showEvent(a0)
-        self._watch.set_shown(self, True)
+        self.watch.set_shown(self, True)
         self._tick.start()
 
     def hideEvent(self, a0: QHideEvent | None) -> None:
         super().hideEvent(a0)
-        self._watch.set_shown(self, False)
+        self.watch.set_shown(self, False)
         self._tick.stop()

@@ -59,7 +59,7 @@ class RuleForm(QWidget):
         self.sentence.setMinimumHeight(self.fontMetrics().height() * 3)
         self.sentence.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.sentence.setAccessibleName(self.tr("What will be opened"))
-        self._errors = {field: plain_label(error=True) for field in Field}
+        self.errors = {field: plain_label(error=True) for field in Field}
         self._touched: set[Field] = set(Field) if draft.edited else set()
         self._lay_out()
         self._connect()
@@ -146,10 +146,10 @@ class RuleForm(QWidget):
             for place, widget in enumerate(widgets):
                 box.addWidget(widget, 1 if place == 0 else 0)
             grid.addLayout(box, line, 1)
-            if self._errors[field].parent() is None and field is not Field.WHOLE:
-                grid.addWidget(self._errors[field], line + 1, 1)
+            if self.errors[field].parent() is None and field is not Field.WHOLE:
+                grid.addWidget(self.errors[field], line + 1, 1)
             line += 2
-        grid.addWidget(self._errors[Field.WHOLE], line, 0, 1, 2)
+        grid.addWidget(self.errors[Field.WHOLE], line, 0, 1, 2)
         grid.addWidget(self.sentence, line + 1, 0, 1, 2)
         grid.setRowStretch(line + 2, 1)
 
@@ -170,6 +170,10 @@ class RuleForm(QWidget):
             Field.COMMENT: self.comment,
         }
 
+    def field_of(self, edit: QLineEdit) -> Field:
+        """Beside which field's name its errors are kept."""
+        return next(field for field, widget in self._edits().items() if widget is edit)
+
     def _touch(self, field: Field) -> None:
         self._touched.add(field)
         self._check()
@@ -179,7 +183,7 @@ class RuleForm(QWidget):
         self.state = check(draft, self._place, now, lookup_service)
         self.address.setVisible(draft.reach is Reach.ADDRESS)
         self.date.setVisible(draft.lasting is Lasting.DATE)
-        for field, label in self._errors.items():
+        for field, label in self.errors.items():
             # Nobody has done anything wrong by not having typed yet.
             text = self.state.errors.get(field, "")
             label.setText(text)
