@@ -326,6 +326,8 @@ class Hypervisor:
     def _plan_dom0(self) -> init.Machine:
         mounts = self._state.mounts
         binds = {"/run/vchan": mounts / "vchan", "/run/xen.sock": mounts / "xen.sock", **self._qrexec("dom0")}
+        if root.X_SOCKETS.is_dir():
+            binds[str(root.X_SOCKETS)] = root.X_SOCKETS
         files = {
             init.TOPOLOGY: self._topology.qubesd_json(),
             init.BOOT_ID: f"{uuid.uuid4()}\n",

@@ -40,7 +40,10 @@ DOM0_PROGRAMS = {
     **QUBE_PROGRAMS,
     "qvm-firewall": "portfwd.client.qvm_firewall",
     "qvm-port-forward": "portfwd.client.qvm_port_forward",
+    "qubes-port-forwarding": "portfwd.gui.app",
 }
+X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 - where every X server listens
+"""dom0 has a screen: the one of whoever started the laboratory."""
 
 
 @dataclass(frozen=True)

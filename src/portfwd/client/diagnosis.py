@@ -55,6 +55,14 @@ def parse_check(text: str) -> Diagnosis:
     return Diagnosis(tuple(found), fault, False if fault is not None else True if verdict == _OPEN else None)
 
 
+def outcome(diagnosis: Diagnosis) -> str:
+    """The last word of a check, in a sentence."""
+    fault = diagnosis.fault
+    if fault is not None:
+        return f"{fault.hop} is where it ends ({fault.check})."
+    return "No fault was found." if diagnosis.opens else "Whether packets pass could not be found out."
+
+
 def _fault(found: Sequence[Finding], verdict: str) -> Finding | None:
     bad = [finding for finding in found if finding.result is CheckResult.BAD]
     if not verdict:

@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.arguments import lookup_service, parse_qube, qube_of
@@ -24,9 +23,6 @@ from portfwd.client.tables import list_table, rule_text
 from portfwd.client.terminal import complain, say, wants_colour, width_of
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import IPAddress, QubeName, parse_address
-
-if TYPE_CHECKING:
-    from portfwd.client.diagnosis import Diagnosis
 
 
 def list_(client: AdminClient, args: argparse.Namespace) -> Exit:
@@ -70,7 +66,7 @@ def show(client: AdminClient, args: argparse.Namespace) -> Exit:
 
 def check(client: AdminClient, args: argparse.Namespace) -> Exit:
     """Find what is in the way of one forward, or of all of a qube."""
-    from portfwd.client.diagnosis import parse_check
+    from portfwd.client.diagnosis import outcome, parse_check
     from portfwd.wire.views import CheckResult
 
     qube = qube_of(args)
@@ -93,18 +89,11 @@ def check(client: AdminClient, args: argparse.Namespace) -> Exit:
                     finding.result, "?   "
                 )
                 say(f"  {mark} {finding.hop}: {finding.text or finding.check}")
-            say(f"  {_outcome(diagnosis)}")
+            say(f"  {outcome(diagnosis)}")
         if not checked:
             say(f"{qube} has no forwards.")
     opens = {diagnosis.opens for _, diagnosis in checked}
     return Exit.FAULT if False in opens else Exit.NOT_OPEN if None in opens else Exit.DONE
-
-
-def _outcome(diagnosis: "Diagnosis") -> str:
-    fault = diagnosis.fault
-    if fault is not None:
-        return f"{fault.hop} is where it ends ({fault.check})."
-    return "No fault was found." if diagnosis.opens else "Whether packets pass could not be found out."
 
 
 def _address(text: str) -> IPAddress:

@@ -222,6 +222,7 @@ def _others(place: Place, edited: ForwardRule | None) -> Iterable[Holder]:
 def _taken(rule: ForwardRule, place: Place, edited: ForwardRule | None) -> str | None:
     for holder in _others(place, edited):
         same = holder.forwardtype is rule.forwardtype and set(holder.protos) & set(rule.protos)
-        if same and holder.ports.overlaps(rule.srcports) and holder.qube != place.qube:
-            return f"{holder.ports.short} is taken by a forward of {holder.qube}"
+        if same and holder.ports.overlaps(rule.srcports):
+            other = "another" if holder.qube == place.qube else "a"
+            return f"{holder.ports.short} is taken by {other} forward of {holder.qube}"
     return None

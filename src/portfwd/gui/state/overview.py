@@ -26,11 +26,11 @@ class Column(enum.Enum):
 
     QUBE = enum.auto()
     ENTRANCE = enum.auto()
+    STATE = enum.auto()
     TARGET = enum.auto()
     PROTOCOL = enum.auto()
     CLIENTS = enum.auto()
     LEFT = enum.auto()
-    STATE = enum.auto()
     TRAFFIC = enum.auto()
     CONNECTIONS = enum.auto()
     COMMENT = enum.auto()
@@ -103,6 +103,14 @@ def key_of(status: RuleStatus) -> Key:
     return Key(status.qube, status.id)
 
 
+def by_qube(statuses: Iterable[RuleStatus]) -> dict[QubeName, list[RuleStatus]]:
+    """The same, sorted into their qubes."""
+    found: dict[QubeName, list[RuleStatus]] = {}
+    for status in statuses:
+        found.setdefault(status.qube, []).append(status)
+    return found
+
+
 def cell(status: RuleStatus, column: Column, now: float) -> str:
     """The text of one cell; `now` is in epoch seconds."""
     rule = status.rule
@@ -110,7 +118,8 @@ def cell(status: RuleStatus, column: Column, now: float) -> str:
         case Column.QUBE:
             return status.qube
         case Column.ENTRANCE:
-            return where(status)
+            # Without an address there is a port only.
+            return where(status).lstrip(":")
         case Column.TARGET:
             return rule.dstports.short
         case Column.PROTOCOL:

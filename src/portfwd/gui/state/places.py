@@ -25,7 +25,9 @@ def place_of(qube: QubeName, qubes: Iterable[Qube], statuses: Iterable[RuleStatu
         internal = status.rule.forwardtype is ForwardType.INTERNAL
         if not above or not others or (others[0] != above[0] if internal else others[-1] != outermost):
             continue
-        holders.append(Holder(status.rule.forwardtype, status.rule.protos, status.rule.srcports, status.qube))
+        # One that is paused holds no port.
+        if status.rule.enabled:
+            holders.append(Holder(status.rule.forwardtype, status.rule.protos, status.rule.srcports, status.qube))
         if not internal and status.addresses:
             addresses = status.addresses
     return Place(qube, above[0] if above else None, outermost, addresses, tuple(holders))

@@ -205,15 +205,15 @@ class ForwardsTable(QTableView):
 
 
 _WIDTHS = {
-    Column.QUBE: 18,
-    Column.ENTRANCE: 26,
-    Column.TARGET: 13,
-    Column.PROTOCOL: 12,
-    Column.CLIENTS: 22,
-    Column.LEFT: 10,
-    Column.STATE: 30,
-    Column.TRAFFIC: 10,
-    Column.CONNECTIONS: 12,
-    Column.COMMENT: 20,
+    Column.QUBE: 16,
+    Column.ENTRANCE: 24,
+    Column.STATE: 17,
+    Column.TARGET: 11,
+    Column.PROTOCOL: 9,
+    Column.CLIENTS: 16,
+    Column.LEFT: 8,
+    Column.TRAFFIC: 8,
+    Column.CONNECTIONS: 11,
+    Column.COMMENT: 16,
 }
 """Of columns at first, in digits."""

@@ -10,16 +10,16 @@ from PyQt6.QtGui import QGuiApplication
 from PyQt6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from portfwd.client.adminapi import AdminClient
-from portfwd.client.diagnosis import Diagnosis, parse_check
 from portfwd.client.following import Followed, follow
 from portfwd.client.sentences import place, told
 from portfwd.client.status import HopStatus, RuleStatus
+from portfwd.gui.widgets.findings import Findings
 from portfwd.gui.widgets.look import address_text, plain_label, qr_code, state_icon
 from portfwd.gui.widgets.tasks import Tasks
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
-from portfwd.wire.views import CheckResult, HopState
+from portfwd.wire.views import HopState
 
 _WAIT = 10.0
 """Seconds that hops have to answer."""
@@ -56,8 +56,8 @@ class OutcomeView(QWidget):
         self.qr = QLabel()
         self.qr.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.qr.setAccessibleName(self.tr("QR code of the address"))
-        self.findings = plain_label("")
-        self.findings.setAccessibleName(self.tr("What the check found"))
+        self.findings = Findings(client, tasks)
+        self.findings.ended.connect(lambda: self.check.setEnabled(True))
         for widget in (self.copy, self.show_qr, self.check, self.qr, self.findings):
             widget.hide()
         buttons = QHBoxLayout()
@@ -93,10 +93,8 @@ class OutcomeView(QWidget):
         if self._rule is None:
             return
         self.check.setEnabled(False)
-        self.findings.setText(self.tr("A marked probe goes through the chain..."))
         self.findings.show()
-        client, qube, rule = self._client, self._qube, self._rule.id(self._qube)
-        self._tasks.run(self, lambda _: parse_check(client.check(qube, rule)), self._show_findings, self._check_failed)
+        self.findings.start(self._qube, self._rule.id(self._qube))
 
     def _on_status(self, status: object) -> None:
         if isinstance(status, RuleStatus):
@@ -149,16 +147,6 @@ class OutcomeView(QWidget):
             self.qr.setPixmap(qr_code(self._address))
             self.qr.setAccessibleDescription(self._address)
         self.qr.setVisible(shown)
-
-    def _show_findings(self, diagnosis: Diagnosis) -> None:
-        marks = {CheckResult.OK: "\N{CHECK MARK}", CheckResult.BAD: "\N{BALLOT X}", CheckResult.HINT: "i"}
-        lines = [f"{marks.get(found.result, '?')}  {found.hop}: {found.text}" for found in diagnosis.findings]
-        self.findings.setText("\n".join(lines) or self.tr("Nothing was found."))
-        self.check.setEnabled(True)
-
-    def _check_failed(self, error: RefusedError) -> None:
-        self.findings.setText(self.tr("The check could not be made: {0}").format(error))
-        self.check.setEnabled(True)
 
 
 def _by_hop(status: RuleStatus) -> dict[str, list[HopStatus]]:

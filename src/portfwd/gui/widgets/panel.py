@@ -8,27 +8,23 @@ from PyQt6.QtCore import QTimer
 from PyQt6.QtGui import QHideEvent, QShowEvent
 from PyQt6.QtWidgets import QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
-from portfwd.client.adminapi import AdminClient
-from portfwd.client.sentences import explained, target
+from portfwd.client.sentences import explained
 from portfwd.client.status import RuleStatus, State
-from portfwd.gui.state import saving, traffic
+from portfwd.gui.state import traffic
 from portfwd.gui.state.overview import Changes, Column, key_of
-from portfwd.gui.state.places import place_of
+from portfwd.gui.widgets.actions import Actions, resumes
 from portfwd.gui.widgets.forwards_table import ForwardsTable
 from portfwd.gui.widgets.look import plain_label
-from portfwd.gui.widgets.rule_dialog import RuleDialog
 from portfwd.gui.widgets.watch import Watch
-from portfwd.model.forward import ForwardRule
-from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
 _COLUMNS = (
     Column.ENTRANCE,
+    Column.STATE,
     Column.TARGET,
     Column.PROTOCOL,
     Column.CLIENTS,
     Column.LEFT,
-    Column.STATE,
     Column.TRAFFIC,
     Column.CONNECTIONS,
     Column.COMMENT,
@@ -43,18 +39,17 @@ class Panel(QWidget):
     def __init__(self, watch: Watch, qube: QubeName, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.watch, self._qube = watch, qube
-        self._dialog: RuleDialog | None = None
-        self._removed: tuple[ForwardRule, ...] = ()
+        self.doing = Actions(watch, self)
         heading = plain_label(self.tr("Ports of {0} that others can reach (port forwarding)").format(qube))
         font = heading.font()
         font.setBold(True)
         heading.setFont(font)
         self.table = ForwardsTable(_COLUMNS)
-        self.add = self._button(self.tr("&Open a port..."), self.open_dialog)
+        self.add = self._button(self.tr("&Open a port..."), lambda: self.doing.open_dialog(qube))
         self.edit = self._button(self.tr("C&hange..."), self.edit_selected)
-        self.pause = self._button(self.tr("Pa&use"), self.pause_selected)
-        self.remove = self._button(self.tr("Re&move"), self.remove_selected)
-        self.undo = self._button(self.tr("&Undo removal"), self.undo_removal)
+        self.pause = self._button(self.tr("Pa&use"), self._pause)
+        self.remove = self._button(self.tr("Re&move"), self._remove)
+        self.undo = self._button(self.tr("&Undo removal"), self.doing.undo)
         self.undo.hide()
         self.line = plain_label(self.tr("Asking dom0..."))
         self.line.setAccessibleName(self.tr("Traffic"))
@@ -72,86 +67,37 @@ class Panel(QWidget):
         layout.addWidget(self.line)
         layout.addWidget(self.message)
         self.table.opened.connect(self.edit_selected)
-        self.table.deleted.connect(self.remove_selected)
+        self.table.deleted.connect(self._remove)
         self.table.chosen.connect(self._on_chosen)
         self._tick = QTimer(self)
         self._tick.setInterval(_TICK)
         self._tick.timeout.connect(self.table.forwards.tick)
+        self.doing.said.connect(self._say)
+        self.doing.undoable.connect(self.undo.setVisible)
         watch.changed.connect(self._on_changed)
         watch.trouble.connect(self._on_trouble)
         self._on_chosen()
         if watch.known:
             self._on_changed(Changes(watch.overview.statuses, (), ()))
 
-    def open_dialog(self) -> None:
-        """Ask what port to open."""
-        self._show_dialog(None)
-
     def edit_selected(self) -> None:
         """Change the forward that is selected."""
         chosen = self.table.selected()
         if len(chosen) == 1:
-            self._show_dialog(chosen[0].rule)
+            self.doing.open_dialog(self._qube, chosen[0].rule)
 
-    def remove_selected(self) -> None:
-        """Shut the ports at once; an undo is offered."""
+    def _pause(self) -> None:
         chosen = self.table.selected()
-        if not chosen:
-            return
-        qube, ids = self._qube, {status.id for status in chosen}
-        rules = tuple(status.rule for status in chosen)
+        self.doing.pause(chosen, enabled=resumes(chosen))
 
-        def done(_: object) -> None:
-            self._removed = rules
-            self.undo.show()
-            gone = ", ".join(target(qube, rule) for rule in rules)
-            self._say(self.tr("{0}: no longer reachable; the connections were ended.").format(gone))
-
-        self._do(lambda client: saving.remove(client, qube, ids), done)
-
-    def undo_removal(self) -> None:
-        """Store what was removed last once more."""
-        qube, rules, self._removed = self._qube, self._removed, ()
-        self.undo.hide()
-
-        def again(client: AdminClient) -> None:
-            for rule in rules:
-                saving.add(client, qube, rule)
-
-        self._do(again, lambda _: self._say(self.tr("The forward is back.")))
-
-    def pause_selected(self) -> None:
-        """Shut the ports and keep the forwards; or, when all that are selected are paused, open them again."""
-        chosen = self.table.selected()
-        if chosen:
-            enabled = all(not status.rule.enabled for status in chosen)
-            qube, ids = self._qube, {status.id for status in chosen}
-            self._do(lambda client: saving.pause(client, qube, ids, enabled=enabled), lambda _: self._say(""))
+    def _remove(self) -> None:
+        self.doing.remove(self.table.selected())
 
     def _button(self, text: str, slot: Callable[[], None]) -> QPushButton:
         button = QPushButton(text)
         button.setAutoDefault(False)
         button.clicked.connect(lambda: slot())
         return button
-
-    def _show_dialog(self, rule: ForwardRule | None) -> None:
-        watch = self.watch
-        place = place_of(self._qube, watch.qubes, watch.overview.statuses)
-        dialog = RuleDialog(watch.client, watch.tasks, place, rule, self)
-        dialog.stored.connect(lambda: watch.look(None if watch.qube is None else self._qube))
-        dialog.destroyed.connect(self._forget_dialog)
-        self._dialog = dialog
-        dialog.open()
-
-    def _forget_dialog(self) -> None:
-        self._dialog = None
-
-    def _do(self, work: Callable[[AdminClient], None], done: Callable[[object], None]) -> None:
-        def failed(error: RefusedError) -> None:
-            self._say(str(error))
-
-        client = self.watch.client
-        self.watch.tasks.run(self, lambda _: work(client), done, failed)
 
     def _say(self, text: str) -> None:
         self.message.setText(text)
@@ -168,9 +114,6 @@ class Panel(QWidget):
         )
         self.table.forwards.take(mine)
         self._on_chosen()
-        if self._dialog is not None:
-            place = place_of(self._qube, self.watch.qubes, self.watch.overview.statuses)
-            self._dialog.form.show_place(place)
 
     def _on_trouble(self, text: str) -> None:
         if text:
@@ -183,8 +126,7 @@ class Panel(QWidget):
         self.edit.setEnabled(len(chosen) == 1)
         for button in (self.remove, self.pause):
             button.setEnabled(bool(chosen))
-        resumes = bool(chosen) and all(not status.rule.enabled for status in chosen)
-        self.pause.setText(self.tr("Res&ume") if resumes else self.tr("Pa&use"))
+        self.pause.setText(self.tr("Res&ume") if resumes(chosen) else self.tr("Pa&use"))
         if self.watch.known:
             self._show_line()
 

@@ -35,7 +35,7 @@ class RuleDialog(QDialog):
         adds = edited is None
         title = self.tr("Open a port of {0}") if adds else self.tr("Change a forward of {0}")
         self.setWindowTitle(title.format(place.qube))
-        self._qube, self._edited = place.qube, edited
+        self.qube, self._edited = place.qube, edited
         self.form = RuleForm(Draft() if edited is None else draft_of(edited), place)
         self.outcome = OutcomeView(client, tasks, place.qube)
         self.refusal = plain_label(error=True)
@@ -79,7 +79,7 @@ class RuleDialog(QDialog):
         self.outcome.start(rule, self._save(rule), self._on_refused)
 
     def _save(self, rule: ForwardRule) -> Save:
-        qube, edited = self._qube, self._edited
+        qube, edited = self.qube, self._edited
         if edited is None:
             return lambda client: saving.add(client, qube, rule)
         return lambda client: saving.replace(client, qube, edited, rule)

@@ -3,12 +3,9 @@
 """The fields of one forward. An error stands beside its field; the sentence says what would be opened."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from PyQt6.QtCore import QStringListModel, Qt, pyqtSignal
 from PyQt6.QtWidgets import (
-    QComboBox,
     QCompleter,
     QGridLayout,
     QHBoxLayout,
@@ -22,6 +19,7 @@ from portfwd.client.arguments import lookup_service
 from portfwd.client.completion import services
 from portfwd.client.sentences import local_time
 from portfwd.gui.state.draft import Checked, Draft, Field, Lasting, Place, Reach, check, suggestion
+from portfwd.gui.widgets.fields import choices
 from portfwd.gui.widgets.look import plain_label
 from portfwd.wire.values import Proto
 
@@ -39,10 +37,9 @@ class RuleForm(QWidget):
         self.ports = QLineEdit(draft.ports)
         self.ports.setPlaceholderText(self.tr("8443, 5000-5010 or ssh"))
         self.ports.setCompleter(self._completer())
-        self.proto = self._choices(
-            draft.proto, {Proto.TCP: "TCP", Proto.UDP: "UDP", None: self.tr("TCP and UDP")}, self.tr("Protocol")
-        )
-        self.reach = self._choices(draft.reach, self._reaches(draft), self.tr("Reachable from"))
+        protos = {Proto.TCP: "TCP", Proto.UDP: "UDP", None: self.tr("TCP and UDP")}
+        self.proto = choices(protos, draft.proto, self.tr("Protocol"))
+        self.reach = choices(self._reaches(draft), draft.reach, self.tr("Reachable from"))
         self.address = QLineEdit(draft.address)
         self.address.setPlaceholderText(self.tr("192.168.1.20, 192.168.1.0/24 or a host name"))
         self.address.setAccessibleName(self.tr("Address, network or host name of the clients"))
@@ -50,7 +47,7 @@ class RuleForm(QWidget):
         self.entrance.setPlaceholderText(self.tr("the same"))
         self.suggest = QPushButton()
         self.suggest.setAutoDefault(False)
-        self.lasting = self._choices(draft.lasting, self._lastings(draft), self.tr("Open"))
+        self.lasting = choices(self._lastings(draft), draft.lasting, self.tr("Open"))
         self.date = QLineEdit(draft.date)
         self.date.setPlaceholderText(self.tr("2026-12-01 15:30, or 15:30"))
         self.date.setAccessibleName(self.tr("Date and time of the end"))
@@ -86,18 +83,18 @@ class RuleForm(QWidget):
 
     def _reaches(self, draft: Draft) -> dict[Reach, str]:
         net_qube = self._place.net_qube or self.tr("its net qube")
-        choices = {
+        texts = {
             Reach.NEIGHBOURS: self.tr("the LAN (neighbours of the network cards)"),
             Reach.ADDRESS: self.tr("this address, network or host name"),
             Reach.ANYONE: self.tr("anyone who reaches this computer"),
             Reach.INTERNAL: self.tr("other qubes behind {0}").format(net_qube),
         }
         if draft.reach is Reach.KEEP and draft.edited is not None:
-            choices[Reach.KEEP] = self.tr("{0} behind {1}, as it is").format(draft.edited.srchost, net_qube)
-        return choices
+            texts[Reach.KEEP] = self.tr("{0} behind {1}, as it is").format(draft.edited.srchost, net_qube)
+        return texts
 
     def _lastings(self, draft: Draft) -> dict[Lasting, str]:
-        choices = {
+        texts = {
             Lasting.FOREVER: self.tr("until I remove it"),
             Lasting.MINUTES_15: self.tr("for 15 minutes"),
             Lasting.HOURS_2: self.tr("for 2 hours"),
@@ -107,16 +104,8 @@ class RuleForm(QWidget):
         }
         expire = draft.edited.expire if draft.edited is not None else None
         if draft.lasting is Lasting.KEEP and isinstance(expire, int):
-            choices[Lasting.KEEP] = self.tr("until {0}, as it is").format(local_time(expire, time.time()))
-        return choices
-
-    def _choices(self, chosen: object, choices: Mapping[Any, str], name: str) -> QComboBox:
-        box = QComboBox()
-        box.setAccessibleName(name)
-        for value, text in choices.items():
-            box.addItem(text, value)
-        box.setCurrentIndex(list(choices).index(chosen))
-        return box
+            texts[Lasting.KEEP] = self.tr("until {0}, as it is").format(local_time(expire, time.time()))
+        return texts
 
     def _completer(self) -> QCompleter:
         completer = QCompleter(self)

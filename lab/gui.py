@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""./run gui [QUBE]: the windows, in dom0 of a fresh laboratory, on your screen."""
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lab.client import Lab
+from lab.demo import serve
+
+AUTHORITY = Path("/tmp/.Xauthority")  # noqa: S108 - in the laboratory's dom0, which has a /tmp of its own
+_PASSED = ("DISPLAY", "LANG", "QT_SCALE_FACTOR", "QT_STYLE_OVERRIDE")
+_FORWARDS = {
+    "work": (
+        "srcports=443-443 dstports=8443-8443 comment=web",
+        "srcports=22-22 srchost=192.168.1.20 expire=reboot comment=from the laptop",
+        "srcports=5000-5010 srchost=any comment=no server yet",
+    ),
+    "personal": ("srcports=8080-8080 enabled=no comment=paused",),
+    "untrusted": ("srcports=6881-6889 srchost=any comment=torrent",),
+}
+
+
+def add_forwards(lab: Lab) -> None:
+    """Something to look at."""
+    for qube, rules in _FORWARDS.items():
+        lines = "".join(f"action=forward forwardtype=external proto=tcp {rule}\n" for rule in rules)
+        lab.api(qube, "admin.vm.firewall.Set", "forward", lines)
+
+
+@contextlib.contextmanager
+def screen(lab: Lab, environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The environment of a program in dom0 that may use the screen of this session."""
+    env = {
+        name: environ[name] for name in ("DISPLAY", "LANG", "QT_SCALE_FACTOR", "QT_STYLE_OVERRIDE") if name in environ
+    }
+    cookie = Path(environ.get("XAUTHORITY", Path.home() / ".Xauthority"))
+    if cookie.is_file():
+        lab.call("dom0", AUTHORITY.write_bytes, cookie.read_bytes())
+        env["XAUTHORITY"] = str(AUTHORITY)
+    yield env
+
+
+def main(argv: list[str]) -> int:
+    """Bring a laboratory up, run the program until it ends, take the laboratory down."""
+    parser = argparse.ArgumentParser(prog="./run gui", description="The windows, against a fresh laboratory.")
+    parser.add_argument("qube", nargs="?", help="the window of this qube's firewall, not the dashboard")
+    args = parser.parse_args(argv)
+    if "DISPLAY" not in os.environ:
+        print("run: there is no X server: DISPLAY is not set", file=sys.stderr)
+        return 1
+    started = time.monotonic()
+    print("bringing a laboratory up", file=sys.stderr, flush=True)
+    with Lab(f"gui-{os.getpid()}") as lab, serve(lab, "work", "--http", "8443", "--tcp", "22") as server:
+        try:
+            add_forwards(lab)
+            print(f"{time.monotonic() - started:5.1f} s  the windows are on their way", file=sys.stderr, flush=True)
+            print(
+                f"       try it: ./run lab --name {lab.name} exec laptop curl -sk http://192.168.1.10:443",
+                file=sys.stderr,
+            )
+            with screen(lab, os.environ) as env:
+                words = [args.qube] if args.qube else []
+                return lab.run("dom0", ["qubes-port-forwarding", *words], env=env).returncode
+        finally:
+            server.terminate()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

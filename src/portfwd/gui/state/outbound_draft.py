@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What stands in the dialog of an ordinary (outbound) rule, and what it amounts to.
+
+Every rule that the command line can make can be shown, changed and kept as it is; nothing is too odd to be edited.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from portfwd.client.sentences import local_time
+from portfwd.client.shorthand import Lookup, parse_for, parse_until
+from portfwd.model.errors import RuleError
+from portfwd.model.ordinary import Action, DstHost, DstPorts, Expire, OrdinaryRule, Protocol, SpecialTarget
+from portfwd.model.words import Comment
+from portfwd.wire.values import Proto
+
+
+class Target(enum.Enum):
+    """Where packets go that the rule means."""
+
+    ANYWHERE = enum.auto()
+    HOST = enum.auto()
+    DNS = enum.auto()
+
+
+class Ending(enum.Enum):
+    """When the rule ends."""
+
+    NEVER = enum.auto()
+    MINUTES_15 = enum.auto()
+    HOURS_2 = enum.auto()
+    DATE = enum.auto()
+    KEEP = enum.auto()
+
+
+class OutField(enum.Enum):
+    """A field that an error stands beside."""
+
+    HOST = enum.auto()
+    PORTS = enum.auto()
+    ICMP = enum.auto()
+    DATE = enum.auto()
+    COMMENT = enum.auto()
+    WHOLE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundDraft:
+    """What was typed and chosen. `host` may stand beside the name servers, too: such a rule can be made."""
+
+    action: Action = Action.ACCEPT
+    target: Target = Target.HOST
+    host: str = ""
+    proto: Protocol | None = None
+    ports: str = ""
+    icmptype: str = ""
+    ending: Ending = Ending.NEVER
+    date: str = ""
+    comment: str = ""
+    edited: OrdinaryRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedOutbound:
+    """The rule and a sentence; without rule, what is wrong with which field."""
+
+    rule: OrdinaryRule | None
+    sentence: str = ""
+    errors: Mapping[OutField, str] = field(default_factory=dict)
+
+
+def draft_of_outbound(rule: OrdinaryRule) -> OutboundDraft:
+    """What the dialog shows for a rule that is to be edited."""
+    target = Target.ANYWHERE if rule.dsthost is None else Target.HOST
+    if rule.specialtarget is not None:
+        target = Target.DNS
+    return OutboundDraft(
+        action=rule.action,
+        target=target,
+        host="" if rule.dsthost is None else str(rule.dsthost),
+        proto=rule.proto,
+        ports="" if rule.dstports is None else rule.dstports.short,
+        icmptype="" if rule.icmptype is None else str(rule.icmptype),
+        ending=Ending.NEVER if rule.expire is None else Ending.KEEP,
+        comment=rule.comment or "",
+        edited=rule,
+    )
+
+
+def check_outbound(draft: OutboundDraft, now: float, lookup: Lookup) -> CheckedOutbound:
+    """What the draft amounts to at `now` (epoch seconds). Never raises."""
+    errors: dict[OutField, str] = {}
+
+    def read(place: OutField, make: Callable[[str], object], text: str) -> object:
+        try:
+            return make(text)
+        except RuleError as error:
+            errors[place] = error.reason
+            return None
+
+    host = draft.host.strip()
+    if draft.target is Target.HOST and not host:
+        errors[OutField.HOST] = "an address, a network such as 192.168.1.0/24, or a host name"
+    dsthost = read(OutField.HOST, DstHost, host) if host and draft.target is not Target.ANYWHERE else None
+    has_ports = draft.proto is not None and draft.proto.has_ports and draft.ports.strip()
+    ports = draft.ports.strip()
+    dstports = read(OutField.PORTS, lambda text: _ports(text, draft.proto, lookup), ports) if has_ports else None
+    icmp = draft.icmptype.strip() if draft.proto is Protocol.ICMP else ""
+    if icmp and not (icmp.isascii() and icmp.isdigit() and int(icmp) <= 255):
+        errors[OutField.ICMP] = "an ICMP type is 0 to 255"
+    expire = read(OutField.DATE, lambda _: _expire(draft, now), "")
+    comment = read(OutField.COMMENT, Comment, draft.comment.strip()) if draft.comment.strip() else None
+    if errors:
+        return CheckedOutbound(None, errors=errors)
+    try:
+        rule = OrdinaryRule(
+            action=draft.action,
+            dsthost=dsthost if isinstance(dsthost, DstHost) else None,
+            proto=draft.proto,
+            dstports=dstports if isinstance(dstports, DstPorts) else None,
+            icmptype=int(icmp) if icmp else None,
+            specialtarget=SpecialTarget.DNS if draft.target is Target.DNS else None,
+            expire=expire if isinstance(expire, Expire) else None,
+            comment=comment if isinstance(comment, Comment) else None,
+        )
+    except RuleError as error:
+        return CheckedOutbound(None, errors={OutField.WHOLE: str(error)})
+    return CheckedOutbound(rule, describe(rule, now))
+
+
+def describe(rule: OrdinaryRule, now: float) -> str:
+    """What the rule does: 'Accept tcp to 192.168.1.0/24, ports 80-90, until 15:30'."""
+    what = rule.proto.value if rule.proto is not None else "everything"
+    words = [f"{rule.action.value.capitalize()} {what} to {target_text(rule)}"]
+    if rule.dstports is not None:
+        words.append(f"port{'s' if rule.dstports.first != rule.dstports.last else ''} {rule.dstports.short}")
+    if rule.icmptype is not None:
+        words.append(f"type {rule.icmptype}")
+    if rule.expire is not None:
+        words.append(f"until {local_time(rule.expire.seconds, now)}")
+    return ", ".join(words)
+
+
+def target_text(rule: OrdinaryRule) -> str:
+    """Where to, in a word or two."""
+    host = "" if rule.dsthost is None else str(rule.dsthost).removesuffix("/32").removesuffix("/128")
+    if rule.specialtarget is None:
+        return host or "anywhere"
+    return f"the name servers at {host}" if host else "the name servers"
+
+
+def hint(rules: tuple[OrdinaryRule, ...]) -> str:
+    """What a user would like to know about the list as a whole; empty when there is nothing."""
+    catch_all = next((at for at, rule in enumerate(rules) if _is_catch_all(rule)), None)
+    if catch_all is None:
+        return "What no rule accepts is dropped."
+    rest = len(rules) - catch_all - 1
+    if rest:
+        return f"Rule {catch_all} decides about everything; the {rest} after it never matter."
+    return ""
+
+
+Rules = tuple[OrdinaryRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundList:
+    """The rules as they were read, and as they are edited."""
+
+    read: Rules = ()
+    rules: Rules = ()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is anything to save."""
+        return self.read != self.rules
+
+    def insert(self, place: int, rule: OrdinaryRule) -> "OutboundList":
+        return self._with((*self.rules[:place], rule, *self.rules[place:]))
+
+    def replace(self, place: int, rule: OrdinaryRule) -> "OutboundList":
+        return self._with((*self.rules[:place], rule, *self.rules[place + 1 :]))
+
+    def remove(self, place: int) -> "OutboundList":
+        return self._with((*self.rules[:place], *self.rules[place + 1 :]))
+
+    def move(self, place: int, step: int) -> "OutboundList":
+        """One up (-1) or down (1); at the end nothing happens."""
+        target = place + step
+        if not 0 <= target < len(self.rules):
+            return self
+        return self.remove(place).insert(target, self.rules[place])
+
+    def everything(self, action: Action) -> "OutboundList":
+        """One rule instead of all."""
+        return self._with((OrdinaryRule(action),))
+
+    def _with(self, rules: Rules) -> "OutboundList":
+        return dataclasses.replace(self, rules=rules)
+
+
+def _is_catch_all(rule: OrdinaryRule) -> bool:
+    return (rule.dsthost, rule.proto, rule.specialtarget, rule.expire) == (None, None, None, None)
+
+
+def _ports(text: str, proto: Protocol | None, lookup: Lookup) -> DstPorts:
+    if proto is not None and not text[0].isdigit():
+        port = lookup(text).get(Proto(proto.value))
+        if port is None:
+            raise RuleError(text, f"the services database has no {proto.value} service of that name")
+        return DstPorts(port, port)
+    return DstPorts.parse(text)
+
+
+def _expire(draft: OutboundDraft, now: float) -> Expire | None:
+    match draft.ending:
+        case Ending.KEEP:
+            return None if draft.edited is None else draft.edited.expire
+        case Ending.MINUTES_15:
+            return Expire(str(int(now) + parse_for("15m")))
+        case Ending.HOURS_2:
+            return Expire(str(int(now) + parse_for("2h")))
+        case Ending.DATE:
+            moment = parse_until(draft.date.strip(), now)
+            if moment is None or not moment.isdigit():
+                raise RuleError(draft.date, "a date and time such as 2026-12-01 15:30, or a time alone")
+            return Expire(moment)
+        case _:
+            return None

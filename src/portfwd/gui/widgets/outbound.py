@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The ordinary rules of a qube, in their order: the upper half of our Firewall tab."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from PyQt6.QtCore import QAbstractTableModel, QModelIndex, Qt, pyqtSignal
+from PyQt6.QtWidgets import (
+    QAbstractItemView,
+    QHBoxLayout,
+    QMessageBox,
+    QPushButton,
+    QTableView,
+    QVBoxLayout,
+    QWidget,
+)
+
+from portfwd.client.sentences import local_time
+from portfwd.gui.state.outbound_draft import OutboundList, Rules, describe, hint, target_text
+from portfwd.gui.widgets.look import plain_label
+from portfwd.gui.widgets.outbound_dialog import OutboundDialog
+from portfwd.model.ordinary import Action
+
+_NONE = QModelIndex()
+
+
+class RulesModel(QAbstractTableModel):
+    """Rows are the rules in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rules: Rules = ()
+
+    def show_rules(self, rules: Rules) -> None:
+        self.beginResetModel()
+        self._rules = rules
+        self.endResetModel()
+
+    def rowCount(self, parent: QModelIndex = _NONE) -> int:
+        return 0 if parent.isValid() else len(self._rules)
+
+    def columnCount(self, parent: QModelIndex = _NONE) -> int:
+        return 0 if parent.isValid() else 6
+
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        if role != Qt.ItemDataRole.DisplayRole:
+            return None
+        if orientation is Qt.Orientation.Vertical:
+            return str(section)
+        titles = (
+            self.tr("Action"),
+            self.tr("To"),
+            self.tr("Protocol"),
+            self.tr("Ports"),
+            self.tr("Ends"),
+            self.tr("Comment"),
+        )
+        return titles[section]
+
+    def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        if not index.isValid():
+            return None
+        rule, now = self._rules[index.row()], time.time()
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return describe(rule, now)
+        if role != Qt.ItemDataRole.DisplayRole:
+            return None
+        ports = "" if rule.dstports is None else rule.dstports.short
+        cells = (
+            rule.action.value,
+            target_text(rule),
+            "" if rule.proto is None else rule.proto.value,
+            ports if rule.icmptype is None else self.tr("type {0}").format(rule.icmptype),
+            "" if rule.expire is None else local_time(rule.expire.seconds, now),
+            rule.comment or "",
+        )
+        return cells[index.column()]
+
+
+class OutboundView(QWidget):
+    """Edits a list; who uses it reads and saves the list. `changed` comes with each edit."""
+
+    changed = pyqtSignal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.list = OutboundList()
+        self._model = RulesModel()
+        self.table = QTableView()
+        self.table.setModel(self._model)
+        self.table.setAccessibleName(self.tr("What the qube may send"))
+        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.table.setTabKeyNavigation(False)
+        self.table.setShowGrid(False)
+        self.table.setWordWrap(False)
+        self.table.doubleClicked.connect(lambda _: self._edit())
+        head, rows = self.table.horizontalHeader(), self.table.verticalHeader()
+        if head is not None and rows is not None:
+            head.setStretchLastSection(True)
+            digit = self.fontMetrics().horizontalAdvance("0")
+            for column, digits in enumerate((10, 34, 12, 16, 20)):
+                head.resizeSection(column, digits * digit)
+            rows.setDefaultSectionSize(max(22, self.fontMetrics().height() + 8))
+        selection = self.table.selectionModel()
+        if selection is not None:
+            selection.selectionChanged.connect(lambda *_: self._enable())
+        self.add = self._button(self.tr("&New rule..."), self._add)
+        self.edit = self._button(self.tr("&Edit..."), self._edit)
+        self.remove = self._button(self.tr("&Delete"), self._remove)
+        self.up = self._button(self.tr("U&p"), lambda: self._move(-1))
+        self.down = self._button(self.tr("Do&wn"), lambda: self._move(1))
+        self.allow = self._button(self.tr("Allow everything"), lambda: self._everything(Action.ACCEPT))
+        self.deny = self._button(self.tr("Deny everything"), lambda: self._everything(Action.DROP))
+        self.hint = plain_label()
+        heading = plain_label(self.tr("What the qube may send (firewall rules, the first that fits decides)"))
+        font = heading.font()
+        font.setBold(True)
+        heading.setFont(font)
+        buttons = QHBoxLayout()
+        for button in (self.add, self.edit, self.remove, self.up, self.down):
+            buttons.addWidget(button)
+        buttons.addStretch(1)
+        for button in (self.allow, self.deny):
+            buttons.addWidget(button)
+        layout = QVBoxLayout(self)
+        layout.addWidget(heading)
+        layout.addWidget(self.table, 1)
+        layout.addLayout(buttons)
+        layout.addWidget(self.hint)
+        self._show()
+
+    def show_rules(self, rules: Rules) -> None:
+        """Begin with these, as dom0 has them."""
+        self.list = OutboundList(rules, rules)
+        self._show()
+
+    def _button(self, text: str, slot: Callable[[], None]) -> QPushButton:
+        button = QPushButton(text)
+        button.setAutoDefault(False)
+        button.clicked.connect(lambda: slot())
+        return button
+
+    def _row(self) -> int | None:
+        selection = self.table.selectionModel()
+        rows = selection.selectedRows() if selection is not None else []
+        return rows[0].row() if rows else None
+
+    def _add(self) -> None:
+        row = self._row()
+        place = len(self.list.rules) if row is None else row
+        # Behind the rule that decides about everything it would never matter.
+        if row is None and hint(self.list.rules) == "" and self.list.rules:
+            place -= 1
+        dialog = OutboundDialog(None, self)
+        dialog.made.connect(lambda rule: self._take(self.list.insert(place, rule), place))
+        dialog.open()
+
+    def _edit(self) -> None:
+        row = self._row()
+        if row is None:
+            return
+        dialog = OutboundDialog(self.list.rules[row], self)
+        dialog.made.connect(lambda rule: self._take(self.list.replace(row, rule), row))
+        dialog.open()
+
+    def _remove(self) -> None:
+        row = self._row()
+        if row is not None:
+            self._take(self.list.remove(row), min(row, len(self.list.rules) - 2))
+
+    def _move(self, step: int) -> None:
+        row = self._row()
+        if row is not None:
+            self._take(self.list.move(row, step), max(0, min(row + step, len(self.list.rules) - 1)))
+
+    def _everything(self, action: Action) -> None:
+        if len(self.list.rules) <= 1:
+            self._take(self.list.everything(action), 0)
+            return
+        box = QMessageBox(QMessageBox.Icon.Question, self.tr("Firewall rules"), "", parent=self)
+        box.setText(self.tr("Replace all {0} rules by one?").format(len(self.list.rules)))
+        box.setStandardButtons(QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.Cancel)
+        box.accepted.connect(lambda: self._take(self.list.everything(action), 0))
+        box.open()
+
+    def _take(self, edited: OutboundList, select: int) -> None:
+        self.list = edited
+        self._show()
+        if select >= 0:
+            self.table.selectRow(select)
+        self.changed.emit()
+
+    def _show(self) -> None:
+        self._model.show_rules(self.list.rules)
+        self.hint.setText(hint(self.list.rules))
+        self._enable()
+
+    def _enable(self) -> None:
+        row = self._row()
+        for button in (self.edit, self.remove):
+            button.setEnabled(row is not None)
+        self.up.setEnabled(row is not None and row > 0)
+        self.down.setEnabled(row is not None and row < len(self.list.rules) - 1)
