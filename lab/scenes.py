@@ -62,7 +62,7 @@ def firewall(photographer: "Photographer") -> QWidget:
 
 def open_a_port(photographer: "Photographer") -> QWidget:
     """The dialog, filled in."""
-    window = QubeWindow(photographer.watch, WORK)
+    window = photographer.keep(QubeWindow(photographer.watch, WORK))
     window.show()
     window.panel.add.click()
     (dialog,) = window.panel.findChildren(RuleDialog)
@@ -75,7 +75,7 @@ def open_a_port(photographer: "Photographer") -> QWidget:
 
 def reachable(photographer: "Photographer") -> QWidget:
     """After OK: where it can be reached."""
-    window = QubeWindow(photographer.watch, WORK)
+    window = photographer.keep(QubeWindow(photographer.watch, WORK))
     window.show()
     window.panel.add.click()
     dialog = window.panel.findChildren(RuleDialog)[-1]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lab import probes
 from lab.client import Lab
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PyQt6.QtGui import QPalette
     from PyQt6.QtWidgets import QApplication, QWidget
 
+Window = TypeVar("Window", bound="QWidget")
 PICTURES = PROJECT / "docs" / "pictures"
 _WAIT = 15.0
 """Seconds that a window has to show what it is to show."""
@@ -72,6 +73,7 @@ class Photographer:
         self.tasks = Tasks()
         self.watch = Watch(AdminClient(transport), transport, self.tasks)
         self.pictures: dict[str, bytes] = {}
+        self._kept: list[QWidget] = []
 
     def take_all(self) -> dict[str, bytes]:
         """Every picture."""
@@ -87,6 +89,11 @@ class Photographer:
         self.watch.close()
         self.tasks.close()
         return self.pictures
+
+    def keep(self, window: Window) -> Window:
+        """Have a window live on until all pictures are made: a dialog dies with its parent."""
+        self._kept.append(window)
+        return window
 
     def wait(self, good: Callable[[], bool]) -> None:
         """Let the windows work until something is so. Raises TimeoutError."""

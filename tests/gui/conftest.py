@@ -4,7 +4,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from PyQt6.QtWidgets import QApplication

@@ -54,6 +54,7 @@ class Watch(QObject):
         self._looking = False
         self._again = 0
         self._shown: set[QObject] = set()
+        self._closed = False
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.timeout.connect(self._look)
@@ -74,12 +75,16 @@ class Watch(QObject):
         self.look_at_all()
 
     def close(self) -> None:
+        self._closed = True
         for timer in (self._soon, self._later, self._refresh):
             timer.stop()
         self._feed.close()
 
     def set_shown(self, viewer: QObject, shown: bool) -> None:
         """Tell whether a viewer shows traffic now: only then is there anything to look at again and again."""
+        if self._closed:
+            # Windows are hidden once more while the program ends, when Qt has taken the timers away.
+            return
         (self._shown.add if shown else self._shown.discard)(viewer)
         if self._shown and not self._refresh.isActive():
             self._refresh.start()
