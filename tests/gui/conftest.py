@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from PyQt6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from lab.client import Lab
@@ -41,33 +40,29 @@ def server(lab: Lab) -> Iterator[None]:
         process.terminate()
 
 
-@pytest.fixture
-def clean(client: AdminClient) -> Iterator[None]:
-    """No forwards, before and after."""
-    forget(client)
-    yield
-    forget(client)
-
-
 def forget(client: AdminClient) -> None:
     for qube in ("work", "personal"):
         client.edit_forwards(QubeName(qube), lambda _: ())
 
 
 @pytest.fixture
-def tasks(qapp: QApplication) -> Iterator[Tasks]:
+def tasks(qtbot: QtBot) -> Iterator[Tasks]:
     tasks = Tasks()
     yield tasks
+    # What is still under way may have to deliver something before it can end.
+    qtbot.waitUntil(lambda: not tasks.busy, timeout=WAIT)
     tasks.close()
 
 
 @pytest.fixture
-def watch(client: AdminClient, transport: SocketTransport, tasks: Tasks, clean: None, qtbot: QtBot) -> Iterator[Watch]:
+def watch(client: AdminClient, transport: SocketTransport, tasks: Tasks, qtbot: QtBot) -> Iterator[Watch]:
+    forget(client)
     watch = Watch(client, transport, tasks)
     watch.start()
     qtbot.waitUntil(lambda: watch.known, timeout=WAIT)
     yield watch
     watch.close()
+    forget(client)
 
 
 @pytest.fixture

@@ -26,8 +26,11 @@ WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8
 Until = Callable[[Callable[[], bool]], None]
 
 
+pytestmark = pytest.mark.usefixtures("server")
+
+
 @pytest.fixture
-def panel(qtbot: QtBot, watch: Watch, server: None) -> Iterator[Panel]:
+def panel(qtbot: QtBot, watch: Watch) -> Iterator[Panel]:
     panel = Panel(watch, WORK)
     qtbot.addWidget(panel)
     panel.resize(900, 400)
@@ -177,9 +180,7 @@ def test_what_someone_else_does_shows_up_and_a_dialog_on_a_gone_rule_ends_calmly
     assert client.forwards(WORK).rules == ()
 
 
-def test_a_broken_hop_is_named_with_what_to_do(
-    panel: Panel, lab: Lab, qtbot: QtBot, until: Until, client: AdminClient
-) -> None:
+def test_a_broken_hop_is_named_with_what_to_do(panel: Panel, until: Until, client: AdminClient) -> None:
     client.edit_forwards(WORK, lambda _: (parse_forward(WEB.replace("8443", "8444")),))
     until(lambda: rows(panel) == [State.NO_SERVER])
     panel.table.selectRow(0)

@@ -34,13 +34,13 @@ class NetworkView(QGraphicsView):
         self.setDragMode(QGraphicsView.DragMode.ScrollHandDrag)
         self.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignHCenter)
         self._selected: Key | None = None
-        self._picture = Picture((), (), 0, 0)
+        self.picture = Picture((), (), 0, 0)
 
     def show_picture(self, picture: Picture, selected: Key | None) -> None:
         """Draw this. What is drawn already is left alone."""
-        if picture == self._picture and selected == self._selected:
+        if picture == self.picture and selected == self._selected:
             return
-        self._picture, self._selected = picture, selected
+        self.picture, self._selected = picture, selected
         self._scene.clear()
         boxes = {box.name: box for box in picture.boxes}
         lanes: dict[str, int] = {}
@@ -57,7 +57,7 @@ class NetworkView(QGraphicsView):
         """All columns are seen at once, as long as their names can be read; more rows are scrolled."""
         port = self.viewport()
         room = port.width() - 4 if port is not None else 0
-        scale = min(1.0, max(_SMALLEST, room / self._picture.width)) if self._picture.width else 1.0
+        scale = min(1.0, max(_SMALLEST, room / self.picture.width)) if self.picture.width else 1.0
         self.setTransform(QTransform.fromScale(scale, scale))
 
     def resizeEvent(self, event: QResizeEvent | None) -> None:
@@ -142,7 +142,7 @@ class NetworkView(QGraphicsView):
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:
         """Up and down walk through the forwards, so that nobody needs a mouse."""
-        keys = [path.key for path in self._picture.paths]
+        keys = [path.key for path in self.picture.paths]
         if event is None or event.key() not in (Qt.Key.Key_Up, Qt.Key.Key_Down) or not keys:
             super().keyPressEvent(event)
             return
