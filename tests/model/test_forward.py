@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 import contextlib
-import ipaddress
 
 import pytest
 from hypothesis import example, given
@@ -12,58 +11,26 @@ from portfwd.model.forward import (
     KEYS,
     ForwardRule,
     ForwardType,
-    Lifetime,
     format_forwards,
     parse_forward,
     parse_forwards,
     token,
 )
 from portfwd.model.text import parse_rule
-from portfwd.model.words import Comment
-from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import HostName, PortRange, Proto, QubeName, SourceWord
+from portfwd.wire.values import HostName, PortRange, Proto, QubeName
+from tests.model.strategies import forward_rules
 
-COMMENT_CHARACTERS = "abcXYZ019:;,./-_[] "
 WORK = QubeName("work")
 
 
-def rules() -> st.SearchStrategy[ForwardRule]:
-    ports = st.tuples(st.integers(1, 65535), st.integers(0, 20)).map(lambda p: PortRange(p[0], min(p[0] + p[1], 65535)))
-    v4 = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(lambda n: ipaddress.IPv4Network(n, strict=False))
-    v6 = st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)).map(
-        lambda n: ipaddress.IPv6Network(n, strict=False)
-    )
-    names = st.from_regex(r"[a-z][a-z0-9]{0,9}(\.[a-z][a-z0-9]{0,4}){0,2}", fullmatch=True)
-    names = names.filter(lambda n: n not in ("any", "neighbours", "neighbors", "neighbour", "neighbor"))
-
-    @st.composite
-    def rule(draw: st.DrawFn) -> ForwardRule:
-        srcports = draw(ports)
-        last = 65535 - len(srcports) + 1
-        shifted = st.integers(1, last).map(lambda first: PortRange(first, first + len(srcports) - 1))
-        single = st.integers(1, 65535).map(lambda port: PortRange(port, port))
-        return ForwardRule(
-            forwardtype=draw(st.sampled_from(ForwardType)),
-            srcports=srcports,
-            dstports=draw(shifted | single),
-            proto=draw(st.none() | st.sampled_from(Proto)),
-            srchost=draw(st.sampled_from(SourceWord) | v4 | v6 | names.map(HostName)),
-            enabled=draw(st.booleans()),
-            expire=draw(st.none() | st.sampled_from(Lifetime) | st.integers(0, limits.EXPIRE_MAX)),
-            comment=draw(st.none() | st.text(COMMENT_CHARACTERS, min_size=1).map(Comment)),
-        )
-
-    return rule()
-
-
-@given(rules())
+@given(forward_rules())
 def test_what_is_printed_reads_back_as_the_same_rule(rule: ForwardRule) -> None:
     assert parse_forward(str(rule)) == rule
     assert parse_rule(str(rule)) == rule
 
 
-@given(st.lists(rules(), max_size=5, unique_by=lambda rule: rule.does))
+@given(st.lists(forward_rules(), max_size=5, unique_by=lambda rule: rule.does))
 def test_a_whole_list_reads_back(many: list[ForwardRule]) -> None:
     assert parse_forwards(format_forwards(many)) == tuple(many)
 

@@ -205,7 +205,7 @@ def _options(draft: Draft, errors: dict[Field, str]) -> Options:
             Lasting.REBOOT: Lifetime.REBOOT.value,
             Lasting.DATE: draft.date.strip(),
         }.get(draft.lasting),
-        comment=draft.comment.strip() or None,
+        comment=draft.comment or None,
     )
 
 

@@ -112,7 +112,7 @@ def check_outbound(draft: OutboundDraft, now: float, lookup: Lookup) -> CheckedO
     if icmp and not (icmp.isascii() and icmp.isdigit() and int(icmp) <= 255):
         errors[OutField.ICMP] = "an ICMP type is 0 to 255"
     expire = read(OutField.DATE, lambda _: _expire(draft, now), "")
-    comment = read(OutField.COMMENT, Comment, draft.comment.strip()) if draft.comment.strip() else None
+    comment = read(OutField.COMMENT, Comment, draft.comment) if draft.comment else None
     if errors:
         return CheckedOutbound(None, errors=errors)
     try:
