@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What the windows show, without a window: changes, history, traffic, the picture of the network."""
+
+import dataclasses
+
+import pytest
+
+from portfwd.client.network import Qube
+from portfwd.client.status import RuleStatus
+from portfwd.client.status_lines import parse_status
+from portfwd.gui.state.history import History
+from portfwd.gui.state.overview import Column, Overview, cell, found_by, key_of, summary
+from portfwd.gui.state.picture import LAN, lay_out
+from portfwd.gui.state.places import place_of
+from portfwd.gui.state.traffic import Traffic, line
+from portfwd.model.forward import parse_forward
+from portfwd.wire.values import QubeName
+
+NOW = 1_800_000_000.0
+WEB = "forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
+
+
+def status(
+    words: str = WEB, qube: str = "work", state: str = "applied", counts: str = "", hops: tuple[str, ...] = ()
+) -> RuleStatus:
+    """Through sys-net and sys-firewall; `state` is the first one's."""
+    rule = parse_forward(f"action=forward {words}")
+    name = QubeName(qube)
+    head = f"qube={name} rule={rule.id(name)} number=0 {rule}"
+    door = f"family=4 proto=tcp side=uplink listen={rule.srcports} source=any"
+    way = f"{door} kind=relay to=10.0.0.1 ports={rule.dstports}"
+    lines = [f"rule={rule.id(name)} hop=sys-net {way} state={state}"]
+    lines += [f"rule={rule.id(name)} hop={hop} {way} state=applied" for hop in hops or ("sys-firewall",)]
+    lines.append(f"rule={rule.id(name)} hop={name} {door} kind=accept state=applied listening=yes{counts}")
+    (found,) = parse_status("\n".join((head, *lines, "entrance=sys-net uplinks=192.168.1.10/24")))
+    return found
+
+
+def qube(name: str, netvm: str = "", label: str = "blue") -> Qube:
+    return Qube(QubeName(name), label, QubeName(netvm) if netvm else None, True, not name.startswith("w"))
+
+
+QUBES = (
+    qube("sys-net", label="red"),
+    qube("sys-firewall", "sys-net", "green"),
+    qube("work", "sys-firewall"),
+    qube("web", "sys-firewall"),
+    qube("vault"),
+)
+
+
+def test_a_look_tells_what_is_new_what_changed_and_what_is_gone() -> None:
+    overview = Overview()
+    first, other = status(), status(qube="personal")
+    assert overview.update([first, other]).added == (first, other)
+    broken = status(state="written")
+    changes = overview.update([broken], QubeName("work"))
+    assert (changes.added, changes.changed, changes.removed) == ((), ((first, broken),), ())
+    assert overview.update([], QubeName("personal")).removed == (other,)
+    assert overview.statuses == (broken,)
+
+
+def test_the_log_tells_openings_and_endings_once() -> None:
+    overview, history = Overview(), History()
+    for told in ([status(state="written")], [status()], [status(counts=" bytes=5")], []):
+        history.note(overview.update(told), NOW)
+    assert [entry.text for entry in history.lines] == [
+        "work's port 8443 is not open yet: sys-net has not answered yet; look at its service: "
+        "systemctl status qubes-port-forward in sys-net",
+        "LAN hosts can now reach work's port 8443 at tcp 192.168.1.10:443",
+        "work's port 8443 is no longer reachable: the forward is removed",
+    ]
+
+
+def test_an_expiry_is_told_as_one() -> None:
+    overview, history = Overview(), History()
+    ends = status(f"{WEB} expire={int(NOW)}")
+    history.note(overview.update([ends]), NOW - 60)
+    (entry,) = history.note(overview.update([]), NOW)
+    assert entry.text == "work's port 8443 is no longer reachable: its time is over"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "text"),
+    [
+        ([], "No port is open"),
+        ([status()], "1 forward open: 1 to the LAN"),
+        ([status(), status(f"{WEB} srchost=any")], "2 forwards open: 1 to anyone, 1 to the LAN"),
+        ([status(f"{WEB} srchost=0.0.0.0/0")], "1 forward open: 1 to anyone"),
+        ([status(f"{WEB} srchost=10.0.0.0/8")], "1 forward open: 1 to chosen addresses"),
+        ([status(state="failed")], "No port is open; 1 not working"),
+        ([status(f"{WEB} enabled=no", state="written")], "No port is open"),
+    ],
+)
+def test_the_tray_says_how_many_and_to_whom(statuses: list[RuleStatus], text: str) -> None:
+    assert str(summary(statuses)) == text
+
+
+def test_a_search_finds_state_comment_and_net_qube() -> None:
+    told = status(f"{WEB} comment=family web")
+    for search in ("", "work", "FAMILY 443", "sys-fire open", "192.168.1.10"):
+        assert found_by(told, search)
+    assert not found_by(told, "family ssh")
+    assert cell(told, Column.ENTRANCE, NOW) == "192.168.1.10:443"
+
+
+def test_rates_are_between_looks_and_a_restarted_counter_is_no_negative_rate() -> None:
+    traffic = Traffic()
+    for moment, size in ((0.0, 100), (2.0, 300), (4.0, 50)):
+        traffic.look([status(counts=f" bytes={size} packets=1 connections=2")], moment)
+    assert traffic.rates(key_of(status())) == (100.0, 0)
+    assert line([status(counts=" bytes=1500 packets=1 connections=1")], (100.0,)) == (
+        "1 connection open, 1.5kB so far, 100B/s"
+    )
+    assert line([status()], ()) == "Traffic is not known"
+    traffic.look([], 6.0)
+    assert traffic.total() == ()
+
+
+def test_the_picture_has_net_qubes_in_columns_towards_the_lan() -> None:
+    picture = lay_out(QUBES, [status(), status(qube="web")])
+    boxes = {box.name: box for box in picture.boxes}
+    assert set(boxes) == {"work", "web", "sys-firewall", "sys-net", LAN}
+    assert boxes["work"].x == boxes["web"].x < boxes["sys-firewall"].x < boxes["sys-net"].x < boxes[LAN].x
+    assert len({(box.x, box.y) for box in picture.boxes}) == 5
+    assert boxes["sys-firewall"].y == (boxes["work"].y + boxes["web"].y) / 2
+    assert picture.paths[0].names == (LAN, "sys-net", "sys-firewall", "work")
+    assert max(box.x for box in picture.boxes) < picture.width
+
+
+def test_a_broken_hop_is_marked_and_an_internal_forward_begins_at_the_net_qube() -> None:
+    inside = status(WEB.replace("external", "internal"))
+    picture = lay_out(QUBES, [status(state="failed"), inside])
+    assert [(path.names, path.broken) for path in picture.paths] == [
+        ((LAN, "sys-net", "sys-firewall", "work"), "sys-net"),
+        (("sys-firewall", "work"), None),
+    ]
+
+
+def test_what_dom0_tells_amiss_still_makes_a_picture() -> None:
+    ring = (qube("wa", "wb"), qube("wb", "wa"))
+    assert lay_out(ring, [status(qube="wa"), status(qube="unknown")]).height > 0
+    assert lay_out((), []).paths == ()
+    assert {box.name for box in lay_out(QUBES, [], everything=True).boxes} >= {"work", "web", "sys-net"}
+
+
+def test_a_port_is_taken_only_by_forwards_of_the_same_entrance() -> None:
+    elsewhere = (*QUBES, qube("sys-usb"), qube("wifi", "sys-usb"))
+    told = [
+        status(),
+        status(qube="wifi"),
+        dataclasses.replace(status(qube="web"), rule=parse_forward(f"action=forward {WEB} enabled=no")),
+    ]
+    place = place_of(QubeName("web"), elsewhere, told)
+    assert (place.net_qube, place.outermost) == ("sys-firewall", "sys-net")
+    assert [holder.qube for holder in place.holders] == ["work"]
+    assert [str(address) for address in place.addresses] == ["192.168.1.10"]
