@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import commands
+from bench import commands, gui
 from bench.bed import Bed, Layout, Variant
 from bench.changes import changes, sweeps
 from bench.entries import Clients
@@ -104,9 +104,9 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("packets", "commands"),
+        choices=("packets", "commands", "gui"),
         default="packets",
-        help="packets and changes of rules, or the start of commands and a list of 200 forwards over 40 qubes",
+        help="packets and changes of rules; the start of commands and a long list; or the dashboard",
     )
     parser.add_argument("--quick", action="store_true", help="a rough look, under a minute; else under ten")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the page there (docs/benchmarks.md)")
@@ -118,6 +118,8 @@ def main() -> int:
 
     if options.what == "commands":
         text = commands.run(say)
+    elif options.what == "gui":
+        text = gui.run(say)
     else:
         described = machine()
         text = page(run(QUICK if options.quick else FULL, say), described)
