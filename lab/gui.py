@@ -21,7 +21,7 @@ _FORWARDS = {
         "srcports=22-22 srchost=192.168.1.20 expire=reboot comment=from the laptop",
         "srcports=5000-5010 srchost=any comment=no server yet",
     ),
-    "personal": ("srcports=8080-8080 enabled=no comment=paused",),
+    "personal": ("srcports=8080-8080 enabled=no comment=paused", "srcports=5432-5432 comment=database"),
     "untrusted": ("srcports=6881-6889 srchost=any comment=torrent",),
 }
 

@@ -4,7 +4,9 @@
 
 import argparse
 import contextlib
+import itertools
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -74,6 +76,9 @@ class Photographer:
         self.watch = Watch(AdminClient(transport), transport, self.tasks)
         self.pictures: dict[str, bytes] = {}
         self._kept: list[QWidget] = []
+        self._scene = "the first look"
+        self._troubles: list[str] = []
+        self.watch.trouble.connect(self._troubles.append)
 
     def take_all(self) -> dict[str, bytes]:
         """Every picture."""
@@ -82,6 +87,7 @@ class Photographer:
         self.watch.start()
         self.wait(lambda: self.watch.known and bool(self.watch.qubes))
         for name, scene in scenes().items():
+            self._scene = name
             window = scene(self)
             self.settle(0.3)
             self.pictures[name] = self._grab(window)
@@ -100,7 +106,7 @@ class Photographer:
         deadline = time.monotonic() + _WAIT
         while not good():
             if time.monotonic() > deadline:
-                raise TimeoutError("a window does not show what it should")
+                raise TimeoutError(f"{self._scene} does not show what it should; {set(self._troubles)}")
             self.settle(0.02)
 
     def settle(self, seconds: float) -> None:
@@ -117,6 +123,21 @@ class Photographer:
         buffer.open(QIODevice.OpenModeFlag.WriteOnly)
         window.grab().save(buffer, "PNG")
         return buffer.data().data()
+
+
+def visit(control: socket.socket) -> None:
+    """In the laptop: fetch the page of work now and then, and keep a connection open, until the control socket ends."""
+    control.settimeout(0.4)
+    sizes = itertools.cycle((3, 40, 10, 120, 60, 5, 90))
+    with control, socket.create_connection((SYS_NET, 22), _WAIT) as client:
+        while True:
+            try:
+                if not control.recv(1):
+                    return
+            except TimeoutError:
+                probes.fetch(SYS_NET, 443)
+                client.sendall(b"a line\n" * next(sizes))
+                client.recv(65536)
 
 
 def _dark_palette() -> "QPalette":
@@ -144,18 +165,31 @@ def main(argv: list[str]) -> int:
 
     report("bringing a laboratory up")
     variants = [(1, False), (2, False), (1, True), (2, True)] if options.all else [(1, False), (1, True)]
-    with xvfb() as display, Lab(f"screenshots-{os.getpid()}") as lab, serve(lab, "work", "--http", "8443") as server:
-        try:
-            add_forwards(lab)
-            for _ in range(3):
-                lab.call("laptop", probes.fetch, SYS_NET, 443)
-            for scale, dark in variants:
-                suffix = f"{'-dark' if dark else ''}{f'-{scale}x' if scale > 1 else ''}"
-                for name, picture in lab.call("dom0", photograph, display, scale, dark).items():
-                    (options.folder / f"{name}{suffix}.png").write_bytes(picture)
-                    report(f"{name}{suffix}.png")
-        finally:
-            server.terminate()
+    with contextlib.ExitStack() as ends:
+        display = ends.enter_context(xvfb())
+        lab = ends.enter_context(Lab(f"screenshots-{os.getpid()}"))
+        server = ends.enter_context(serve(lab, "work", "--http", "8443", "--tcp", "22"))
+        ends.callback(server.terminate)
+        # A program of sys-net has the port that a forward of personal wants.
+        rival = ends.enter_context(serve(lab, "sys-net", "--tcp", "5432"))
+        ends.callback(rival.terminate)
+        add_forwards(lab)
+        deadline = time.monotonic() + _WAIT
+        while lab.call("laptop", probes.fetch, SYS_NET, 443) in ("timeout", "refused"):
+            if time.monotonic() > deadline:
+                raise TimeoutError("work's page cannot be reached")
+        # Somebody uses what is on show.
+        ours, theirs = socket.socketpair()
+        visitor = lab.start_call("laptop", visit, theirs)
+        theirs.close()
+        ends.callback(visitor.wait)
+        ends.enter_context(ours)
+        ends.callback(lambda: ours.shutdown(socket.SHUT_RDWR))
+        for scale, dark in variants:
+            suffix = f"{'-dark' if dark else ''}{f'-{scale}x' if scale > 1 else ''}"
+            for name, picture in lab.call("dom0", photograph, display, scale, dark).items():
+                (options.folder / f"{name}{suffix}.png").write_bytes(picture)
+                report(f"{name}{suffix}.png")
     report("the laboratory is gone again")
     return 0
 

@@ -83,7 +83,7 @@ class Dashboard(QMainWindow):
             self._on_changed(Changes(watch.overview.statuses, (), ()))
 
     def sizeHint(self) -> QSize:
-        return QSize(1180, 720)
+        return QSize(1280, 720)
 
     def _lay_out(self) -> None:
         top = QHBoxLayout()
@@ -94,7 +94,7 @@ class Dashboard(QMainWindow):
         sides.addWidget(self.tabs)
         sides.addWidget(self.details)
         sides.setStretchFactor(0, 1)
-        sides.setSizes([860, 300])
+        sides.setSizes([980, 280])
         halves = QSplitter(Qt.Orientation.Vertical)
         halves.addWidget(sides)
         halves.addWidget(self.log)

@@ -148,5 +148,9 @@ def qr_code(text: str) -> QPixmap:
     for y, line in enumerate(squares):
         for x, dark in enumerate(line):
             image.setPixelColor(x, y, QColor("black" if dark else "white"))
-    side = len(squares) * _MODULE
-    return QPixmap.fromImage(image.scaled(side, side))
+    screen = QGuiApplication.primaryScreen()
+    scale = screen.devicePixelRatio() if screen is not None else 1.0
+    side = round(len(squares) * _MODULE * scale)
+    pixmap = QPixmap.fromImage(image.scaled(side, side))
+    pixmap.setDevicePixelRatio(scale)
+    return pixmap

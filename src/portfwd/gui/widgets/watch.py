@@ -25,6 +25,8 @@ _REFRESH = 2000
 """Milliseconds between two looks at the traffic, while it is shown."""
 _SOON, _AGAIN, _AGAIN_MAX = 60, 300, 20
 """Milliseconds: from an event to the look, so that a burst is one look; between looks while a forward is opening."""
+_RETRY, _RETRY_MAX = 1000, 60_000
+"""Milliseconds from a look that failed to the next one, growing."""
 _NETWORK = ("property-set:netvm", "property-reset:netvm", "property-set:label", "property-set:name", "domain-add")
 _NETWORK_TOO = ("domain-delete", "domain-start", "domain-shutdown", "property-set:provides_network")
 _ALL = ("domain-paused", "domain-unpaused", "domain-feature-", "property-set:ip", "property-reset:ip", "domain-tag-")
@@ -53,6 +55,7 @@ class Watch(QObject):
         self._network_wanted = False
         self._looking = False
         self._again = 0
+        self._failures = 0
         self._shown: set[QObject] = set()
         self._closed = False
         self._soon = QTimer(self)
@@ -140,6 +143,8 @@ class Watch(QObject):
             self._looking = False
             self._network_wanted = self._network_wanted or network
             self.trouble.emit(str(error))
+            self._failures += 1
+            self._later.start(min(_RETRY * self._failures, _RETRY_MAX))
             self._go_on()
 
         self.tasks.run(self, work, done, failed)
@@ -151,6 +156,7 @@ class Watch(QObject):
             self.qubes = qubes
             self.network_changed.emit(qubes)
         self.known = True
+        self._failures = 0
         self.trouble.emit("")
         self.changed.emit(changes)
         if any(s.state in (State.PENDING, State.UNCLEAR) for s in statuses) and self._again < _AGAIN_MAX:
