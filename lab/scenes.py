@@ -85,7 +85,9 @@ def reachable(photographer: "Photographer") -> QWidget:
     dialog = window.panel.findChildren(RuleDialog)[-1]
     dialog.form.ports.setText("8443")
     dialog.ok.click()
-    photographer.wait(lambda: dialog.ok.text() == "&Close")
+    photographer.wait(lambda: dialog.ok.text() == "&Close" or dialog.refusal.isVisible())
+    if dialog.refusal.isVisible() or dialog.form.state.rule is None:
+        raise RuntimeError(dialog.refusal.text() or str(dialog.form.state.errors))
     if dialog.outcome.show_qr.isVisible():
         dialog.outcome.show_qr.click()
     rule = dialog.form.state.rule
