@@ -77,6 +77,7 @@ class Dashboard(QMainWindow):
         self._tick.setInterval(_TICK)
         self._lay_out()
         self._connect()
+        self.table.setFocus()
         self._on_chosen()
         if watch.known:
             self._on_network(watch.qubes)

@@ -46,6 +46,8 @@ class RuleDialog(QDialog):
         self.ok, self.cancel = QPushButton(), QPushButton(self.tr("&Cancel"))
         buttons.addButton(self.ok, QDialogButtonBox.ButtonRole.AcceptRole)
         buttons.addButton(self.cancel, QDialogButtonBox.ButtonRole.RejectRole)
+        # Enter always means OK, wherever the focus is.
+        self.cancel.setAutoDefault(False)
         self.ok.setDefault(True)
         self.ok.setText(self.tr("&Open the port") if adds else self.tr("&Apply"))
         buttons.accepted.connect(self._apply)
@@ -94,6 +96,7 @@ class RuleDialog(QDialog):
     def _on_settled(self) -> None:
         self.ok.setText(self.tr("&Close"))
         self.ok.setEnabled(True)
+        self.ok.setDefault(True)
         self.ok.setFocus()
         self.cancel.hide()
         self.stored.emit()

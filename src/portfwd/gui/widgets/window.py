@@ -56,6 +56,7 @@ class QubeWindow(QWidget):
         layout.addWidget(self.message)
         layout.addWidget(self.buttons)
         self.outbound.changed.connect(self._enable)
+        self.panel.add.setFocus()
         self._enable()
         self._read()
 
