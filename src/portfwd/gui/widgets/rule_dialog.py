@@ -3,7 +3,7 @@
 """The dialog of one forward: the fields, then, after OK, how it comes up. Nothing is applied before OK."""
 
 from PyQt6.QtCore import Qt, pyqtSignal
-from PyQt6.QtWidgets import QDialog, QDialogButtonBox, QPushButton, QStackedWidget, QVBoxLayout, QWidget
+from PyQt6.QtWidgets import QDialog, QHBoxLayout, QPushButton, QStackedWidget, QVBoxLayout, QWidget
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.gui.state import saving
@@ -42,20 +42,22 @@ class RuleDialog(QDialog):
         self._pages = QStackedWidget()
         self._pages.addWidget(self.form)
         self._pages.addWidget(self.outcome)
-        buttons = QDialogButtonBox()
         self.ok, self.cancel = QPushButton(), QPushButton(self.tr("&Cancel"))
-        buttons.addButton(self.ok, QDialogButtonBox.ButtonRole.AcceptRole)
-        buttons.addButton(self.cancel, QDialogButtonBox.ButtonRole.RejectRole)
         # Enter always means OK, wherever the focus is.
         self.cancel.setAutoDefault(False)
         self.ok.setDefault(True)
         self.ok.setText(self.tr("&Open the port") if adds else self.tr("&Apply"))
-        buttons.accepted.connect(self._apply)
-        buttons.rejected.connect(self.reject)
+        self.ok.clicked.connect(lambda: self._apply())
+        self.cancel.clicked.connect(self.reject)
+        # No button box: it lays its buttons out anew when one is hidden, and they lose focus and Enter.
+        buttons = QHBoxLayout()
+        buttons.addStretch(1)
+        buttons.addWidget(self.ok)
+        buttons.addWidget(self.cancel)
         layout = QVBoxLayout(self)
         layout.addWidget(self._pages, 1)
         layout.addWidget(self.refusal)
-        layout.addWidget(buttons)
+        layout.addLayout(buttons)
         self.form.checked.connect(self._on_checked)
         self._on_checked(self.form.state)
         self.outcome.settled.connect(self._on_settled)
@@ -96,7 +98,7 @@ class RuleDialog(QDialog):
     def _on_settled(self) -> None:
         self.ok.setText(self.tr("&Close"))
         self.ok.setEnabled(True)
+        self.cancel.hide()
         self.ok.setDefault(True)
         self.ok.setFocus()
-        self.cancel.hide()
         self.stored.emit()
