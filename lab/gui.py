@@ -60,10 +60,8 @@ def main(argv: list[str]) -> int:
         try:
             add_forwards(lab)
             print(f"{time.monotonic() - started:5.1f} s  the windows are on their way", file=sys.stderr, flush=True)
-            print(
-                f"       try it: ./run lab --name {lab.name} exec laptop curl -sk http://192.168.1.10:443",
-                file=sys.stderr,
-            )
+            hint = f"./run lab exec --name {lab.name} laptop -- curl http://192.168.1.10:443/"
+            print(f"       the laptop is at hand, too: {hint}", file=sys.stderr, flush=True)
             with screen(lab, os.environ) as env:
                 words = [args.qube] if args.qube else []
                 return lab.run("dom0", ["qubes-port-forwarding", *words], env=env).returncode

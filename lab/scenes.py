@@ -2,24 +2,20 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """What the pictures of the windows show, each set up by the clicks and keys of a user."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from PyQt6.QtWidgets import QWidget
 
+from lab.photographer import Photographer, Scene
 from portfwd.gui.state import saving
 from portfwd.gui.state.draft import Lasting
 from portfwd.gui.state.overview import key_of
+from portfwd.gui.state.prompting import TIMEOUT, Limits, Request
 from portfwd.gui.widgets.dashboard import Dashboard
+from portfwd.gui.widgets.prompt_dialog import PromptDialog
 from portfwd.gui.widgets.rule_dialog import RuleDialog
 from portfwd.gui.widgets.window import QubeWindow
-from portfwd.wire.values import QubeName
-
-if TYPE_CHECKING:
-    from lab.screenshots import Photographer
+from portfwd.wire.values import Proto, QubeName
 
 WORK = QubeName("work")
-Scene = Callable[["Photographer"], QWidget]
 
 
 def scenes() -> dict[str, Scene]:
@@ -30,10 +26,11 @@ def scenes() -> dict[str, Scene]:
         "firewall": firewall,
         "open-a-port": open_a_port,
         "reachable": reachable,
+        "prompt": prompt,
     }
 
 
-def dashboard(photographer: "Photographer") -> QWidget:
+def dashboard(photographer: Photographer) -> QWidget:
     """The list of all forwards, one of them closely."""
     window = Dashboard(photographer.watch)
     window.show()
@@ -46,7 +43,7 @@ def dashboard(photographer: "Photographer") -> QWidget:
     return window
 
 
-def network(photographer: "Photographer") -> QWidget:
+def network(photographer: Photographer) -> QWidget:
     """The picture of the network."""
     window = Dashboard(photographer.watch)
     window.show()
@@ -55,7 +52,7 @@ def network(photographer: "Photographer") -> QWidget:
     return window
 
 
-def firewall(photographer: "Photographer") -> QWidget:
+def firewall(photographer: Photographer) -> QWidget:
     """One qube's Firewall tab."""
     window = QubeWindow(photographer.watch, WORK)
     window.show()
@@ -64,7 +61,7 @@ def firewall(photographer: "Photographer") -> QWidget:
     return window
 
 
-def open_a_port(photographer: "Photographer") -> QWidget:
+def open_a_port(photographer: Photographer) -> QWidget:
     """The dialog, filled in."""
     window = photographer.keep(QubeWindow(photographer.watch, WORK))
     window.show()
@@ -77,7 +74,7 @@ def open_a_port(photographer: "Photographer") -> QWidget:
     return dialog
 
 
-def reachable(photographer: "Photographer") -> QWidget:
+def reachable(photographer: Photographer) -> QWidget:
     """After OK: where it can be reached."""
     window = photographer.keep(QubeWindow(photographer.watch, WORK))
     window.show()
@@ -94,4 +91,14 @@ def reachable(photographer: "Photographer") -> QWidget:
     if rule is not None:
         # The next pictures begin as these did.
         saving.remove(photographer.watch.client, WORK, {rule.id(WORK)})
+    return dialog
+
+
+def prompt(photographer: Photographer) -> QWidget:
+    """A program asks for a port."""
+    request = Request(WORK, "blue", "Syncthing", Proto.TCP, 22000, 22000, "LAN hosts", 3600)
+    dialog = photographer.keep(PromptDialog(request, Limits(), TIMEOUT))
+    dialog.show()
+    dialog.activateWindow()
+    photographer.settle(1.5)
     return dialog

@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from lab import probes
 from lab.client import Lab
@@ -20,17 +19,9 @@ from lab.demo import SYS_NET, serve
 from lab.gui import add_forwards
 from lab.hypervisor.root import PROJECT
 
-if TYPE_CHECKING:
-    from PyQt6.QtGui import QPalette
-    from PyQt6.QtWidgets import QApplication, QWidget
-
-Window = TypeVar("Window", bound="QWidget")
 PICTURES = PROJECT / "docs" / "pictures"
 _WAIT = 15.0
 """Seconds that a window has to show what it is to show."""
-_DARK = (("Window", "#2b2b2f"), ("WindowText", "#eeeeee"), ("Base", "#1f1f23"), ("AlternateBase", "#27272b"))
-_DARK_TOO = (("Text", "#eeeeee"), ("Button", "#3a3a40"), ("ButtonText", "#eeeeee"), ("PlaceholderText", "#8a8a90"))
-_DARK_END = (("ToolTipBase", "#3a3a40"), ("ToolTipText", "#eeeeee"), ("Highlight", "#3d6fb4"), ("Link", "#7fb0ff"))
 
 
 @contextlib.contextmanager
@@ -51,78 +42,13 @@ def xvfb() -> Iterator[str]:
 
 
 def photograph(display: str, scale: int, dark: bool) -> dict[str, bytes]:
-    """In dom0: open each window, wait until it shows what it should, and take its picture (PNG, by name)."""
+    """In dom0: the picture of each scene (PNG, by name)."""
+    # What Qt reads of the environment it reads when it is loaded.
     os.environ.update(DISPLAY=display, QT_QPA_PLATFORM="xcb", QT_SCALE_FACTOR=str(scale))
-    from portfwd.gui.app import make_application
+    from lab.photographer import Photographer
+    from lab.scenes import scenes
 
-    application = make_application(["screenshots"])
-    application.setStyle("Fusion")
-    if dark:
-        application.setPalette(_dark_palette())
-    return Photographer(application).take_all()
-
-
-class Photographer:
-    """Drives the windows as a user does."""
-
-    def __init__(self, application: "QApplication") -> None:
-        from portfwd.client.adminapi import AdminClient, SocketTransport
-        from portfwd.gui.widgets.tasks import Tasks
-        from portfwd.gui.widgets.watch import Watch
-
-        self._application = application
-        transport = SocketTransport()
-        self.tasks = Tasks()
-        self.watch = Watch(AdminClient(transport), transport, self.tasks)
-        self.pictures: dict[str, bytes] = {}
-        self._kept: list[QWidget] = []
-        self._scene = "the first look"
-        self._troubles: list[str] = []
-        self.watch.trouble.connect(self._troubles.append)
-
-    def take_all(self) -> dict[str, bytes]:
-        """Every picture."""
-        from lab.scenes import scenes
-
-        self.watch.start()
-        self.wait(lambda: self.watch.known and bool(self.watch.qubes))
-        for name, scene in scenes().items():
-            self._scene = name
-            window = scene(self)
-            self.settle(0.3)
-            self.pictures[name] = self._grab(window)
-            window.close()
-        self.watch.close()
-        self.tasks.close()
-        return self.pictures
-
-    def keep(self, window: Window) -> Window:
-        """Have a window live on until all pictures are made: a dialog dies with its parent."""
-        self._kept.append(window)
-        return window
-
-    def wait(self, good: Callable[[], bool]) -> None:
-        """Let the windows work until something is so. Raises TimeoutError."""
-        deadline = time.monotonic() + _WAIT
-        while not good():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._scene} does not show what it should; {set(self._troubles)}")
-            self.settle(0.02)
-
-    def settle(self, seconds: float) -> None:
-        """Let the windows work."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self._application.processEvents()
-            time.sleep(0.005)
-
-    def _grab(self, window: "QWidget") -> bytes:
-        from PyQt6.QtCore import QBuffer, QIODevice
-
-        buffer = QBuffer()
-        buffer.open(QIODevice.OpenModeFlag.WriteOnly)
-        window.grab().save(buffer, "PNG")
-        return buffer.data().data()
+    return Photographer(dark=dark).take_all(scenes())
 
 
 def visit(control: socket.socket) -> None:
@@ -138,17 +64,6 @@ def visit(control: socket.socket) -> None:
                 probes.fetch(SYS_NET, 443)
                 client.sendall(b"a line\n" * next(sizes))
                 client.recv(65536)
-
-
-def _dark_palette() -> "QPalette":
-    from PyQt6.QtGui import QColor, QPalette
-
-    palette = QPalette()
-    for role, colour in (*_DARK, *_DARK_TOO, *_DARK_END):
-        palette.setColor(QPalette.ColorRole[role], QColor(colour))
-    for role in ("WindowText", "Text", "ButtonText"):
-        palette.setColor(QPalette.ColorGroup.Disabled, QPalette.ColorRole[role], QColor("#7d7d82"))
-    return palette
 
 
 def main(argv: list[str]) -> int:

@@ -56,6 +56,7 @@ class Watch(QObject):
         self._looking = False
         self._again = 0
         self._failures = 0
+        self._no_news = ""
         self._shown: set[QObject] = set()
         self._closed = False
         self._soon = QTimer(self)
@@ -68,9 +69,9 @@ class Watch(QObject):
         self._refresh.setInterval(_REFRESH)
         self._refresh.timeout.connect(lambda: self.look(self.qube))
         self._feed = Feed(transport, self)
-        self._feed.established.connect(self.look_at_all)
+        self._feed.established.connect(self._on_news)
         self._feed.happened.connect(self._on_event)
-        self._feed.lost.connect(lambda reason: self.trouble.emit(self.tr("No news from dom0: {0}").format(reason)))
+        self._feed.lost.connect(self._on_no_news)
 
     def start(self) -> None:
         """Begin; the first look follows at once."""
@@ -104,6 +105,14 @@ class Watch(QObject):
         self._wanted.add(qube)
         if not self._soon.isActive():
             self._soon.start(_SOON)
+
+    def _on_news(self) -> None:
+        self._no_news = ""
+        self.look_at_all()
+
+    def _on_no_news(self, reason: str) -> None:
+        self._no_news = self.tr("No news from dom0: {0}").format(reason)
+        self.trouble.emit(self._no_news)
 
     def _on_event(self, subject: str, name: str) -> None:
         if name.startswith((*_NETWORK, *_NETWORK_TOO)):
@@ -157,7 +166,8 @@ class Watch(QObject):
             self.network_changed.emit(qubes)
         self.known = True
         self._failures = 0
-        self.trouble.emit("")
+        # Without events this look may be the last one for long.
+        self.trouble.emit(self._no_news)
         self.changed.emit(changes)
         if any(s.state in (State.PENDING, State.UNCLEAR) for s in statuses) and self._again < _AGAIN_MAX:
             # Agents answer in their own time, and no event tells of it.
