@@ -25,7 +25,7 @@ MAY_IMPORT = {
 BEYOND_STANDARD = {
     "wire": {"qubesdb"},
     "model": set[str](),
-    "dom0": {"lxml"},
+    "dom0": {"lxml", "qubes"},
     "client": {"argcomplete"},
     "gui": {"PyQt6", "qrcode"},
     "agent": set[str](),
@@ -52,6 +52,11 @@ def test_imports_follow_the_flow(path: Path) -> None:
             assert target == part or target in MAY_IMPORT[part], f"{part} must not import {target}"
         else:
             assert first in sys.stdlib_module_names | BEYOND_STANDARD[part], f"{part} must not need {first}"
+
+
+def test_only_one_folder_touches_qubesd() -> None:
+    touching = {path.parent for path in FILES if any(name.split(".")[0] == "qubes" for name in imports(path))}
+    assert touching == {SOURCE / "dom0/stock"}
 
 
 def test_the_state_of_the_windows_knows_no_qt() -> None:

@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lxml import etree
 
@@ -105,9 +105,50 @@ def save(path: Path, contents: Contents) -> None:
     for ordinary in contents.rules:
         words = dict(_words(ordinary.api_line()))
         _append(rules, sorted(words.items(), key=lambda word: _STOCK_ORDER.index(word[0])))
-    if contents.forwards:
+    _write(path, root, contents.forwards)
+
+
+class Beside(NamedTuple):
+    """What of a file is ours. `rules_alone`: the file without forwards, where they stand among the rules; else None."""
+
+    forwards: tuple[StoredForward, ...]
+    damage: str
+    rules_alone: etree._Element | None
+
+
+def read_forwards(path: Path) -> Beside:
+    """The forwards of a file whose ordinary rules somebody else reads. A file that is none has no forwards."""
+    try:
+        root = _parse(path, path.read_bytes())
+    except (OSError, StoreError):
+        # Its owner finds that out, and says so in its own way.
+        return Beside((), "", None)
+    if root.get("version", "1") != "2":
+        return Beside((), "", None)
+    forwards, damage = _forwards(path, root)
+    rules = root.find("rules")
+    mixed = [] if rules is None else [element for element in _elements(rules) if _is_forward(element)]
+    for element in mixed:
+        element.getparent().remove(element)  # type: ignore[union-attr]
+    return Beside(forwards, damage, root if mixed else None)
+
+
+def save_stock(path: Path, rules: Iterable[etree._Element], forwards: tuple[StoredForward, ...]) -> None:
+    """Write ordinary rules, given as their <properties>, and forwards in one step. Raises StoreError, as save does."""
+    damage = read_forwards(path).damage
+    if damage:
+        raise StoreError(damage)
+    root = etree.Element("firewall", version="2")
+    among = etree.SubElement(root, "rules")
+    for properties in rules:
+        etree.SubElement(among, "rule").append(properties)
+    _write(path, root, forwards)
+
+
+def _write(path: Path, root: etree._Element, stored_forwards: tuple[StoredForward, ...]) -> None:
+    if stored_forwards:
         forwards = etree.SubElement(root, "forwards")
-        for stored in contents.forwards:
+        for stored in stored_forwards:
             rule = _append(forwards, _words(str(stored.rule)))
             rule.set("added", str(stored.added))
             if stored.session:
@@ -138,14 +179,20 @@ def _load_v2(path: Path, root: etree._Element) -> Contents:
     if among_rules is None:
         raise StoreError(f"firewall file {shown(path)} has no list of rules")
     ordinary: list[tuple[int, str]] = []
-    forward: list[tuple[str, etree._Element]] = []
     for number, element in enumerate(_elements(among_rules)):
-        if _is_forward(element):
-            forward.append((f"rule {number}", element))
-        else:
+        if not _is_forward(element):
             with _placed(path, f"rule {number}"):
                 ordinary.append((number, _line(element)))
     rules = _read(path, ordinary)
+    stored, damage = _forwards(path, root)
+    return Contents(rules, stored, damage)
+
+
+def _forwards(path: Path, root: etree._Element) -> tuple[tuple[StoredForward, ...], str]:
+    """Those among the rules and those beside them; none, and what is wrong, when one cannot be read."""
+    among_rules = root.find("rules")
+    numbered = enumerate(_elements(among_rules)) if among_rules is not None else ()
+    forward = [(f"rule {number}", element) for number, element in numbered if _is_forward(element)]
     for beside in root.findall("forwards"):
         forward += [(f"forward {number}", element) for number, element in enumerate(_elements(beside))]
     stored: list[StoredForward] = []
@@ -159,7 +206,7 @@ def _load_v2(path: Path, root: etree._Element) -> Contents:
                 stored.append(one)
     except StoreError as error:
         stored, damage = [], str(error)
-    return Contents(rules, tuple(stored), damage)
+    return tuple(stored), damage
 
 
 def _is_forward(element: etree._Element) -> bool:

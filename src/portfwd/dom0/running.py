@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Port forwarding as long as one qubesd runs: events ask for a refresh, timers end rules, API calls are answered.
+
+Whoever knows qubesd's own objects (dom0/stock, the laboratory's stand-in) registers the handlers and answers the API
+with what stands here. Nothing here raises into a handler.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from portfwd.dom0.checking import CheckService
+from portfwd.dom0.service import ForwardService
+from portfwd.dom0.status import StatusService
+from portfwd.wire import limits
+from portfwd.wire.clock import ClockWatch
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.qdb_client import Error
+from portfwd.wire.status import WAY_OUT
+
+ARGUMENT = "forward"
+WAY_OUT_PATH = limits.STATUS + WAY_OUT
+"""Of a qube's QubesDB: the word of its agent that dom0 watches."""
+QUBE_EVENTS = (
+    "domain-load",
+    "domain-start",
+    "domain-shutdown",
+    "domain-paused",
+    "domain-unpaused",
+    "domain-qdb-create",
+    "net-domain-connect",
+    "firewall-changed",
+    "domain-tag-add:*",
+    "domain-tag-delete:*",
+    "domain-feature-set:*",
+    "domain-feature-delete:*",
+    *(f"property-{word}:{name}" for word in ("set", "reset") for name in ("netvm", "ip", "ip6", "provides_network")),
+    "property-set:template",
+    "property-reset:is_preload",
+)
+"""Of qubes: after each of them another plan may be right."""
+APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "property-reset:default_netvm")
+_KILL = "kill"
+_CHECK = "check."
+_SLEEP_MIN = 1.0
+"""Seconds until the next try when a rule that has ended could not be removed."""
+_STATUS_SECONDS = 0.2
+"""A qube may write its status as often as it likes; it is looked at once in this time."""
+
+log = logging.getLogger(__name__)
+
+
+class UnexpectedError(Exception):
+    """A call that qubesd's own rules do not allow; its text is as qubesd words such things."""
+
+
+class Running:
+    """One per application. Must be made where the loop is at hand; the loop need not run yet."""
+
+    def __init__(
+        self,
+        app: Any,
+        loop: asyncio.AbstractEventLoop,
+        boot_id: str,
+        kept: Path,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.service = ForwardService(app, boot_id=boot_id, now=now, kept=kept)
+        self.status = StatusService(app, self.service)
+        self.check = CheckService(self.status)
+        self._now = now
+        self._clock = ClockWatch()
+        self._loop = loop
+        loop.add_reader(self._clock, self._on_clock)
+        self._asked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._status_timer: asyncio.TimerHandle | None = None
+
+    def ask(self) -> None:
+        """Have everything looked at anew, once for all events of one turn of the loop."""
+        if not self._asked:
+            self._asked = True
+            self._loop.call_soon(self._refresh)
+
+    def on_status(self) -> None:
+        """Some agent has written a word that is watched."""
+        if self._status_timer is None:
+            self._status_timer = self._loop.call_later(_STATUS_SECONDS, self._after_status)
+
+    def on_firewall(self, vm: Any) -> None:
+        """The rules of a qube were saved or reloaded."""
+        self.service.reload(vm)
+        self.ask()
+
+    def on_shutdown(self, vm: Any) -> None:
+        """A qube has ended, and with it the rules that last as long as it."""
+        self.service.stopped(vm)
+        self.ask()
+
+    async def get(self, vm: Any, arg: str, untrusted_payload: bytes) -> str:
+        """admin.vm.firewall.Get+ARG. `vm` is None for dom0. Raises UnexpectedError, RefusedError."""
+        name = arg.removeprefix(f"{ARGUMENT}.")
+        if untrusted_payload and name != "plan" and not name.startswith(_CHECK):
+            raise UnexpectedError("unexpected payload")
+        if vm is None and name != "status":
+            raise UnexpectedError("expected destination to not be AdminVM")
+        if arg == ARGUMENT:
+            return self.service.get(vm)
+        if arg == f"{ARGUMENT}.status":
+            return await self.status.status(vm)
+        if arg == f"{ARGUMENT}.plan":
+            return await self.status.plan(vm, _text(untrusted_payload))
+        if arg == f"{ARGUMENT}.connections":
+            return await self.status.connections(vm)
+        if arg.startswith(f"{ARGUMENT}.{_CHECK}"):
+            return await self.check.check(vm, name.removeprefix(_CHECK), _text(untrusted_payload))
+        raise UnexpectedError("unexpected argument")
+
+    async def set(self, vm: Any, arg: str, untrusted_payload: bytes) -> None:
+        """admin.vm.firewall.Set+ARG. Raises UnexpectedError, RefusedError."""
+        name, dot, untrusted_token = arg.partition(".")
+        if name != ARGUMENT:
+            raise UnexpectedError("unexpected argument")
+        if untrusted_token == _KILL:
+            await self.status.kill(vm, _text(untrusted_payload))
+            return
+        try:
+            self.service.set(vm, _text(untrusted_payload), untrusted_token if dot else None)
+        except Error as error:
+            # The list is stored by now. qubesd's own handler of firewall-changed failed: some QubesDB is gone.
+            log.warning("port forwarding: a QubesDB could not be told: %s", error)
+        self.ask()
+
+    def _after_status(self) -> None:
+        self._status_timer = None
+        self.ask()
+
+    def _refresh(self) -> None:
+        self._asked = False
+        self.service.refresh()
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self.service.next_deadline()
+        if deadline is not None:
+            self._timer = self._loop.call_later(max(_SLEEP_MIN, deadline - self._now()), self._on_deadline)
+
+    def _on_clock(self) -> None:
+        # The timer is one of the monotonic clock, which knows neither suspend nor a clock that was set.
+        if self._clock.read():
+            self.ask()
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        self.ask()
+
+
+def _text(untrusted_payload: bytes) -> str:
+    try:
+        return untrusted_payload.decode("ascii")
+    except UnicodeDecodeError:
+        raise RefusedError("the payload is not ASCII text") from None

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""admin.vm.firewall.Get and .Set with an argument, inside the stock's API class; without one they are as they were.
+
+The releases differ in how a method is declared and called, and in where ProtocolError lives (R4.2: qubes.api).
+"""
+
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import qubes.api
+import qubes.api.admin
+import qubes.exc
+
+from portfwd.dom0.running import Running, UnexpectedError
+from portfwd.wire.errors import RefusedError
+
+_EXTENDED = "port_forward_extended"
+Handler = Callable[..., Coroutine[Any, Any, str | None]]
+RunningOf = Callable[[Any], Running | None]
+
+
+def extend(running_of: RunningOf) -> None:
+    """Extend the class, once. `running_of(app)` gives what answers, or None while that is off."""
+    admin = qubes.api.admin.QubesAdminAPI
+    if hasattr(admin, _EXTENDED):
+        return
+    stock_get, stock_set = admin.vm_firewall_get, admin.vm_firewall_set
+
+    async def vm_firewall_get(self: Any, untrusted_payload: bytes = b"") -> str | None:
+        if not self.arg:
+            _as_stock(stock_get, self, untrusted_payload)
+            return await _call(stock_get, self, untrusted_payload)
+        self.fire_event_for_permission()
+        running, vm = _running(running_of, self), None if self.dest.klass == "AdminVM" else self.dest
+        with _Told():
+            return await running.get(vm, self.arg, untrusted_payload)
+
+    async def vm_firewall_set(self: Any, untrusted_payload: bytes = b"") -> str | None:
+        if not self.arg:
+            _as_stock(stock_set, self, untrusted_payload)
+            return await _call(stock_set, self, untrusted_payload)
+        if self.dest.klass == "AdminVM":
+            raise _protocol_error("expected destination to not be AdminVM")
+        self.fire_event_for_permission(forwards=untrusted_payload)
+        with _Told():
+            await _running(running_of, self).set(self.dest, self.arg, untrusted_payload)
+        return None
+
+    admin.vm_firewall_get = _declare("admin.vm.firewall.Get", read=True)(vm_firewall_get)
+    admin.vm_firewall_set = _declare("admin.vm.firewall.Set", write=True)(vm_firewall_set)
+    for listing in ("list_methods", "list_all_methods"):
+        cached = getattr(admin, listing, None)
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()  # type: ignore[union-attr]
+    setattr(admin, _EXTENDED, True)
+
+
+def _declare(name: str, **kind: bool) -> Callable[[Handler], Handler]:
+    """The release's own decorator, such that nothing is checked before our function runs."""
+    known = inspect.signature(qubes.api.method).parameters
+    words: dict[str, Any] = {"scope": "local", **kind}
+    words |= {word: None for word in ("dest_adminvm", "wants_arg", "wants_payload") if word in known}
+    declared: Callable[[Handler], Handler] = qubes.api.method(name, **words)
+    return declared
+
+
+def _as_stock(stock: Any, call: Any, untrusted_payload: bytes) -> None:
+    """Check what this release has its caller check (R4.4), in its own words."""
+    wants = getattr(stock, "api_wants_payload", None)
+    if wants is True and not untrusted_payload:
+        raise _protocol_error("expected payload")
+    if wants is False and untrusted_payload:
+        raise _protocol_error("unexpected payload")
+    if getattr(stock, "api_dest_adminvm", None) is False and call.dest.klass == "AdminVM":
+        raise _protocol_error("expected destination to not be AdminVM")
+
+
+async def _call(stock: Any, call: Any, untrusted_payload: bytes) -> str | None:
+    # Before R4.4 every method takes the payload.
+    takes = getattr(stock, "api_wants_payload", True) is not False
+    answer: str | None = await (stock(call, untrusted_payload=untrusted_payload) if takes else stock(call))
+    return answer
+
+
+def _running(running_of: RunningOf, call: Any) -> Running:
+    running = running_of(call.app)
+    if running is None:
+        raise qubes.exc.QubesValueError("port forwarding is off; see the journal of qubesd in dom0")
+    return running
+
+
+def _protocol_error(text: str) -> Exception:
+    made: Exception = getattr(qubes.exc, "ProtocolError", None) or qubes.api.ProtocolError
+    return made(text)  # type: ignore[operator,no-any-return]
+
+
+class _Told:
+    """Our errors as those that every client can show."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, UnexpectedError):
+            raise _protocol_error(str(error)) from None
+        if isinstance(error, RefusedError):
+            raise qubes.exc.QubesValueError(str(error)) from None
