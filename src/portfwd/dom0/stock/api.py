@@ -13,7 +13,7 @@ import qubes.api
 import qubes.api.admin
 import qubes.exc
 
-from portfwd.dom0.running import Running, UnexpectedError
+from portfwd.dom0.running import ARGUMENT, Running, UnexpectedError
 from portfwd.wire.errors import RefusedError
 
 _EXTENDED = "port_forward_extended"
@@ -29,7 +29,7 @@ def extend(running_of: RunningOf) -> None:
     stock_get, stock_set = admin.vm_firewall_get, admin.vm_firewall_set
 
     async def vm_firewall_get(self: Any, untrusted_payload: bytes = b"") -> str | None:
-        if not self.arg:
+        if not _is_ours(self.arg):
             _as_stock(stock_get, self, untrusted_payload)
             return await _call(stock_get, self, untrusted_payload)
         self.fire_event_for_permission()
@@ -38,7 +38,7 @@ def extend(running_of: RunningOf) -> None:
             return await running.get(vm, self.arg, untrusted_payload)
 
     async def vm_firewall_set(self: Any, untrusted_payload: bytes = b"") -> str | None:
-        if not self.arg:
+        if not _is_ours(self.arg):
             _as_stock(stock_set, self, untrusted_payload)
             return await _call(stock_set, self, untrusted_payload)
         if self.dest.klass == "AdminVM":
@@ -66,6 +66,10 @@ def _declare(name: str, **kind: bool) -> Callable[[Handler], Handler]:
     return declared
 
 
+def _is_ours(arg: str) -> bool:
+    return arg.partition(".")[0] == ARGUMENT
+
+
 def _as_stock(stock: Any, call: Any, untrusted_payload: bytes) -> None:
     """Check what this release has its caller check (R4.4), in its own words."""
     wants = getattr(stock, "api_wants_payload", None)
@@ -73,6 +77,8 @@ def _as_stock(stock: Any, call: Any, untrusted_payload: bytes) -> None:
         raise _protocol_error("expected payload")
     if wants is False and untrusted_payload:
         raise _protocol_error("unexpected payload")
+    if getattr(stock, "api_wants_arg", None) is False and call.arg:
+        raise _protocol_error("unexpected argument")
     if getattr(stock, "api_dest_adminvm", None) is False and call.dest.klass == "AdminVM":
         raise _protocol_error("expected destination to not be AdminVM")
 
