@@ -51,7 +51,6 @@ class PromptDialog(QDialog):
         self.left = plain_label()
         self.left.setAccessibleName(self.tr("Time left"))
         self.deny = QPushButton(self.tr("&Deny"))
-        self.deny.setDefault(True)
         self.deny.clicked.connect(lambda: self._decide(Decision.DENY))
         self.allows = {
             Decision.ONCE: QPushButton(self.tr("Allow &once")),
@@ -77,6 +76,7 @@ class PromptDialog(QDialog):
         self._clock.setInterval(_LOOK)
         self._clock.timeout.connect(self._look)
         self._clock.start()
+        self.deny.setDefault(True)
         self.deny.setFocus()
         self.resize(520, self.sizeHint().height())
         self._look()

@@ -43,9 +43,6 @@ class RuleDialog(QDialog):
         self._pages.addWidget(self.form)
         self._pages.addWidget(self.outcome)
         self.ok, self.cancel = QPushButton(), QPushButton(self.tr("&Cancel"))
-        # Enter always means OK, wherever the focus is.
-        self.cancel.setAutoDefault(False)
-        self.ok.setDefault(True)
         self.ok.setText(self.tr("&Open the port") if adds else self.tr("&Apply"))
         self.ok.clicked.connect(lambda: self._apply())
         self.cancel.clicked.connect(self.reject)
@@ -61,6 +58,9 @@ class RuleDialog(QDialog):
         self.form.checked.connect(self._on_checked)
         self._on_checked(self.form.state)
         self.outcome.settled.connect(self._on_settled)
+        # Enter always means OK, wherever the focus is. Only a button that is in the dialog already stays its default.
+        self.cancel.setAutoDefault(False)
+        self.ok.setDefault(True)
         self.form.ports.setFocus()
         self.resize(560, self.sizeHint().height())
 
@@ -99,6 +99,5 @@ class RuleDialog(QDialog):
         self.ok.setText(self.tr("&Close"))
         self.ok.setEnabled(True)
         self.cancel.hide()
-        self.ok.setDefault(True)
         self.ok.setFocus()
         self.stored.emit()
