@@ -109,7 +109,7 @@ def save(path: Path, contents: Contents) -> None:
 
 
 class Beside(NamedTuple):
-    """What of a file is ours. `rules_alone`: the file without forwards, where they stand among the rules; else None."""
+    """What of a file is ours. `rules_alone`: the file without what among its rules is none of the stock's; else None."""
 
     forwards: tuple[StoredForward, ...]
     damage: str
@@ -127,7 +127,8 @@ def read_forwards(path: Path) -> Beside:
         return Beside((), "", None)
     forwards, damage = _forwards(path, root)
     rules = root.find("rules")
-    mixed = [] if rules is None else [element for element in _elements(rules) if _is_forward(element)]
+    # XML comments are no rules either, but the stock takes every child for one.
+    mixed = [] if rules is None else [e for e in rules if not isinstance(e.tag, str) or _is_forward(e)]
     for element in mixed:
         element.getparent().remove(element)  # type: ignore[union-attr]
     return Beside(forwards, damage, root if mixed else None)

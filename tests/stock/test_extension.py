@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The extension in a stock qubesd of each release: what a client sees, what stays as it was, what never gets out."""
+
+import asyncio
+import importlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from portfwd.dom0.running import WAY_OUT_PATH
+from portfwd.model.forward import token
+from tests.stock.stand_in import RELEASES, make
+
+WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
+OURS = "/qubes-port-forward/"
+
+
+class Qubesd:
+    """One process of qubesd with the extension, and one application in it."""
+
+    def __init__(self, modules: dict[str, ModuleType], folder: Path) -> None:
+        self.modules, self.folder = modules, folder
+        self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        self.entry = importlib.import_module("portfwd.dom0.stock.entry")
+        self.extension = self.entry.load()
+        self.app = modules["qubes"].Qubes(folder)
+        self.turn()
+
+    def turn(self) -> None:
+        """Let the loop do what it has been asked for."""
+        self.loop.run_until_complete(asyncio.sleep(0.01))
+
+    def call(self, method: str, arg: str = "", payload: str = "", dest: str = "work") -> Any:
+        api = self.modules["qubes.api.admin"].QubesAdminAPI(
+            self.app, b"dom0", f"admin.vm.firewall.{method}".encode(), dest.encode(), arg.encode()
+        )
+
+        async def execute() -> Any:
+            return await api.execute(untrusted_payload=payload.encode())
+
+        answer = self.loop.run_until_complete(execute())
+        self.turn()
+        return answer
+
+    def file(self, qube: str = "work") -> str:
+        return (self.folder / qube / "firewall.xml").read_text()
+
+    def entries(self, qube: str) -> list[str]:
+        return sorted(
+            key.decode() if isinstance(key, bytes) else key for key in self.app.domains[qube].database.list(OURS)
+        )
+
+    def error(self, name: str) -> type[Exception]:
+        found: type[Exception] = getattr(self.modules["qubes.exc"], name, None) or getattr(
+            self.modules["qubes.api"], name
+        )
+        return found
+
+
+def forget_stock() -> None:
+    for name in [name for name in sys.modules if name.startswith("portfwd.dom0.stock")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(params=RELEASES)
+def modules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    made = make(request.param)
+    for name, module in made.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    forget_stock()
+    yield made
+    forget_stock()
+
+
+@pytest.fixture
+def qubesd(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
+    extension = importlib.import_module("portfwd.dom0.stock.extension")
+    monkeypatch.setattr(extension, "_KEPT", tmp_path / "ends")
+    qubesd = Qubesd(modules, tmp_path)
+    yield qubesd
+    qubesd.loop.close()
+    asyncio.set_event_loop(None)
+
+
+def test_a_forward_is_stored_told_and_written_to_each_qube_on_the_way(qubesd: Qubesd) -> None:
+    assert type(qubesd.extension).__name__ == "PortForwardExtension"
+    qubesd.call("Set", "forward", f"{WEB}\n")
+    assert qubesd.call("Get", "forward") == f"{WEB}\n"
+    assert "<forwards>" in qubesd.file()
+    for qube in ("sys-net", "sys-firewall", "work"):
+        assert qubesd.entries(qube)
+    qubesd.call("Set", "forward")
+    assert qubesd.call("Get", "forward") == ""
+    for qube in ("sys-net", "sys-firewall", "work"):
+        assert qubesd.entries(qube) == []
+
+
+def test_calls_without_argument_are_the_stocks_and_keep_the_forwards(qubesd: Qubesd) -> None:
+    qubesd.call("Set", "forward", f"{WEB}\n")
+    assert qubesd.call("Get") == "action=accept\n"
+    qubesd.call("Set", payload="action=drop dsthost=1.2.3.4 comment=mine\naction=accept\n")
+    assert qubesd.call("Get") == "action=drop dst4=1.2.3.4/32 comment=mine\naction=accept\n"
+    assert qubesd.call("Get", "forward") == f"{WEB}\n"
+    text = qubesd.file()
+    assert text.index("</rules>") < text.index("<forwards>")
+
+
+def test_a_restart_of_qubesd_reads_both_lists(qubesd: Qubesd) -> None:
+    qubesd.call("Set", "forward", f"{WEB}\n")
+    qubesd.call("Set", payload="action=drop\n")
+    again = qubesd.modules["qubes"].Qubes(qubesd.folder)
+    work = again.domains["work"].firewall
+    assert [rule.api_rule for rule in work.rules] == ["action=drop"]
+    assert [str(stored.rule) for stored in work.forwards] == [WEB]
+
+
+def test_errors_reach_the_client_as_what_it_can_show(qubesd: Qubesd) -> None:
+    shown = qubesd.error("QubesValueError")
+    with pytest.raises(shown, match="65535"):
+        qubesd.call("Set", "forward", WEB.replace("443-443", "80443-80443") + "\n")
+    qubesd.call("Set", "forward", f"{WEB}\n")
+    with pytest.raises(shown, match="someone else"):
+        qubesd.call("Set", f"forward.{token('other')}", "")
+    with pytest.raises(shown):
+        qubesd.call("Set", "forward", "100% wrong\n")
+    assert qubesd.call("Get", "forward") == f"{WEB}\n"
+
+
+def test_what_is_not_ours_is_refused_as_by_the_release_itself(qubesd: Qubesd) -> None:
+    protocol = qubesd.error("ProtocolError")
+    for method, payload in (("Get", ""), ("Set", "action=accept")):
+        with pytest.raises((protocol, qubesd.error("PermissionDenied"))):
+            qubesd.call(method, "other", payload)
+    with pytest.raises(protocol):
+        qubesd.call("Get", "forward", "payload")
+    with pytest.raises(protocol):
+        qubesd.call("Get", "forward.nothing")
+    with pytest.raises(protocol):
+        qubesd.call("Get", payload="payload")
+    with pytest.raises(protocol):
+        qubesd.call("Set", "forward", dest="dom0")
+    assert qubesd.call("Get", "forward.status", dest="dom0") == ""
+
+
+def test_forwards_among_the_rules_are_read_and_moved(qubesd: Qubesd) -> None:
+    words = "".join(
+        f'<property name="{key}">{value}</property>' for key, _, value in (w.partition("=") for w in WEB.split())
+    )
+    (qubesd.folder / "work/firewall.xml").write_text(
+        '<firewall version="2"><rules><!-- the proposal --><rule><properties>'
+        f'{words}</properties></rule><rule><properties><property name="action">drop</property></properties></rule>'
+        "</rules></firewall>"
+    )
+    again = qubesd.modules["qubes"].Qubes(qubesd.folder)
+    firewall = again.domains["work"].firewall
+    assert [rule.api_rule for rule in firewall.rules] == ["action=drop"]
+    assert [str(stored.rule) for stored in firewall.forwards] == [WEB]
+    firewall.save()
+    assert qubesd.file().index("</rules>") < qubesd.file().index('"action">forward')
+
+
+def test_a_damaged_forward_opens_nothing_and_is_never_overwritten(qubesd: Qubesd) -> None:
+    qubesd.call("Set", "forward", f"{WEB}\n")
+    path = qubesd.folder / "work/firewall.xml"
+    path.write_text(qubesd.file().replace("443", "99999", 1))
+    before = path.read_text()
+    again = qubesd.modules["qubes"].Qubes(qubesd.folder)
+    firewall = again.domains["work"].firewall
+    assert [rule.api_rule for rule in firewall.rules] == ["action=accept"]
+    with pytest.raises(qubesd.error("QubesException")):
+        firewall.save()
+    assert path.read_text() == before
+
+
+def test_what_a_handler_meets_never_reaches_qubesd(qubesd: Qubesd, caplog: pytest.LogCaptureFixture) -> None:
+    running = importlib.import_module("portfwd.dom0.stock.extension").running_of(qubesd.app)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    running.on_firewall = running.on_shutdown = running.ask = broken
+    work = qubesd.app.domains["work"]
+    for event in ("firewall-changed", "domain-shutdown", "domain-start", "net-domain-connect"):
+        work.fire_event(event, vm=work)
+    qubesd.app.fire_event("domain-add", vm=work)
+    assert caplog.text.count("on purpose") >= 5
+    work.firewall.save()
+
+
+def test_a_handler_of_the_stock_that_fails_does_not_undo_what_is_stored(qubesd: Qubesd) -> None:
+    def dead(*_: object, **__: object) -> None:
+        raise OSError("QubesDB is gone")
+
+    qubesd.modules["qubes.vm.qubesvm"].QubesVM.__handlers__["firewall-changed"].append(dead)
+    qubesd.call("Set", "forward", f"{WEB}\n")
+    assert qubesd.call("Get", "forward") == f"{WEB}\n"
+
+
+def test_the_word_of_an_agent_is_watched(qubesd: Qubesd) -> None:
+    assert qubesd.app.domains["sys-net"].watched == {WAY_OUT_PATH}
+
+
+def test_offline_nothing_runs_and_files_are_kept(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    importlib.import_module("portfwd.dom0.stock.entry").load()
+    app = modules["qubes"].Qubes(tmp_path, offline=True)
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert importlib.import_module("portfwd.dom0.stock.extension").running_of(app) is None
+    app.domains["work"].firewall.save()
+    loop.close()
+    asyncio.set_event_loop(None)
+
+
+def test_without_its_own_parts_qubesd_starts_and_is_told_once(
+    modules: dict[str, ModuleType], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    del modules["qubes.firewall"].Firewall
+    entry = importlib.import_module("portfwd.dom0.stock.entry")
+    with caplog.at_level(logging.ERROR):
+        assert [type(entry.load()).__name__ for _ in range(3)] == ["Off"] * 3
+    assert caplog.text.count("port forwarding is off") == 1
+    assert tmp_path.exists()
+
+
+@pytest.mark.parametrize("words", [("work", "sys-net")])
+def test_a_shut_down_of_a_qube_ends_what_lasts_as_long(qubesd: Qubesd, words: tuple[str, str]) -> None:
+    qubesd.call("Set", "forward", f"{WEB} expire=shutdown\n")
+    work = qubesd.app.domains[words[0]]
+    assert qubesd.entries(words[1])
+    work.running = False
+    work.fire_event("domain-shutdown")
+    qubesd.turn()
+    assert qubesd.call("Get", "forward") == ""
+    assert qubesd.entries(words[1]) == []
