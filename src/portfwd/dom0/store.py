@@ -109,7 +109,7 @@ def save(path: Path, contents: Contents) -> None:
 
 
 class Beside(NamedTuple):
-    """What of a file is ours. `rules_alone`: the file without what among its rules is none of the stock's; else None."""
+    """What of a file is ours. `rules_alone`: the file, cleared of what among its rules is none of the stock's."""
 
     forwards: tuple[StoredForward, ...]
     damage: str
