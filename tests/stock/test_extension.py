@@ -240,3 +240,12 @@ def test_a_shut_down_of_a_qube_ends_what_lasts_as_long(qubesd: Qubesd, words: tu
     qubesd.turn()
     assert qubesd.call("Get", "forward") == ""
     assert qubesd.entries(words[1]) == []
+
+
+def test_an_application_that_closes_lets_go_of_the_loop(qubesd: Qubesd) -> None:
+    extension = importlib.import_module("portfwd.dom0.stock.extension")
+    assert extension.running_of(qubesd.app) is not None
+    qubesd.app.fire_event("qubes-close")
+    assert extension.running_of(qubesd.app) is None
+    # A call that comes after all starts it anew.
+    assert qubesd.call("Get", "forward") == ""

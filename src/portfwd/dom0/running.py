@@ -101,6 +101,14 @@ class Running:
         self.service.stopped(vm)
         self.ask()
 
+    def close(self) -> None:
+        """Let go of the loop: the application ends."""
+        self._loop.remove_reader(self._clock)
+        self._clock.close()
+        for timer in (self._timer, self._status_timer):
+            if timer is not None:
+                timer.cancel()
+
     async def get(self, vm: Any, arg: str, untrusted_payload: bytes) -> str:
         """admin.vm.firewall.Get+ARG. `vm` is None for dom0. Raises UnexpectedError, RefusedError."""
         name = arg.removeprefix(f"{ARGUMENT}.")

@@ -44,7 +44,7 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         firewall.extend()
-        api.extend(running_of)
+        api.extend(ready)
 
     # The first parameter is not called vm: some events have a word of that name.
     @qubes.ext.handler(*QUBE_EVENTS, vm=_QUBE)  # type: ignore[untyped-decorator, unused-ignore]
@@ -76,11 +76,26 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
         if running is not None:
             running.ask()
 
+    @qubes.ext.handler("qubes-close", system=True)  # type: ignore[untyped-decorator, unused-ignore]
+    @_safely
+    def on_close(self, subject: Any, _event: str, **_: Any) -> None:
+        running = running_of(subject)
+        if running is not None:
+            delattr(subject, _RUNNING)
+            running.close()
+
 
 def running_of(app: Any) -> Running | None:
     """What runs for this application; None before its loop has run for the first time, and in tools without a loop."""
     running: Running | None = getattr(app, _RUNNING, None)
     return running
+
+
+def ready(app: Any) -> Running | None:
+    """The same for a call of the API, which is made where the loop runs: started now if no event has come before."""
+    if running_of(app) is None and not app.vmm.offline_mode:
+        _start(app, asyncio.get_running_loop())
+    return running_of(app)
 
 
 def _awake(app: Any) -> Running | None:
@@ -98,6 +113,8 @@ def _awake(app: Any) -> Running | None:
 
 
 def _start(app: Any, loop: asyncio.AbstractEventLoop) -> None:
+    if running_of(app) is not None:
+        return
     try:
         running = Running(app, loop, _BOOT_ID.read_text(encoding="ascii").strip(), _KEPT)
     except Exception:
