@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What our .pth file does in dom0: qvm-firewall knows forwards, a restore brings them back, nothing else changes."""
+
+import importlib
+import io
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from portfwd.client import hook
+
+STAND_IN = Path(__file__).with_name("stand_in")
+WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
+
+
+@pytest.fixture
+def stock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, hook.Finder)])
+    hook.install()
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "qubesadmin"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("stock")
+def test_the_stocks_qvm_firewall_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    tool = importlib.import_module("qubesadmin.tools.qvm_firewall")
+    with pytest.raises(SystemExit):
+        tool.main(["--help"])
+    assert "action=forward" in capsys.readouterr().out
+    assert tool.main(["work", "list"], app=object()) == "stock"
+
+
+class Restored:
+    """A qube that is being restored."""
+
+    def __init__(self) -> None:
+        self.rules: list[dict[str, str]] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.log = logging.getLogger("restored")
+
+    def qubesd_call(self, *call: Any) -> None:
+        self.calls.append(call)
+
+
+def rule(line: str) -> str:
+    words = (word.partition("=") for word in line.split())
+    properties = "".join(f'<property name="{key}">{value}</property>' for key, _, value in words)
+    return f"<rule><properties>{properties}</properties></rule>"
+
+
+def restore(rules: str, forwards: str = "") -> Restored:
+    module: ModuleType = importlib.import_module("qubesadmin.backup.core3")
+    vm = Restored()
+    beside = f"<forwards>{forwards}</forwards>" if forwards else ""
+    text = f'<firewall version="2"><rules>{rules}</rules>{beside}</firewall>'
+    module.Core3VM().handle_firewall_xml(vm, io.BytesIO(text.encode()))
+    return vm
+
+
+@pytest.mark.usefixtures("stock")
+def test_a_restored_qube_gets_its_rules_and_its_forwards() -> None:
+    vm = restore(rule("action=drop proto=tcp"), rule(WEB) + rule(f"{WEB.replace('443-443', '1-1')} expire=4000000000"))
+    assert vm.rules == [{"action": "drop", "proto": "tcp"}]
+    ((dest, method, arg, payload),) = vm.calls
+    assert (dest, method, arg) == (None, "admin.vm.firewall.Set", "forward")
+    assert payload.decode().splitlines()[0] == WEB
+    assert len(payload.decode().splitlines()) == 2
+
+
+@pytest.mark.usefixtures("stock")
+def test_a_forward_among_the_rules_does_not_cost_the_others() -> None:
+    vm = restore(rule(WEB) + rule("action=drop"))
+    assert vm.rules == [{"action": "drop"}]
+    assert len(vm.calls) == 1
+
+
+@pytest.mark.usefixtures("stock")
+def test_what_is_over_or_cannot_be_read_is_left_out() -> None:
+    vm = restore(
+        rule("action=accept"), rule(f"{WEB} expire=1000") + rule(f"{WEB} expire=reboot") + rule("action=forward")
+    )
+    assert (vm.rules, vm.calls) == ([{"action": "accept"}], [])
+
+
+@pytest.mark.usefixtures("stock")
+def test_a_dom0_that_refuses_the_forwards_keeps_the_rules(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(Restored):
+        def qubesd_call(self, *call: Any) -> None:
+            raise OSError(f"no such thing: {call}")
+
+    module = importlib.import_module("qubesadmin.backup.core3")
+    vm = Refusing()
+    text = f'<firewall version="2"><rules>{rule("action=drop")}</rules><forwards>{rule(WEB)}</forwards></firewall>'
+    module.Core3VM().handle_firewall_xml(vm, io.BytesIO(text.encode()))
+    assert vm.rules == [{"action": "drop"}]
+    assert "Failed to restore the port forwards" in caplog.text
+
+
+def test_a_function_that_fails_leaves_the_module_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+
+    def broken(_: ModuleType) -> None:
+        raise RuntimeError("on purpose")
+
+    hook.when_imported("qubesadmin.tools.qvm_firewall", broken)
+    assert importlib.import_module("qubesadmin.tools.qvm_firewall").main() == "stock"
+    assert "stays as it is" in caplog.text
+    for name in [name for name in sys.modules if name.partition(".")[0] == "qubesadmin"]:
+        del sys.modules[name]
+
+
+def test_it_costs_every_other_program_next_to_nothing() -> None:
+    code = "import sys; before = set(sys.modules); import portfwd.client.hook as h; h.install(); "
+    code += "print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["portfwd", "portfwd.client", "portfwd.client.hook"]
