@@ -67,9 +67,12 @@ class Limits:
 Answered = Callable[[Decision], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Prompt:
-    """One question, and everyone who asked it. `deadline` is set once it is on show, in monotonic seconds."""
+    """One question, and everyone who asked it. `deadline` is set once it is on show, in monotonic seconds.
+
+    Each is itself only: the answer to an old one must not reach a new one that asks the same.
+    """
 
     request: Request
     askers: list[Answered]
@@ -145,8 +148,9 @@ class Gate:
 
 
 def words(untrusted: str) -> str:
-    """What a program says of itself, made harmless: one short line of printable ASCII."""
-    text = " ".join(clean(untrusted[: 4 * _WORDS_MAX]).split())
+    """What a program says of itself, made harmless: one short line of printable ASCII without double quotes."""
+    # They are shown between double quotes, and must not be able to end those and go on in our name.
+    text = " ".join(clean(untrusted[: 4 * _WORDS_MAX]).replace('"', "'").split())
     return text if len(text) <= _WORDS_MAX else f"{text[: _WORDS_MAX - 3]}..."
 
 

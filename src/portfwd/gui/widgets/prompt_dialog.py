@@ -44,7 +44,6 @@ class PromptDialog(QDialog):
         self.foreign.setAccessibleName(self.tr("What the program says of itself"))
         said = words(request.untrusted_words)
         self.foreign.setText(self.tr('The program calls itself "{0}". Nobody has checked that.').format(said))
-        self.foreign.setVisible(bool(said))
         font = self.foreign.font()
         font.setItalic(True)
         self.foreign.setFont(font)
@@ -62,9 +61,10 @@ class PromptDialog(QDialog):
         for decision, button in self.allows.items():
             button.setAutoDefault(False)
             button.setEnabled(False)
-            button.setVisible(decision in limits.allowed)
             button.clicked.connect(lambda _, decision=decision: self._decide(decision))
             buttons.addButton(button, QDialogButtonBox.ButtonRole.ActionRole)
+            # Not before it has its place: a widget without parent becomes a window on the screen.
+            button.setVisible(decision in limits.allowed)
         top = QHBoxLayout()
         top.addWidget(badge)
         top.addWidget(name, 1)
@@ -72,6 +72,7 @@ class PromptDialog(QDialog):
         layout.addLayout(top)
         for widget in (self.question, self.foreign, self.left, buttons):
             layout.addWidget(widget)
+        self.foreign.setVisible(bool(said))
         self._clock = QTimer(self)
         self._clock.setInterval(_LOOK)
         self._clock.timeout.connect(self._look)
@@ -99,17 +100,18 @@ class PromptDialog(QDialog):
         if not self._over:
             self._over = True
             self._clock.stop()
+            self.hide()
             self.decided.emit(decision)
-            self.close()
 
     def changeEvent(self, a0: QEvent | None) -> None:
         super().changeEvent(a0)
         if a0 is not None and a0.type() == QEvent.Type.ActivationChange and not self._over:
             self._look()
 
-    def reject(self) -> None:
-        """Escape."""
+    def done(self, a0: int) -> None:
+        """Escape, and whatever else ends a dialog without one of its buttons."""
         self._decide(Decision.DENY)
+        super().done(a0)
 
     def closeEvent(self, a0: QCloseEvent | None) -> None:
         self._decide(Decision.DENY)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What each package would hold (make package-NAME), and that the agent's starts alone."""
+
+import configparser
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from portfwd.wire import limits
+
+ROOT = Path(__file__).parents[2]
+SITE = "/usr/lib/python3/site-packages"
+PACKAGES = ("common", "agent", "client", "dom0", "gui")
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    roots = {name: tmp_path_factory.mktemp(name) for name in PACKAGES}
+    for name, root in roots.items():
+        make(f"package-{name}", root)
+    return roots
+
+
+def make(target: str, root: Path) -> None:
+    argv = ["make", "-s", "-C", str(ROOT), target, f"DESTDIR={root}", f"PYTHON_SITELIB={SITE}"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def files(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir() or path.is_symlink()}
+
+
+def test_each_source_file_is_in_exactly_one_package(roots: dict[str, Path]) -> None:
+    prefix = f"{SITE.lstrip('/')}/portfwd/"
+    found = [
+        file.removeprefix(prefix)
+        for root in roots.values()
+        for file in files(root)
+        if file.startswith(prefix) and file.endswith(".py")
+    ]
+    source = ROOT / "src/portfwd"
+    assert sorted(found) == sorted(str(path.relative_to(source)) for path in source.rglob("*.py"))
+
+
+def test_no_file_is_in_two_packages_and_none_of_the_lab_or_the_tests_in_any(roots: dict[str, Path]) -> None:
+    everything = [file for root in roots.values() for file in files(root)]
+    assert len(everything) == len(set(everything))
+    assert not [file for file in everything if "lab" in Path(file).parts or "tests" in Path(file).parts]
+
+
+def test_the_agents_package_starts_alone(tmp_path: Path) -> None:
+    make("install-agent", tmp_path)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path) + SITE!r}); import portfwd.agent.__main__; print('starts')"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, env={"LC_ALL": "C"}, check=False
+    )
+    assert done.stdout == "starts\n", done.stderr
+
+
+def test_the_programs_of_dom0_start_from_their_package(tmp_path: Path) -> None:
+    make("install-dom0", tmp_path)
+    program = tmp_path / "usr/bin/qvm-port-forward"
+    assert os.access(program, os.X_OK)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path) + SITE!r}); sys.argv = ['qvm-port-forward', '--help']; "
+    code += f"exec(open({str(program)!r}).read())"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "list" in done.stdout
+
+
+def test_qubesd_finds_the_extension(roots: dict[str, Path]) -> None:
+    (distribution,) = importlib.metadata.distributions(path=[str(roots["dom0"]) + SITE])
+    (entry,) = distribution.entry_points.select(group="qubes.ext")
+    module, _, function = entry.value.partition(":")
+    text = (ROOT / "src" / Path(*module.split("."))).with_suffix(".py").read_text()
+    assert f"def {function}()" in text
+
+
+def test_the_unit_runs_the_agent_with_few_rights_after_the_base_firewall(roots: dict[str, Path]) -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[method-assign, assignment]
+    unit.read(roots["agent"] / "usr/lib/systemd/system/qubes-port-forward.service")
+    assert unit["Service"]["ExecStart"] == "/usr/bin/python3 -I -m portfwd.agent"
+    assert {"qubes-firewall.service", "qubes-db.service"} <= set(unit["Unit"]["After"].split())
+    assert unit["Service"]["CapabilityBoundingSet"].split() == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
+    preset = (roots["agent"] / "usr/lib/systemd/system-preset/75-qubes-port-forward.preset").read_text()
+    assert "enable qubes-port-forward.service" in preset
+
+
+def test_qrexec_finds_the_services_that_dom0_calls(roots: dict[str, Path]) -> None:
+    services = roots["agent"] / "etc/qubes-rpc"
+    for service in (limits.REPORT_SERVICE, limits.KILL_SERVICE):
+        assert str((services / service).readlink()) == limits.AGENT_SOCKET
+    assert os.access(services / limits.PROBE_SERVICE, os.X_OK)
+    script = (roots["agent"] / "etc/qubes/post-install.d/30-qubes-port-forward.sh").read_text()
+    assert f"{limits.FEATURE_AGENT}=1" in script
