@@ -86,6 +86,16 @@ def test_a_window_that_has_changed_opens_without_the_panel(
     assert "the panel cannot be shown" in caplog.text
 
 
+def test_a_window_of_another_qt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class VMSettingsWindow:
+        """As of R4.2, with PyQt5."""
+
+    module = ModuleType("qubesmanager.settings")
+    monkeypatch.setattr(module, "VMSettingsWindow", VMSettingsWindow, raising=False)
+    stock_hook.wrap(module)
+    assert VMSettingsWindow.__init__ is object.__init__
+
+
 def test_a_dom0_without_forwards_says_so_in_the_panel_only(
     settings: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, qtbot: QtBot, until: Until
 ) -> None:

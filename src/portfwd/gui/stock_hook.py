@@ -29,6 +29,10 @@ def wrap(module: ModuleType) -> None:
     if window is None:
         log.warning("port forwarding: %s has no %s", _MODULE, _WINDOW)
         return
+    if not any(base.__module__.startswith("PyQt6.") for base in window.__mro__):
+        # R4.2: two versions of Qt in one process end it.
+        log.info("port forwarding: the settings window is not one of PyQt6; use qubes-port-forwarding")
+        return
     window.__init__ = _wrapped(window.__init__)
 
 

@@ -8,7 +8,7 @@ own, with all that it does; OK and Cancel are about that half.
 
 from typing import Any
 
-from PyQt6.QtCore import Qt
+from PyQt6.QtCore import Qt, QThreadPool
 from PyQt6.QtWidgets import QSplitter, QVBoxLayout, QWidget
 
 from portfwd.client.adminapi import AdminClient, connect
@@ -27,7 +27,8 @@ def embed(window: Any, transport: EventTransport | None = None) -> Panel:
     if layout is None:
         raise RuntimeError("the tab has no layout")
     way = transport or connect()
-    tasks = Tasks()
+    # Its window closes at once, whatever is still under way.
+    tasks = Tasks(QThreadPool.globalInstance())
     watch = Watch(AdminClient(way), way, tasks)
     panel = Panel(watch, qube)
     upper = QWidget()

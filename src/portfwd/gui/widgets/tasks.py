@@ -48,10 +48,13 @@ class _Job(QRunnable):
 class Tasks(QObject):
     """One per program. `changed` tells whether any work is under way, such as tests want to know."""
 
-    def __init__(self, parent: QObject | None = None) -> None:
-        super().__init__(parent)
-        self._pool = QThreadPool(self)
-        self._pool.setMaxThreadCount(_THREADS)
+    def __init__(self, pool: QThreadPool | None = None) -> None:
+        """`pool`: threads of somebody else's program, which nobody waits for here."""
+        super().__init__()
+        self._own = QThreadPool(self) if pool is None else None
+        if self._own is not None:
+            self._own.setMaxThreadCount(_THREADS)
+        self._pool = self._own or pool
         self._running: set[_Signals] = set()
 
     @property
@@ -91,10 +94,12 @@ class Tasks(QObject):
         if told is not None:
             signals.told.connect(lambda value: None if gone else told(value))
         self._running.add(signals)
-        self._pool.start(_Job(lambda: work(signals.told.emit), signals))
+        if self._pool is not None:
+            self._pool.start(_Job(lambda: work(signals.told.emit), signals))
 
     def close(self) -> None:
-        """Wait for what is under way; nothing of it is delivered any more."""
+        """Wait for what is under way in threads of our own; nothing of it is delivered any more."""
         self._running.clear()
-        self._pool.clear()
-        self._pool.waitForDone()
+        if self._own is not None:
+            self._own.clear()
+            self._own.waitForDone()
