@@ -300,7 +300,7 @@
         <translation type="unfinished" />
     </message>
     <message>
-        <source>Da&amp;te:</source>
+        <source>&amp;Until:</source>
         <translation type="unfinished" />
     </message>
     <message>

@@ -7,6 +7,7 @@ Every rule that the command line can make can be shown, changed and kept as it i
 
 import dataclasses
 import enum
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,10 @@ from portfwd.model.errors import RuleError
 from portfwd.model.ordinary import Action, DstHost, DstPorts, Expire, OrdinaryRule, Protocol, SpecialTarget
 from portfwd.model.words import Comment
 from portfwd.wire.values import Proto
+
+_NUMBERS = re.compile(r"[0-9]+(\s*-\s*[0-9]+)?")
+_ICMP_TYPE = re.compile(r"[0-9]{1,3}")
+_DATE = "a date and time such as 2026-12-01 15:30, or a time alone"
 
 
 class Target(enum.Enum):
@@ -102,14 +107,16 @@ def check_outbound(draft: OutboundDraft, now: float, lookup: Lookup) -> CheckedO
             return None
 
     host = draft.host.strip()
-    if draft.target is Target.HOST and not host:
+    # The server takes the empty word for a host name; a rule that has it can be kept, but not made.
+    given = bool(host) or (draft.edited is not None and draft.edited.dsthost == "")
+    if draft.target is Target.HOST and not given:
         errors[OutField.HOST] = "an address, a network such as 192.168.1.0/24, or a host name"
-    dsthost = read(OutField.HOST, DstHost, host) if host and draft.target is not Target.ANYWHERE else None
+    dsthost = read(OutField.HOST, DstHost, host) if given and draft.target is not Target.ANYWHERE else None
     has_ports = draft.proto is not None and draft.proto.has_ports and draft.ports.strip()
     ports = draft.ports.strip()
     dstports = read(OutField.PORTS, lambda text: _ports(text, draft.proto, lookup), ports) if has_ports else None
     icmp = draft.icmptype.strip() if draft.proto is Protocol.ICMP else ""
-    if icmp and not (icmp.isascii() and icmp.isdigit() and int(icmp) <= 255):
+    if icmp and not (_ICMP_TYPE.fullmatch(icmp) and int(icmp) <= 255):
         errors[OutField.ICMP] = "an ICMP type is 0 to 255"
     expire = read(OutField.DATE, lambda _: _expire(draft, now), "")
     comment = read(OutField.COMMENT, Comment, draft.comment) if draft.comment else None
@@ -146,10 +153,11 @@ def describe(rule: OrdinaryRule, now: float) -> str:
 
 def target_text(rule: OrdinaryRule) -> str:
     """Where to, in a word or two."""
-    host = "" if rule.dsthost is None else str(rule.dsthost).removesuffix("/32").removesuffix("/128")
-    if rule.specialtarget is None:
-        return host or "anywhere"
-    return f"the name servers at {host}" if host else "the name servers"
+    if rule.dsthost is None:
+        return "anywhere" if rule.specialtarget is None else "the name servers"
+    # Of IPv6, /32 is a network.
+    host = str(rule.dsthost).removesuffix("/128" if rule.dsthost.key == "dst6" else "/32") or "a host without name"
+    return host if rule.specialtarget is None else f"the name servers at {host}"
 
 
 def hint(rules: tuple[OrdinaryRule, ...]) -> str:
@@ -194,6 +202,11 @@ class OutboundList:
             return self
         return self.remove(place).insert(target, self.rules[place])
 
+    def place_of(self, rule: OrdinaryRule, near: int) -> int | None:
+        """Where a rule is that was at `near` once; None when it is gone. The list may have been read anew since."""
+        places = [place for place, other in enumerate(self.rules) if other == rule]
+        return min(places, key=lambda place: abs(place - near), default=None)
+
     def everything(self, action: Action) -> "OutboundList":
         """One rule instead of all."""
         return self._with((OrdinaryRule(action),))
@@ -207,7 +220,8 @@ def _is_catch_all(rule: OrdinaryRule) -> bool:
 
 
 def _ports(text: str, proto: Protocol | None, lookup: Lookup) -> DstPorts:
-    if proto is not None and not text[0].isdigit():
+    # Some services have names that begin with a digit.
+    if proto is not None and not _NUMBERS.fullmatch(text):
         port = lookup(text).get(Proto(proto.value))
         if port is None:
             raise RuleError(text, f"the services database has no {proto.value} service of that name")
@@ -224,9 +238,11 @@ def _expire(draft: OutboundDraft, now: float) -> Expire | None:
         case Ending.HOURS_2:
             return Expire(str(int(now) + parse_for("2h")))
         case Ending.DATE:
-            moment = parse_until(draft.date.strip(), now)
-            if moment is None or not moment.isdigit():
-                raise RuleError(draft.date, "a date and time such as 2026-12-01 15:30, or a time alone")
-            return Expire(moment)
+            text = draft.date.strip()
+            # Words such as reboot are for forwards only.
+            if not text or text.isalpha():
+                raise RuleError(text, _DATE)
+            moment = parse_until(text, now)
+            return None if moment is None else Expire(moment)
         case _:
             return None

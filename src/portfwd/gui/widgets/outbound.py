@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from PyQt6.QtCore import QAbstractTableModel, QModelIndex, Qt, pyqtSignal
+from PyQt6.QtGui import QKeyEvent
 from PyQt6.QtWidgets import (
     QAbstractItemView,
     QHBoxLayout,
@@ -21,7 +22,7 @@ from portfwd.client.sentences import local_time
 from portfwd.gui.state.outbound_draft import OutboundList, Rules, describe, hint, target_text
 from portfwd.gui.widgets.look import plain_label
 from portfwd.gui.widgets.outbound_dialog import OutboundDialog
-from portfwd.model.ordinary import Action
+from portfwd.model.ordinary import Action, OrdinaryRule
 
 _NONE = QModelIndex()
 
@@ -79,6 +80,22 @@ class RulesModel(QAbstractTableModel):
         return cells[index.column()]
 
 
+class RulesTable(QTableView):
+    """Enter means `opened`, Delete means `deleted`, as in the table of the forwards."""
+
+    opened = pyqtSignal()
+    deleted = pyqtSignal()
+
+    def keyPressEvent(self, e: QKeyEvent | None) -> None:
+        key = None if e is None else e.key()
+        if key == Qt.Key.Key_Delete:
+            self.deleted.emit()
+        elif key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            self.opened.emit()
+        else:
+            super().keyPressEvent(e)
+
+
 class OutboundView(QWidget):
     """Edits a list; who uses it reads and saves the list. `changed` comes with each edit."""
 
@@ -88,7 +105,7 @@ class OutboundView(QWidget):
         super().__init__(parent)
         self.list = OutboundList()
         self._model = RulesModel()
-        self.table = QTableView()
+        self.table = RulesTable()
         self.table.setModel(self._model)
         self.table.setAccessibleName(self.tr("What the qube may send"))
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
@@ -97,6 +114,8 @@ class OutboundView(QWidget):
         self.table.setShowGrid(False)
         self.table.setWordWrap(False)
         self.table.doubleClicked.connect(lambda _: self._edit())
+        self.table.opened.connect(self._edit)
+        self.table.deleted.connect(self._remove)
         head, rows = self.table.horizontalHeader(), self.table.verticalHeader()
         if head is not None and rows is not None:
             head.setStretchLastSection(True)
@@ -137,6 +156,15 @@ class OutboundView(QWidget):
         self.list = OutboundList(rules, rules)
         self._show()
 
+    def rules(self) -> Rules:
+        """As they are edited."""
+        return self.list.rules
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is anything to save."""
+        return self.list.dirty
+
     def _button(self, text: str, slot: Callable[[], None]) -> QPushButton:
         button = QPushButton(text)
         button.setAutoDefault(False)
@@ -162,9 +190,19 @@ class OutboundView(QWidget):
         row = self._row()
         if row is None:
             return
-        dialog = OutboundDialog(self.list.rules[row], self)
-        dialog.made.connect(lambda rule: self._take(self.list.replace(row, rule), row))
+        edited = self.list.rules[row]
+        dialog = OutboundDialog(edited, self)
+        dialog.made.connect(lambda rule: self._replace(edited, row, rule))
         dialog.open()
+
+    def _replace(self, edited: OrdinaryRule, row: int, rule: OrdinaryRule) -> None:
+        place = self.list.place_of(edited, row)
+        if place is None:
+            # It ended or was removed while the dialog was open; no other rule may be lost for it.
+            place = min(row, len(self.list.rules))
+            self._take(self.list.insert(place, rule), place)
+        else:
+            self._take(self.list.replace(place, rule), place)
 
     def _remove(self) -> None:
         row = self._row()
@@ -177,11 +215,14 @@ class OutboundView(QWidget):
             self._take(self.list.move(row, step), max(0, min(row + step, len(self.list.rules) - 1)))
 
     def _everything(self, action: Action) -> None:
-        if len(self.list.rules) <= 1:
+        if self.list.rules in ((), (OrdinaryRule(Action.ACCEPT),), (OrdinaryRule(Action.DROP),)):
+            # Nothing is lost that the other button does not bring back.
             self._take(self.list.everything(action), 0)
             return
         box = QMessageBox(QMessageBox.Icon.Question, self.tr("Firewall rules"), "", parent=self)
+        box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         box.setText(self.tr("Replace all {0} rules by one?").format(len(self.list.rules)))
+        box.setInformativeText(describe(OrdinaryRule(action), time.time()))
         box.setStandardButtons(QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.Cancel)
         box.accepted.connect(lambda: self._take(self.list.everything(action), 0))
         box.open()

@@ -92,7 +92,7 @@ class OutboundDialog(QDialog):
             (self.tr("P&orts:"), self.ports, OutField.PORTS),
             (self.tr("&ICMP type:"), self.icmptype, OutField.ICMP),
             (self.tr("&Ends:"), self.ending, None),
-            (self.tr("Da&te:"), self.date, OutField.DATE),
+            (self.tr("&Until:"), self.date, OutField.DATE),
             (self.tr("&Comment:"), self.comment, OutField.COMMENT),
         ]
         self._labels: dict[QWidget, QLabel] = {}
@@ -109,6 +109,11 @@ class OutboundDialog(QDialog):
             layout.addWidget(below)
         layout.addStretch(1)
         layout.addWidget(self.buttons)
+
+    @property
+    def rule(self) -> OrdinaryRule | None:
+        """What the fields amount to; None while something is wrong with them."""
+        return self.state.rule
 
     def draft(self) -> OutboundDraft:
         """What stands in the fields."""
@@ -147,6 +152,8 @@ class OutboundDialog(QDialog):
             ok.setEnabled(self.state.rule is not None)
 
     def _make(self) -> None:
-        if self.state.rule is not None:
-            self.made.emit(self.state.rule)
+        # The minutes count from now on, and a date may be over since it was typed.
+        self._check()
+        if self.rule is not None:
+            self.made.emit(self.rule)
             self.accept()

@@ -95,6 +95,8 @@ class PromptDialog(QDialog):
 
     def _decide(self, decision: Decision) -> None:
         now = time.monotonic()
+        # The focus may have gone in this very moment, before Qt has told us so.
+        self._gate.focus(self.isActiveWindow(), now)
         if decision is not Decision.DENY and not self._gate.open(now):
             return
         if not self._over:
