@@ -81,16 +81,15 @@ def reachable(photographer: Photographer) -> QWidget:
     window.panel.add.click()
     dialog = window.panel.findChildren(RuleDialog)[-1]
     dialog.form.ports.setText("8443")
+    rule = dialog.form.state.rule
     dialog.ok.click()
     photographer.wait(lambda: dialog.ok.text() == "&Close" or dialog.refusal.isVisible())
-    if dialog.refusal.isVisible() or dialog.form.state.rule is None:
+    if dialog.refusal.isVisible() or rule is None:
         raise RuntimeError(dialog.refusal.text() or str(dialog.form.state.errors))
     if dialog.outcome.show_qr.isVisible():
         dialog.outcome.show_qr.click()
-    rule = dialog.form.state.rule
-    if rule is not None:
-        # The next pictures begin as these did.
-        saving.remove(photographer.watch.client, WORK, {rule.id(WORK)})
+    # The next pictures begin as these did.
+    saving.remove(photographer.watch.client, WORK, {rule.id(WORK)})
     return dialog
 
 

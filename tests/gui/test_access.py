@@ -35,7 +35,7 @@ def window(
     window = make(request.param, watch)
     window.show()
     window.activateWindow()
-    qtbot.waitActive(window)
+    qtbot.waitUntil(window.isActiveWindow)
     if isinstance(window, QubeWindow):
         until(window.outbound.isEnabled)
     yield window
@@ -104,7 +104,7 @@ def test_a_port_is_opened_with_keys_alone(watch: Watch, client: AdminClient, qtb
     qtbot.addWidget(window)
     window.show()
     window.activateWindow()
-    qtbot.waitActive(window)
+    qtbot.waitUntil(window.isActiveWindow)
     window.panel.add.setFocus()
     qtbot.keyClick(window.panel.add, Qt.Key.Key_Space)
     (dialog,) = window.panel.findChildren(RuleDialog)

@@ -15,6 +15,7 @@ from lab.demo import SYS_NET
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.status import State
 from portfwd.gui.state.draft import Lasting, Reach
+from portfwd.gui.state.places import place_of
 from portfwd.gui.widgets.panel import Panel
 from portfwd.gui.widgets.rule_dialog import RuleDialog
 from portfwd.gui.widgets.watch import Watch
@@ -82,6 +83,15 @@ def test_a_port_is_opened_by_the_dialog_and_shut_by_a_button(
     until(lambda: rows(panel) == [])
     assert page(lab) in ("timeout", "refused")
     assert "no longer reachable" in panel.message.text()
+
+
+def test_the_outcome_can_be_closed_whatever_the_forwards_become(panel: Panel, qtbot: QtBot, until: Until) -> None:
+    dialog = add_web(panel, qtbot, until)
+    until(lambda: rows(panel) == [State.OPEN])
+    # The stored forward now holds the very port that the fields ask for.
+    dialog.form.show_place(place_of(WORK, panel.watch.qubes, panel.watch.overview.statuses))
+    assert dialog.form.state.rule is None
+    assert dialog.ok.isEnabled()
 
 
 def test_a_removal_can_be_undone(panel: Panel, lab: Lab, qtbot: QtBot, until: Until) -> None:

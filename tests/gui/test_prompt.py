@@ -13,6 +13,7 @@ from PyQt6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
 from portfwd.gui.state.prompting import (
+    ASKERS_MAX,
     TIMEOUT,
     WAITING_MAX,
     Decision,
@@ -60,6 +61,18 @@ def test_repeats_are_one_question_and_everybody_gets_the_answer() -> None:
     prompts.answer(prompt, Decision.ALWAYS)
     assert answers == [("first", Decision.ONCE), ("second", Decision.ONCE)]
     assert prompts.on_show(0) == ()
+
+
+def test_a_longer_lifetime_is_another_question_and_repeats_have_a_bound() -> None:
+    prompts, answers = Prompts(), []
+    prompts.ask(ASKED, answers.append)
+    prompts.ask(dataclasses.replace(ASKED, seconds=ASKED.seconds * 2), answers.append)
+    prompts.answer(prompts.on_show(0)[0], Decision.ONCE)
+    assert answers == [Decision.ONCE]
+    assert prompts.on_show(0)[0].request.seconds == ASKED.seconds * 2
+    for _ in range(ASKERS_MAX + 5):
+        prompts.ask(other(7, "personal"), answers.append)
+    assert answers == [Decision.ONCE] + [Decision.DENY] * 5
 
 
 def test_one_question_of_a_qube_at_a_time_and_too_many_are_denied() -> None:
@@ -141,7 +154,7 @@ def dialog(qtbot: QtBot) -> Iterator[PromptDialog]:
     dialog.decisions = []  # type: ignore[attr-defined]
     dialog.decided.connect(dialog.decisions.append)  # type: ignore[attr-defined]
     dialog.show()
-    qtbot.waitActive(dialog)
+    qtbot.waitUntil(dialog.isActiveWindow)
     yield dialog
 
 
@@ -179,7 +192,7 @@ def test_a_window_that_steals_the_focus_makes_allow_dead_again(dialog: PromptDia
     thief.activateWindow()
     qtbot.waitUntil(lambda: not once.isEnabled(), timeout=3000)
     dialog.activateWindow()
-    qtbot.waitActive(dialog)
+    qtbot.waitUntil(dialog.isActiveWindow)
     qtbot.wait(200)
     assert not once.isEnabled()
 

@@ -25,6 +25,8 @@ TIMEOUT = 60.0
 """Seconds after which nobody is there: the answer is no."""
 WAITING_MAX = 5
 """Different questions of one qube that may wait behind the one on show."""
+ASKERS_MAX = 100
+"""Repeats of one question that wait for its answer; more are denied at once."""
 _WORDS_MAX = 60
 
 
@@ -52,8 +54,8 @@ class Request:
 
     @property
     def question(self) -> tuple[object, ...]:
-        """Two requests with the same question are one."""
-        return (self.qube, self.proto, self.port, self.target_port, self.clients)
+        """Two requests with the same question are one. A longer lifetime is another question: nobody agreed to it."""
+        return (self.qube, self.proto, self.port, self.target_port, self.clients, self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,10 @@ class Prompts:
         queue = self._queues.setdefault(request.qube, collections.deque())
         for prompt in queue:
             if prompt.request.question == request.question:
-                prompt.askers.append(answered)
+                if len(prompt.askers) < ASKERS_MAX:
+                    prompt.askers.append(answered)
+                else:
+                    _tell([answered], Decision.DENY)
                 return
         if len(queue) > WAITING_MAX:
             _tell([answered], Decision.DENY)

@@ -65,6 +65,9 @@ class RuleDialog(QDialog):
         self.resize(560, self.sizeHint().height())
 
     def _on_checked(self, state: Checked) -> None:
+        if self._pages.currentIndex() == _OUTCOME:
+            # What was stored just now holds its own port, which is no reason to keep the window open.
+            return
         self.refusal.hide()
         self.ok.setEnabled(state.rule is not None)
 
