@@ -15,6 +15,7 @@ from PyQt6.QtWidgets import QApplication
 from portfwd.client.adminapi import AdminClient, SocketTransport
 from portfwd.gui.app import Program, make_application
 from portfwd.gui.state.overview import Column
+from portfwd.gui.widgets.forwards_table import ForwardsTable
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
 
@@ -89,14 +90,16 @@ def main() -> int:
     return 0
 
 
-def scroll(application: QApplication, table: object) -> dict[str, float]:
+def scroll(application: QApplication, table: ForwardsTable) -> dict[str, float]:
     """Scroll from the top to the bottom, a few rows at a time: milliseconds of each step, painting included."""
-    bar = table.verticalScrollBar()  # type: ignore[attr-defined]
+    bar, port = table.verticalScrollBar(), table.viewport()
+    if bar is None or port is None:
+        raise RuntimeError("the table cannot scroll")
     took = []
     for step in range(_STEPS):
         begin = time.monotonic()
         bar.setValue(round(bar.maximum() * step / (_STEPS - 1)))
-        table.viewport().repaint()  # type: ignore[attr-defined]
+        port.repaint()
         application.processEvents()
         took.append((time.monotonic() - begin) * 1000)
     took.sort()

@@ -3,11 +3,10 @@
 """./run gui [QUBE]: the windows, in dom0 of a fresh laboratory, on your screen."""
 
 import argparse
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lab.client import Lab
@@ -33,8 +32,7 @@ def add_forwards(lab: Lab) -> None:
         lab.api(qube, "admin.vm.firewall.Set", "forward", lines)
 
 
-@contextlib.contextmanager
-def screen(lab: Lab, environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def screen(lab: Lab, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a program in dom0 that may use the screen of this session."""
     env = {
         name: environ[name] for name in ("DISPLAY", "LANG", "QT_SCALE_FACTOR", "QT_STYLE_OVERRIDE") if name in environ
@@ -43,7 +41,7 @@ def screen(lab: Lab, environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
     if cookie.is_file():
         lab.call("dom0", AUTHORITY.write_bytes, cookie.read_bytes())
         env["XAUTHORITY"] = str(AUTHORITY)
-    yield env
+    return env
 
 
 def main(argv: list[str]) -> int:
@@ -62,9 +60,9 @@ def main(argv: list[str]) -> int:
             print(f"{time.monotonic() - started:5.1f} s  the windows are on their way", file=sys.stderr, flush=True)
             hint = f"./run lab exec --name {lab.name} laptop -- curl http://192.168.1.10:443/"
             print(f"       the laptop is at hand, too: {hint}", file=sys.stderr, flush=True)
-            with screen(lab, os.environ) as env:
-                words = [args.qube] if args.qube else []
-                return lab.run("dom0", ["qubes-port-forwarding", *words], env=env).returncode
+            words = [args.qube] if args.qube else []
+            env = screen(lab, os.environ)
+            return lab.run("dom0", ["qubes-port-forwarding", *words], env=env).returncode
         finally:
             server.terminate()
 

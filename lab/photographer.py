@@ -37,8 +37,6 @@ class Photographer:
         self.pictures: dict[str, bytes] = {}
         self._kept: list[QWidget] = []
         self._scene = "the first look"
-        self._troubles: list[str] = []
-        self.watch.trouble.connect(self._troubles.append)
 
     def take_all(self, scenes: Mapping[str, "Scene"]) -> dict[str, bytes]:
         """Every picture."""
@@ -64,7 +62,7 @@ class Photographer:
         deadline = time.monotonic() + _WAIT
         while not good():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._scene} does not show what it should; {set(self._troubles)}")
+                raise TimeoutError(f"{self._scene} does not show what it should; {self.watch.problem}")
             self.settle(0.02)
 
     def settle(self, seconds: float) -> None:

@@ -36,7 +36,6 @@ from portfwd.gui.widgets.watch import Watch
 from portfwd.gui.widgets.window import QubeWindow
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.model.ordinary import Action, OrdinaryRule
-from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Proto, QubeName, RuleId
 
 SECONDS = float(os.environ.get("MONKEY_SECONDS", "120"))
@@ -218,30 +217,3 @@ def test_a_monkey_breaks_nothing_and_loses_nothing(
     # The windows know the truth in the end.
     watch.look_at_all()
     until(lambda: {s.rule.does for s in watch.overview.statuses if s.qube == PERSONAL} == present)
-
-
-def test_qubesd_that_goes_away_and_comes_back_is_met_calmly(
-    client: AdminClient, transport: SocketTransport, watch: Watch, qtbot: QtBot, until: Callable[..., None]
-) -> None:
-    class Away(SocketTransport):
-        gone = False
-
-        def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
-            if self.gone:
-                raise RefusedError("qubesd is away")
-            return transport.call(dest, method, arg, payload)
-
-    away = Away()
-    mine = Watch(AdminClient(away), transport, watch.tasks)
-    dashboard = Dashboard(mine)
-    qtbot.addWidget(dashboard)
-    dashboard.show()
-    mine.start()
-    until(lambda: mine.known)
-    away.gone = True
-    mine.look_at_all()
-    until(lambda: dashboard.status.text() == "This may be out of date. qubesd is away")
-    away.gone = False
-    client.edit_forwards(WORK, lambda _: (parse_forward("action=forward forwardtype=external srcports=1"),))
-    until(lambda: dashboard.status.text().startswith("1 forward open") and len(mine.overview.statuses) == 1)
-    mine.close()

@@ -157,3 +157,15 @@ def test_both_halves_can_be_used(window: QubeWindow) -> None:
     window.resize(700, 420)
     assert window.outbound.table.isVisible()
     assert window.panel.table.isVisible()
+
+
+def test_nothing_can_be_edited_that_an_answer_under_way_would_throw_away(
+    window: QubeWindow, qtbot: QtBot, client: AdminClient, until: Until
+) -> None:
+    window.outbound.table.selectRow(0)
+    qtbot.mouseClick(window.outbound.remove, Qt.MouseButton.LeftButton)
+    press(window, qtbot, QDialogButtonBox.StandardButton.Apply)
+    assert not window.outbound.isEnabled()
+    until(window.outbound.isEnabled)
+    assert client.rules(WORK) == (ACCEPT,)
+    assert not window.outbound.dirty

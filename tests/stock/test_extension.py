@@ -179,6 +179,15 @@ def test_a_damaged_forward_opens_nothing_and_is_never_overwritten(qubesd: Qubesd
     assert path.read_text() == before
 
 
+def test_a_file_that_is_no_firewall_file_any_more_is_not_written_over(qubesd: Qubesd) -> None:
+    qubesd.call("Set", "forward", f"{WEB}\n")
+    path = qubesd.folder / "work/firewall.xml"
+    path.write_text("half a fi")
+    with pytest.raises(qubesd.error("QubesException")):
+        qubesd.app.domains["work"].firewall.save()
+    assert path.read_text() == "half a fi"
+
+
 def test_what_a_handler_meets_never_reaches_qubesd(qubesd: Qubesd, caplog: pytest.LogCaptureFixture) -> None:
     running = importlib.import_module("portfwd.dom0.stock.extension").running_of(qubesd.app)
 

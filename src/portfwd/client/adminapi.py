@@ -262,8 +262,7 @@ class AdminClient:
 
     def qubes(self) -> tuple[QubeName, ...]:
         """The qubes that this client may see."""
-        answer = self._transport.call(_DOM0, "admin.vm.List")
-        return tuple(QubeName(line.partition(" ")[0]) for line in _text(answer).splitlines())
+        return tuple(self.listed())
 
     def listed(self) -> dict[QubeName, dict[str, str]]:
         """What admin.vm.List says of each qube that this client may see: class and state."""

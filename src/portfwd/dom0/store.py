@@ -136,7 +136,10 @@ def read_forwards(path: Path) -> Beside:
 
 def save_stock(path: Path, rules: Iterable[etree._Element], forwards: tuple[StoredForward, ...]) -> None:
     """Write ordinary rules, given as their <properties>, and forwards in one step. Raises StoreError, as save does."""
-    damage = read_forwards(path).damage
+    damage = ""
+    # A file that is no firewall file is no reason to write one over it.
+    with contextlib.suppress(FileNotFoundError):
+        damage = _forwards(path, _parse(path, path.read_bytes()))[1]
     if damage:
         raise StoreError(damage)
     root = etree.Element("firewall", version="2")

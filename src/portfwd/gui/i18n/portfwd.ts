@@ -4,6 +4,26 @@
 <context>
     <name>Actions</name>
     <message>
+        <source>C&amp;hange...</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Pa&amp;use</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Re&amp;move</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Undo remo&amp;val</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Message</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
         <source>{0}: no longer reachable; the connections were ended.</source>
         <translation type="unfinished" />
     </message>
@@ -13,6 +33,10 @@
     </message>
     <message>
         <source>The connection was ended.</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Res&amp;ume</source>
         <translation type="unfinished" />
     </message>
 </context><context>
@@ -40,10 +64,6 @@
         <translation type="unfinished" />
     </message>
     <message>
-        <source>Message</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
         <source>Asking dom0...</source>
         <translation type="unfinished" />
     </message>
@@ -52,31 +72,11 @@
         <translation type="unfinished" />
     </message>
     <message>
-        <source>C&amp;hange...</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Pa&amp;use</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Re&amp;move</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Un&amp;do removal</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
         <source>&amp;List</source>
         <translation type="unfinished" />
     </message>
     <message>
         <source>&amp;Network</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Res&amp;ume</source>
         <translation type="unfinished" />
     </message>
     <message>
@@ -410,27 +410,7 @@
 </context><context>
     <name>Panel</name>
     <message>
-        <source>Ports of {0} that others can reach (port forwarding)</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
         <source>&amp;Open a port...</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>C&amp;hange...</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Pa&amp;use</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Re&amp;move</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>&amp;Undo removal</source>
         <translation type="unfinished" />
     </message>
     <message>
@@ -442,15 +422,11 @@
         <translation type="unfinished" />
     </message>
     <message>
-        <source>Message</source>
+        <source>Ports of {0} that others can reach (port forwarding)</source>
         <translation type="unfinished" />
     </message>
     <message>
         <source>This may be out of date. {0}</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Res&amp;ume</source>
         <translation type="unfinished" />
     </message>
     <message>

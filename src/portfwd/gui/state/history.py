@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from portfwd.client.sentences import opened, target, told
-from portfwd.client.status import RuleStatus
 from portfwd.gui.state.overview import Changes
 
 _REMEMBERED = 1000
@@ -19,7 +18,6 @@ class Line:
 
     moment: float
     text: str
-    status: RuleStatus
 
 
 class History:
@@ -30,18 +28,18 @@ class History:
 
     def note(self, changes: Changes, now: float) -> list[Line]:
         """Remember what a look brought; the new lines."""
-        new = [Line(now, text, status) for text, status in _told(changes, now)]
+        new = [Line(now, text) for text in _told(changes, now)]
         self.lines.extend(new)
         return new
 
 
-def _told(changes: Changes, now: float) -> Iterator[tuple[str, RuleStatus]]:
+def _told(changes: Changes, now: float) -> Iterator[str]:
     for status in changes.removed:
         ended = isinstance(status.rule.expire, int) and status.rule.expire <= now + 1
         why = "its time is over" if ended else "the forward is removed"
-        yield f"{target(status.qube, status.rule)} is no longer reachable: {why}", status
+        yield f"{target(status.qube, status.rule)} is no longer reachable: {why}"
     for status in changes.added:
-        yield told(status, now, "can reach"), status
+        yield told(status, now, "can reach")
     for before, after in changes.changed:
         if before.state is not after.state or before.fault != after.fault:
-            yield (opened(after, now) if after.state.passes and not before.state.passes else told(after, now)), after
+            yield opened(after, now) if after.state.passes and not before.state.passes else told(after, now)

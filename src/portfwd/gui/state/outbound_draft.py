@@ -211,6 +211,10 @@ class OutboundList:
         """One rule instead of all."""
         return self._with((OrdinaryRule(action),))
 
+    def onto(self, newer: Rules) -> "OutboundList":
+        """The same edited rules, in the place of a list that somebody else has stored meanwhile."""
+        return dataclasses.replace(self, read=newer)
+
     def _with(self, rules: Rules) -> "OutboundList":
         return dataclasses.replace(self, rules=rules)
 

@@ -4,8 +4,8 @@
 
 from collections.abc import Callable, Sequence
 
-from PyQt6.QtCore import QObject, pyqtSignal
-from PyQt6.QtWidgets import QWidget
+from PyQt6.QtCore import QEvent, QObject, QTimer
+from PyQt6.QtWidgets import QPushButton, QWidget
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.sentences import target
@@ -14,38 +14,77 @@ from portfwd.gui.state import saving
 from portfwd.gui.state.draft import Place
 from portfwd.gui.state.overview import by_qube
 from portfwd.gui.state.places import place_of
+from portfwd.gui.widgets.fields import button
+from portfwd.gui.widgets.forwards_table import ForwardsTable
+from portfwd.gui.widgets.look import plain_label
 from portfwd.gui.widgets.rule_dialog import RuleDialog
 from portfwd.gui.widgets.watch import Watch
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
+_TICK = 10_000
+"""Milliseconds between two looks at the clock, for what is left of lifetimes."""
 Saved = tuple[tuple[QubeName, ForwardRule], ...]
 
 
 class Actions(QObject):
-    """`said` is a sentence for the user; `undoable` tells whether a removal can be undone."""
+    """The buttons for a table of forwards, to be placed by its window, and a label for what comes of them.
 
-    said = pyqtSignal(str)
-    undoable = pyqtSignal(bool)
+    As long as the window is shown, what it shows is kept fresh.
+    """
 
-    def __init__(self, watch: Watch, window: QWidget) -> None:
+    def __init__(self, watch: Watch, table: ForwardsTable, window: QWidget) -> None:
         super().__init__(window)
-        self.watch, self._window = watch, window
+        self.watch, self._table, self._window = watch, table, window
         self._removed: Saved = ()
         self._dialog: RuleDialog | None = None
-        watch.changed.connect(self._refresh_dialog)
+        self.edit = button(self.tr("C&hange..."), self._edit)
+        self.pause = button(self.tr("Pa&use"), self._pause)
+        self.remove = button(self.tr("Re&move"), self._remove)
+        self.undo = button(self.tr("Undo remo&val"), self._undo)
+        self.undo.hide()
+        self.message = plain_label()
+        self.message.setAccessibleName(self.tr("Message"))
+        self.message.hide()
+        self._tick = QTimer(self)
+        self._tick.setInterval(_TICK)
+        self._tick.timeout.connect(table.forwards.tick)
+        table.opened.connect(self._edit)
+        table.deleted.connect(self._remove)
+        table.chosen.connect(self._enable)
+        watch.changed.connect(self._on_changed)
+        window.installEventFilter(self)
+        self._enable()
+
+    @property
+    def buttons(self) -> tuple[QPushButton, ...]:
+        """In the order in which they stand."""
+        return (self.edit, self.pause, self.remove, self.undo)
+
+    def eventFilter(self, a0: QObject | None, a1: QEvent | None) -> bool:
+        if a0 is self._window and a1 is not None and a1.type() in (QEvent.Type.Show, QEvent.Type.Hide):
+            shown = a1.type() == QEvent.Type.Show
+            self.watch.set_shown(self._window, shown)
+            (self._tick.start if shown else self._tick.stop)()
+        return super().eventFilter(a0, a1)
 
     def open_dialog(self, qube: QubeName, rule: ForwardRule | None = None) -> None:
         """Ask what port to open, or what to change of a forward."""
         dialog = RuleDialog(self.watch.client, self.watch.tasks, self._place(qube), rule, self._window)
-        dialog.stored.connect(lambda: self.watch.look(self.watch.qube))
+        dialog.stored.connect(lambda: self.watch.look())
         dialog.destroyed.connect(self._forget_dialog)
         self._dialog = dialog
         dialog.open()
 
-    def remove(self, chosen: Sequence[RuleStatus]) -> None:
+    def _edit(self) -> None:
+        chosen = self._table.selected()
+        if len(chosen) == 1:
+            self.open_dialog(chosen[0].qube, chosen[0].rule)
+
+    def _remove(self) -> None:
         """Shut the ports at once, and cut what came through them; an undo is offered."""
+        chosen = self._table.selected()
         if not chosen:
             return
         saved: Saved = tuple((status.qube, status.rule) for status in chosen)
@@ -56,47 +95,51 @@ class Actions(QObject):
 
         def done() -> None:
             self._removed = saved
-            self.undoable.emit(True)
+            self.undo.show()
             gone = ", ".join(target(qube, rule) for qube, rule in saved)
-            self.said.emit(self.tr("{0}: no longer reachable; the connections were ended.").format(gone))
+            self._say(self.tr("{0}: no longer reachable; the connections were ended.").format(gone))
 
         self._do(work, done)
 
-    def undo(self) -> None:
+    def _undo(self) -> None:
         """Store once more what was removed last."""
         saved, self._removed = self._removed, ()
-        self.undoable.emit(False)
+        self.undo.hide()
 
         def work(client: AdminClient) -> None:
             for qube, rule in saved:
                 saving.add(client, qube, rule)
 
-        self._do(work, lambda: self.said.emit(self.tr("The forward is back.")))
+        self._do(work, lambda: self._say(self.tr("The forward is back.")))
 
-    def pause(self, chosen: Sequence[RuleStatus], *, enabled: bool) -> None:
+    def _pause(self) -> None:
+        chosen = self._table.selected()
+        self.set_enabled(chosen, enabled=_all_paused(chosen))
+
+    def set_enabled(self, chosen: Sequence[RuleStatus], *, enabled: bool) -> None:
         """Shut the ports and keep the forwards, or open them again."""
 
         def work(client: AdminClient) -> None:
             for qube, statuses in by_qube(chosen).items():
                 saving.pause(client, qube, {status.id for status in statuses}, enabled=enabled)
 
-        self._do(work, lambda: self.said.emit(""))
+        self._do(work, lambda: self._say(""))
 
     def kill(self, qube: QubeName, connection: str) -> None:
         """End one connection; the port stays open."""
         ended = self.tr("The connection was ended.")
-        self._do(lambda client: client.kill(qube, connection), lambda: self.said.emit(ended))
+        self._do(lambda client: client.kill(qube, connection), lambda: self._say(ended))
 
     def _do(self, work: Callable[[AdminClient], None], done: Callable[[], None]) -> None:
         client = self.watch.client
 
         def finish(_: object) -> None:
-            self.watch.look(self.watch.qube)
+            self.watch.look()
             done()
 
         def failed(error: RefusedError) -> None:
-            self.watch.look(self.watch.qube)
-            self.said.emit(str(error))
+            self.watch.look()
+            self._say(str(error))
 
         self.watch.tasks.run(self, lambda _: work(client), finish, failed)
 
@@ -106,11 +149,22 @@ class Actions(QObject):
     def _forget_dialog(self) -> None:
         self._dialog = None
 
-    def _refresh_dialog(self) -> None:
+    def _on_changed(self) -> None:
+        self._enable()
         if self._dialog is not None:
             self._dialog.form.show_place(self._place(self._dialog.qube))
 
+    def _enable(self) -> None:
+        chosen = self._table.selected()
+        self.edit.setEnabled(len(chosen) == 1)
+        for each in (self.pause, self.remove):
+            each.setEnabled(bool(chosen))
+        self.pause.setText(self.tr("Res&ume") if _all_paused(chosen) else self.tr("Pa&use"))
 
-def resumes(chosen: Sequence[RuleStatus]) -> bool:
-    """Whether the button that pauses would open them again: when all of them are paused."""
+    def _say(self, text: str) -> None:
+        self.message.setText(text)
+        self.message.setVisible(bool(text))
+
+
+def _all_paused(chosen: Sequence[RuleStatus]) -> bool:
     return bool(chosen) and all(not status.rule.enabled for status in chosen)

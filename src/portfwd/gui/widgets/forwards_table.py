@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from PyQt6.QtCore import QAbstractTableModel, QModelIndex, QObject, QSortFilterProxyModel, Qt, pyqtSignal
-from PyQt6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+from PyQt6.QtWidgets import QAbstractItemView, QWidget
 
 from portfwd.client.sentences import told
 from portfwd.client.status import RuleStatus, State
 from portfwd.gui.state.overview import Changes, Column, Key, cell, found_by, key_of, order
+from portfwd.gui.widgets.fields import RowsTable
 from portfwd.gui.widgets.look import label_icon, state_icon
 
 SORT_ROLE = Qt.ItemDataRole.UserRole
 _NONE = QModelIndex()
 _NUMBERS = (Column.TARGET, Column.TRAFFIC, Column.CONNECTIONS)
-_WIDE = (Column.COMMENT,)
 
 
 class ForwardsModel(QAbstractTableModel):
@@ -142,11 +142,9 @@ class Sorted(QSortFilterProxyModel):
         return bool(left.data(SORT_ROLE) < right.data(SORT_ROLE))
 
 
-class ForwardsTable(QTableView):
-    """Rows are selected as a whole; Enter and double click mean `opened`, Delete means `deleted`."""
+class ForwardsTable(RowsTable):
+    """`chosen` comes when other rows are selected."""
 
-    opened = pyqtSignal()
-    deleted = pyqtSignal()
     chosen = pyqtSignal()
 
     def __init__(self, columns: Sequence[Column], parent: QWidget | None = None) -> None:
@@ -155,26 +153,15 @@ class ForwardsTable(QTableView):
         self.sorted = Sorted(self.forwards, self)
         self.setModel(self.sorted)
         self.setAccessibleName(self.tr("Forwards"))
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
-        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.setTabKeyNavigation(False)
         self.setAlternatingRowColors(True)
-        self.setShowGrid(False)
-        self.setWordWrap(False)
         self.setSortingEnabled(True)
         self.sortByColumn(-1, Qt.SortOrder.AscendingOrder)
         rows, head = self.verticalHeader(), self.horizontalHeader()
         if rows is not None and head is not None:
             rows.hide()
-            rows.setDefaultSectionSize(max(22, self.fontMetrics().height() + 8))
             head.setHighlightSections(False)
-            head.setStretchLastSection(True)
-            head.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
-            for place, column in enumerate(columns):
-                width = self.fontMetrics().horizontalAdvance("0")
-                head.resizeSection(place, width * _WIDTHS[column])
-        self.doubleClicked.connect(lambda _: self.opened.emit())
+        self.set_widths({place: _WIDTHS[column] for place, column in enumerate(columns)})
         selection = self.selectionModel()
         if selection is not None:
             selection.selectionChanged.connect(lambda *_: self.chosen.emit())
@@ -194,14 +181,6 @@ class ForwardsTable(QTableView):
             if place.isValid():
                 self.selectRow(place.row())
                 self.scrollTo(place)
-
-    def keyPressEvent(self, e: Any) -> None:
-        if e.key() == Qt.Key.Key_Delete:
-            self.deleted.emit()
-        elif e.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
-            self.opened.emit()
-        else:
-            super().keyPressEvent(e)
 
 
 _WIDTHS = {

@@ -3,23 +3,14 @@
 """The ordinary rules of a qube, in their order: the upper half of our Firewall tab."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from PyQt6.QtCore import QAbstractTableModel, QModelIndex, Qt, pyqtSignal
-from PyQt6.QtGui import QKeyEvent
-from PyQt6.QtWidgets import (
-    QAbstractItemView,
-    QHBoxLayout,
-    QMessageBox,
-    QPushButton,
-    QTableView,
-    QVBoxLayout,
-    QWidget,
-)
+from PyQt6.QtWidgets import QAbstractItemView, QHBoxLayout, QMessageBox, QVBoxLayout, QWidget
 
 from portfwd.client.sentences import local_time
 from portfwd.gui.state.outbound_draft import OutboundList, Rules, describe, hint, target_text
+from portfwd.gui.widgets.fields import RowsTable, button, heading
 from portfwd.gui.widgets.look import plain_label
 from portfwd.gui.widgets.outbound_dialog import OutboundDialog
 from portfwd.model.ordinary import Action, OrdinaryRule
@@ -80,22 +71,6 @@ class RulesModel(QAbstractTableModel):
         return cells[index.column()]
 
 
-class RulesTable(QTableView):
-    """Enter means `opened`, Delete means `deleted`, as in the table of the forwards."""
-
-    opened = pyqtSignal()
-    deleted = pyqtSignal()
-
-    def keyPressEvent(self, e: QKeyEvent | None) -> None:
-        key = None if e is None else e.key()
-        if key == Qt.Key.Key_Delete:
-            self.deleted.emit()
-        elif key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
-            self.opened.emit()
-        else:
-            super().keyPressEvent(e)
-
-
 class OutboundView(QWidget):
     """Edits a list; who uses it reads and saves the list. `changed` comes with each edit."""
 
@@ -105,47 +80,32 @@ class OutboundView(QWidget):
         super().__init__(parent)
         self.list = OutboundList()
         self._model = RulesModel()
-        self.table = RulesTable()
+        self.table = RowsTable()
         self.table.setModel(self._model)
         self.table.setAccessibleName(self.tr("What the qube may send"))
-        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.table.setTabKeyNavigation(False)
-        self.table.setShowGrid(False)
-        self.table.setWordWrap(False)
-        self.table.doubleClicked.connect(lambda _: self._edit())
         self.table.opened.connect(self._edit)
         self.table.deleted.connect(self._remove)
-        head, rows = self.table.horizontalHeader(), self.table.verticalHeader()
-        if head is not None and rows is not None:
-            head.setStretchLastSection(True)
-            digit = self.fontMetrics().horizontalAdvance("0")
-            for column, digits in enumerate((10, 34, 12, 16, 20)):
-                head.resizeSection(column, digits * digit)
-            rows.setDefaultSectionSize(max(22, self.fontMetrics().height() + 8))
+        self.table.set_widths(dict(enumerate((10, 34, 12, 16, 20))))
         selection = self.table.selectionModel()
         if selection is not None:
             selection.selectionChanged.connect(lambda *_: self._enable())
-        self.add = self._button(self.tr("&New rule..."), self._add)
-        self.edit = self._button(self.tr("&Edit..."), self._edit)
-        self.remove = self._button(self.tr("&Delete"), self._remove)
-        self.up = self._button(self.tr("U&p"), lambda: self._move(-1))
-        self.down = self._button(self.tr("Do&wn"), lambda: self._move(1))
-        self.allow = self._button(self.tr("Allow everything"), lambda: self._everything(Action.ACCEPT))
-        self.deny = self._button(self.tr("Deny everything"), lambda: self._everything(Action.DROP))
+        self.add = button(self.tr("&New rule..."), self._add)
+        self.edit = button(self.tr("&Edit..."), self._edit)
+        self.remove = button(self.tr("&Delete"), self._remove)
+        self.up = button(self.tr("U&p"), lambda: self._move(-1))
+        self.down = button(self.tr("Do&wn"), lambda: self._move(1))
+        self.allow = button(self.tr("Allow everything"), lambda: self._everything(Action.ACCEPT))
+        self.deny = button(self.tr("Deny everything"), lambda: self._everything(Action.DROP))
         self.hint = plain_label()
-        heading = plain_label(self.tr("What the qube may send (firewall rules, the first that fits decides)"))
-        font = heading.font()
-        font.setBold(True)
-        heading.setFont(font)
         buttons = QHBoxLayout()
-        for button in (self.add, self.edit, self.remove, self.up, self.down):
-            buttons.addWidget(button)
+        for each in (self.add, self.edit, self.remove, self.up, self.down):
+            buttons.addWidget(each)
         buttons.addStretch(1)
-        for button in (self.allow, self.deny):
-            buttons.addWidget(button)
+        for each in (self.allow, self.deny):
+            buttons.addWidget(each)
         layout = QVBoxLayout(self)
-        layout.addWidget(heading)
+        layout.addWidget(heading(self.tr("What the qube may send (firewall rules, the first that fits decides)")))
         layout.addWidget(self.table, 1)
         layout.addLayout(buttons)
         layout.addWidget(self.hint)
@@ -164,12 +124,6 @@ class OutboundView(QWidget):
     def dirty(self) -> bool:
         """Whether there is anything to save."""
         return self.list.dirty
-
-    def _button(self, text: str, slot: Callable[[], None]) -> QPushButton:
-        button = QPushButton(text)
-        button.setAutoDefault(False)
-        button.clicked.connect(lambda: slot())
-        return button
 
     def _row(self) -> int | None:
         selection = self.table.selectionModel()
@@ -241,7 +195,7 @@ class OutboundView(QWidget):
 
     def _enable(self) -> None:
         row = self._row()
-        for button in (self.edit, self.remove):
-            button.setEnabled(row is not None)
+        for each in (self.edit, self.remove):
+            each.setEnabled(row is not None)
         self.up.setEnabled(row is not None and row > 0)
         self.down.setEnabled(row is not None and row < len(self.list.rules) - 1)

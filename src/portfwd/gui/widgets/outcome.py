@@ -14,7 +14,7 @@ from portfwd.client.following import Followed, follow
 from portfwd.client.sentences import place, told
 from portfwd.client.status import HopStatus, RuleStatus
 from portfwd.gui.widgets.findings import Findings
-from portfwd.gui.widgets.look import address_text, plain_label, qr_code, state_icon
+from portfwd.gui.widgets.look import address_text, plain_label, qr_code
 from portfwd.gui.widgets.tasks import Tasks
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
@@ -104,15 +104,15 @@ class OutcomeView(QWidget):
         while item := self._hops.takeAt(0):
             if (widget := item.widget()) is not None:
                 widget.deleteLater()
-        done = 0
-        for line, (hop, entries) in enumerate(_by_hop(status).items()):
+        hops, done = _by_hop(status), 0
+        for line, (hop, entries) in enumerate(hops.items()):
             waiting = next((e for e in entries if e.state is not HopState.APPLIED), None)
             done += waiting is None
             mark = QLabel("\N{CHECK MARK}" if waiting is None else "\N{HORIZONTAL ELLIPSIS}")
             text = self.tr("{0}: done") if waiting is None else self.tr("{0}: {1}")
             self._hops.addWidget(mark, line, 0)
             self._hops.addWidget(plain_label(text.format(hop, waiting.state if waiting is not None else "")), line, 1)
-        self.progress.setRange(0, max(1, len(_by_hop(status))))
+        self.progress.setRange(0, max(1, len(hops)))
         self.progress.setValue(done)
         self.sentence.setText(self.tr("Opening..."))
 
@@ -132,7 +132,6 @@ class OutcomeView(QWidget):
                 self.copy.show()
                 self.show_qr.show()
             self.sentence.setAccessibleDescription(str(status.state))
-            self.setWindowIcon(state_icon(status.state))
         self.check.setVisible(status is None or status.fault is not None)
         self.settled.emit()
 

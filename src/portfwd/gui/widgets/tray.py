@@ -6,7 +6,7 @@ from PyQt6.QtCore import QObject, pyqtSignal
 from PyQt6.QtWidgets import QMenu, QMessageBox, QSystemTrayIcon, QWidget
 
 from portfwd.client.status import RuleStatus
-from portfwd.gui.state.overview import Summary, summary
+from portfwd.gui.state.overview import summary
 from portfwd.gui.widgets.actions import Actions
 from portfwd.gui.widgets.look import tray_icon
 from portfwd.gui.widgets.watch import Watch
@@ -21,8 +21,6 @@ class Tray(QObject):
     def __init__(self, watch: Watch, doing: Actions, window: QWidget) -> None:
         super().__init__(window)
         self._watch, self._doing, self._window = watch, doing, window
-        self._said: Summary | None = None
-        self._trouble = ""
         self.menu = QMenu()
         self._title = self.menu.addAction(self.tr("Asking dom0..."))
         self.menu.addSeparator()
@@ -38,7 +36,7 @@ class Tray(QObject):
         self.icon.setContextMenu(self.menu)
         self.icon.activated.connect(self._on_activated)
         watch.changed.connect(self._refresh)
-        watch.trouble.connect(self._on_trouble)
+        watch.trouble.connect(self._refresh)
         self._refresh()
         self.icon.show()
 
@@ -53,7 +51,7 @@ class Tray(QObject):
         box = QMessageBox(QMessageBox.Icon.Question, self.tr("Close all ports"), text, parent=self._window)
         box.setInformativeText(self.tr("The forwards are paused, not removed: you can resume each of them."))
         box.setStandardButtons(QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.Cancel)
-        box.accepted.connect(lambda: self._doing.pause(self.open_now(), enabled=False))
+        box.accepted.connect(lambda: self._doing.set_enabled(self.open_now(), enabled=False))
         box.open()
         return box
 
@@ -61,21 +59,16 @@ class Tray(QObject):
         if reason == QSystemTrayIcon.ActivationReason.Trigger:
             self.opened.emit()
 
-    def _on_trouble(self, text: str) -> None:
-        if text != self._trouble:
-            self._trouble = text
-            self._said = None
-            self._refresh()
-
     def _refresh(self) -> None:
-        said = summary(self._watch.overview.statuses)
-        if said == self._said:
+        if self.close_all is not None:
+            self.close_all.setEnabled(bool(self.open_now()))
+        said, problem = summary(self._watch.overview.statuses), self._watch.problem
+        words = str(said) if self._watch.known else self.tr("Asking dom0...")
+        if problem:
+            words = self.tr("{0} (may be out of date)").format(words)
+        if words == self.icon.toolTip():
             return
-        self._said = said
-        words = str(said) if not self._trouble else self.tr("{0} (may be out of date)").format(said)
-        self.icon.setIcon(tray_icon(said.passing, bool(said.broken or self._trouble)))
+        self.icon.setIcon(tray_icon(said.passing, bool(said.broken or problem)))
         self.icon.setToolTip(words)
         if self._title is not None:
             self._title.setText(words)
-        if self.close_all is not None:
-            self.close_all.setEnabled(bool(self.open_now()))

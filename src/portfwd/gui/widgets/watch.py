@@ -4,7 +4,6 @@
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from PyQt6.QtCore import QObject, QTimer, pyqtSignal
 
@@ -20,33 +19,44 @@ from portfwd.gui.widgets.tasks import Tasks
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
-T = TypeVar("T")
 _REFRESH = 2000
 """Milliseconds between two looks at the traffic, while it is shown."""
 _SOON, _AGAIN, _AGAIN_MAX = 60, 300, 20
 """Milliseconds: from an event to the look, so that a burst is one look; between looks while a forward is opening."""
 _RETRY, _RETRY_MAX = 1000, 60_000
 """Milliseconds from a look that failed to the next one, growing."""
-_NETWORK = ("property-set:netvm", "property-reset:netvm", "property-set:label", "property-set:name", "domain-add")
-_NETWORK_TOO = ("domain-delete", "domain-start", "domain-shutdown", "property-set:provides_network")
+_NETWORK = (
+    "domain-add",
+    "domain-delete",
+    "domain-start",
+    "domain-shutdown",
+    "property-set:label",
+    "property-set:name",
+    "property-set:netvm",
+    "property-reset:netvm",
+    "property-set:provides_network",
+)
+"""After these the picture of the network is another one."""
 _ALL = ("domain-paused", "domain-unpaused", "domain-feature-", "property-set:ip", "property-reset:ip", "domain-tag-")
+"""After these any forward may fare otherwise."""
 
 
 class Watch(QObject):
-    """What is known of one qube's forwards, or of all. `known` turns true with the first look that succeeded."""
+    """What is known of all forwards. `known` turns true with the first look that succeeded.
+
+    `problem` says why what is shown may be out of date; empty when all is well.
+    """
 
     changed = pyqtSignal(object)
     """Changes, after each look; counters alone change, too."""
     network_changed = pyqtSignal(object)
     """The qubes."""
-    trouble = pyqtSignal(str)
-    """Why a look failed; empty when all is well again."""
+    trouble = pyqtSignal()
+    """`problem` may be another one."""
 
-    def __init__(
-        self, client: AdminClient, transport: EventTransport, tasks: Tasks, qube: QubeName | None = None
-    ) -> None:
+    def __init__(self, client: AdminClient, transport: EventTransport, tasks: Tasks) -> None:
         super().__init__()
-        self.client, self.tasks, self.qube = client, tasks, qube
+        self.client, self.tasks = client, tasks
         self.overview = Overview()
         self.traffic = Traffic()
         self.qubes: tuple[Qube, ...] = ()
@@ -56,7 +66,7 @@ class Watch(QObject):
         self._looking = False
         self._again = 0
         self._failures = 0
-        self._no_news = ""
+        self._no_news = self._no_look = ""
         self._shown: set[QObject] = set()
         self._closed = False
         self._soon = QTimer(self)
@@ -64,19 +74,22 @@ class Watch(QObject):
         self._soon.timeout.connect(self._look)
         self._later = QTimer(self)
         self._later.setSingleShot(True)
-        self._later.timeout.connect(lambda: self.look(self.qube))
+        self._later.timeout.connect(self.look)
         self._refresh = QTimer(self)
         self._refresh.setInterval(_REFRESH)
-        self._refresh.timeout.connect(lambda: self.look(self.qube))
+        self._refresh.timeout.connect(self.look)
         self._feed = Feed(transport, self)
         self._feed.established.connect(self._on_news)
         self._feed.happened.connect(self._on_event)
         self._feed.lost.connect(self._on_no_news)
 
     def start(self) -> None:
-        """Begin; the first look follows at once."""
+        """Begin. The first look comes with the first news, or when there is none: before, something could be missed."""
         self._feed.start()
-        self.look_at_all()
+
+    @property
+    def problem(self) -> str:
+        return self._no_look or self._no_news
 
     def close(self) -> None:
         self._closed = True
@@ -92,15 +105,15 @@ class Watch(QObject):
         (self._shown.add if shown else self._shown.discard)(viewer)
         if self._shown and not self._refresh.isActive():
             self._refresh.start()
-            self.look(self.qube)
+            self.look()
         elif not self._shown:
             self._refresh.stop()
 
     def look_at_all(self) -> None:
         self._network_wanted = True
-        self.look(self.qube)
+        self.look()
 
-    def look(self, qube: QubeName | None) -> None:
+    def look(self, qube: QubeName | None = None) -> None:
         """Look soon, at one qube or (None) at all; what is asked for meanwhile is one look."""
         self._wanted.add(qube)
         if not self._soon.isActive():
@@ -111,20 +124,18 @@ class Watch(QObject):
         self.look_at_all()
 
     def _on_no_news(self, reason: str) -> None:
+        if not self._no_news:
+            self.look_at_all()
         self._no_news = self.tr("No news from dom0: {0}").format(reason)
-        self.trouble.emit(self._no_news)
+        self.trouble.emit()
 
     def _on_event(self, subject: str, name: str) -> None:
-        if name.startswith((*_NETWORK, *_NETWORK_TOO)):
-            self._again = 0
-            self.look_at_all()
-        elif name == "firewall-changed":
-            if self.qube in (None, subject):
-                self._again = 0
-                self.look(QubeName(subject) if subject else None)
-        elif name.startswith(_ALL):
-            self._again = 0
-            self.look(self.qube)
+        if name.startswith(_NETWORK):
+            self._network_wanted = True
+        elif name != "firewall-changed" and not name.startswith(_ALL):
+            return
+        self._again = 0
+        self.look(QubeName(subject) if subject and name == "firewall-changed" else None)
 
     def _look(self) -> None:
         if self._looking:
@@ -133,7 +144,7 @@ class Watch(QObject):
         network, self._network_wanted = self._network_wanted, False
         if not wanted:
             return
-        scope = next(iter(wanted)) if len(wanted) == 1 else self.qube
+        scope = next(iter(wanted)) if len(wanted) == 1 else None
         self._looking = True
         client = self.client
 
@@ -151,7 +162,8 @@ class Watch(QObject):
         def failed(error: RefusedError) -> None:
             self._looking = False
             self._network_wanted = self._network_wanted or network
-            self.trouble.emit(str(error))
+            self._no_look = str(error)
+            self.trouble.emit()
             self._failures += 1
             self._later.start(min(_RETRY * self._failures, _RETRY_MAX))
             self._go_on()
@@ -165,9 +177,8 @@ class Watch(QObject):
             self.qubes = qubes
             self.network_changed.emit(qubes)
         self.known = True
-        self._failures = 0
-        # Without events this look may be the last one for long.
-        self.trouble.emit(self._no_news)
+        self._failures, self._no_look = 0, ""
+        self.trouble.emit()
         self.changed.emit(changes)
         if any(s.state in (State.PENDING, State.UNCLEAR) for s in statuses) and self._again < _AGAIN_MAX:
             # Agents answer in their own time, and no event tells of it.

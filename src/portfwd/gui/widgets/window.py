@@ -5,7 +5,6 @@
 from collections.abc import Callable
 
 from PyQt6.QtCore import QSize, Qt
-from PyQt6.QtGui import QCloseEvent
 from PyQt6.QtWidgets import QDialogButtonBox, QMessageBox, QSplitter, QTabWidget, QVBoxLayout, QWidget
 
 from portfwd.client.adminapi import AdminClient
@@ -93,11 +92,13 @@ class QubeWindow(QWidget):
             self._show(rules)
             after()
 
+        # What would be edited now, the answer would throw away.
+        self.outbound.setEnabled(False)
         self.buttons.setEnabled(False)
         self._watch.tasks.run(self, lambda _: work(self._watch.client), done, self._on_refused)
 
     def _on_refused(self, error: RefusedError) -> None:
-        self.buttons.setEnabled(True)
+        self.outbound.setEnabled(True)
         self._enable()
         if isinstance(error, ChangedError):
             self._ask_which(error.newer)
@@ -115,9 +116,7 @@ class QubeWindow(QWidget):
 
         def answered() -> None:
             if box.clickedButton() is mine:
-                wanted = self.outbound.list.rules
-                self.outbound.show_rules(newer)
-                self.outbound.list = type(self.outbound.list)(newer, wanted)
+                self.outbound.list = self.outbound.list.onto(newer)
                 self._save(lambda: None)
             elif box.clickedButton() is other:
                 self._show(newer)
@@ -134,7 +133,3 @@ class QubeWindow(QWidget):
     def _say(self, text: str) -> None:
         self.message.setText(text)
         self.message.setVisible(bool(text))
-
-    def closeEvent(self, a0: QCloseEvent | None) -> None:
-        self._watch.set_shown(self.panel, False)
-        super().closeEvent(a0)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""When dom0 is looked at, and what the windows say when it cannot be."""
+
+from collections.abc import Callable
+
+from pytestqt.qtbot import QtBot
+
+from portfwd.client.adminapi import AdminClient, CallError, SocketTransport, Stream
+from portfwd.gui.widgets.dashboard import Dashboard
+from portfwd.gui.widgets.panel import Panel
+from portfwd.gui.widgets.tray import Tray
+from portfwd.gui.widgets.watch import Watch
+from portfwd.model.forward import parse_forward
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import QubeName
+
+WORK = QubeName("work")
+
+
+class Through:
+    """The laboratory's dom0, of which a part can be away."""
+
+    def __init__(self, transport: SocketTransport, *, news: bool = True) -> None:
+        self._transport = transport
+        self.gone, self.news = False, news
+        self.calls: list[str] = []
+
+    def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
+        self.calls.append(f"{method}+{arg} {dest}")
+        if self.gone:
+            raise RefusedError("qubesd is away")
+        return self._transport.call(dest, method, arg, payload)
+
+    def stream(self, dest: str, method: str) -> Stream:
+        if not self.news:
+            raise CallError("events are not allowed")
+        return self._transport.stream(dest, method)
+
+
+def test_qubesd_that_goes_away_and_comes_back_is_met_calmly(
+    client: AdminClient, transport: SocketTransport, watch: Watch, qtbot: QtBot, until: Callable[..., None]
+) -> None:
+    away = Through(transport)
+    mine = Watch(AdminClient(away), away, watch.tasks)
+    dashboard = Dashboard(mine)
+    qtbot.addWidget(dashboard)
+    dashboard.show()
+    mine.start()
+    until(lambda: mine.known)
+    away.gone = True
+    mine.look_at_all()
+    until(lambda: dashboard.status.text() == "This may be out of date. qubesd is away")
+    away.gone = False
+    client.edit_forwards(WORK, lambda _: (parse_forward("action=forward forwardtype=external srcports=1"),))
+    until(lambda: dashboard.status.text().startswith("1 forward open") and len(mine.overview.statuses) == 1)
+    mine.close()
+
+
+def test_windows_that_get_no_news_say_so_as_long_as_it_is_so(
+    transport: SocketTransport, watch: Watch, qtbot: QtBot, until: Callable[..., None]
+) -> None:
+    deaf = Through(transport, news=False)
+    mine = Watch(AdminClient(deaf), deaf, watch.tasks)
+    dashboard, panel = Dashboard(mine), Panel(mine, WORK)
+    for window in (dashboard, panel):
+        qtbot.addWidget(window)
+        window.show()
+    tray = Tray(mine, dashboard.doing, dashboard)
+    assert tray.icon.toolTip() == "Asking dom0..."
+    mine.start()
+    until(lambda: mine.known)
+    looks: list[object] = []
+    mine.changed.connect(looks.append)
+    until(lambda: len(looks) >= 2)
+    words = "This may be out of date. No news from dom0: events are not allowed"
+    assert (dashboard.status.text(), panel.line.text()) == (words, words)
+    assert tray.icon.toolTip() == "No port is open (may be out of date)"
+    mine.close()
+
+
+def test_the_start_looks_once(
+    transport: SocketTransport, watch: Watch, qtbot: QtBot, until: Callable[..., None]
+) -> None:
+    counted = Through(transport)
+    mine = Watch(AdminClient(counted), counted, watch.tasks)
+    mine.start()
+    until(lambda: mine.known)
+    qtbot.wait(500)
+    assert counted.calls.count("admin.vm.firewall.Get+forward.status dom0") == 1
+    assert counted.calls.count("admin.vm.property.GetAll+ work") == 1
+    mine.close()
