@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.client.sentences import told
+from portfwd.client.sentences import clients_short, told
 from portfwd.client.status import RuleStatus, State
 from portfwd.client.status_lines import parse_status
 from portfwd.client.tables import rule_text
+from portfwd.model.forward import parse_forward
 from portfwd.wire.errors import RefusedError
 from tests.client.dom0 import Dom0
 
@@ -216,3 +217,19 @@ def test_the_sentence_says_all_of_it(more: str, dom0: dict[str, object], sentenc
 )  # fmt: skip
 def test_the_sentence_of_every_kind_of_rule(rule: str, sentence: str) -> None:
     assert told(fare(f"action=forward forwardtype={rule}", uplinks="192.168.1.10/24"), NOW) == sentence
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("192.168.1.20", "192.168.1.20"),
+        ("192.168.0.0/16", "192.168.0.0/16"),
+        ("2001:db8::20", "2001:db8::20"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("example.com", "example.com"),
+        ("any", "any"),
+    ],
+)
+def test_who_may_connect_is_told_as_it_would_be_typed(source: str, shown: str) -> None:
+    rule = parse_forward(f"action=forward forwardtype=external srcports=1 srchost={source}")
+    assert clients_short(rule) == shown

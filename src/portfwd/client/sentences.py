@@ -16,6 +16,7 @@ from portfwd.wire.values import (
     Family,
     HostName,
     IPAddress,
+    IPNetwork,
     Kind,
     PortRange,
     QubeName,
@@ -95,7 +96,7 @@ def clients(rule: ForwardRule, entrance: QubeName | None) -> str:
         return source
     if source.prefixlen == 0:
         return f"Everyone {behind} with IPv{source.version}" if internal else f"Anyone with IPv{source.version}"
-    if source.prefixlen == source.max_prefixlen:
+    if not _is_prefix(source):
         return str(source.network_address)
     return f"{'Qubes' if internal else 'Hosts'} in {source}"
 
@@ -103,7 +104,12 @@ def clients(rule: ForwardRule, entrance: QubeName | None) -> str:
 def clients_short(rule: ForwardRule) -> str:
     """Who may connect, for a table: neighbours, any, a name, an address or a prefix."""
     source = rule.srchost
-    return str(source).removesuffix("/32").removesuffix("/128")
+    # A single address goes without its prefix length; of IPv6, /32 is a network.
+    return str(source) if isinstance(source, str) or _is_prefix(source) else str(source.network_address)
+
+
+def _is_prefix(source: IPNetwork) -> bool:
+    return source.prefixlen < source.max_prefixlen
 
 
 def target(qube: QubeName, rule: ForwardRule) -> str:
