@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The question as a window: keys, the ways to close it, and what hostile words do. More in test_prompt.py."""
+"""The question as a window: keys, the ways to close it, and what hostile words do."""
 
 import dataclasses
 from collections.abc import Callable
@@ -180,3 +180,64 @@ def test_the_desk_shows_one_question_of_each_qube_and_time_out_moves_on(
     qtbot.waitUntil(lambda: len(answers) == 4, timeout=5000)
     assert answers == [Decision.DENY] * 4
     qtbot.waitUntil(lambda: not desk.dialogs)
+
+
+def test_escape_and_close_and_enter_deny(shown: Shown, qtbot: QtBot) -> None:
+    dialog, decisions = shown
+    qtbot.keyClick(dialog, Qt.Key.Key_Escape)
+    dialog.close()
+    assert decisions == [Decision.DENY]
+
+
+def test_enter_denies(shown: Shown, qtbot: QtBot) -> None:
+    dialog, decisions = shown
+    qtbot.keyClick(dialog, Qt.Key.Key_Return)
+    assert decisions == [Decision.DENY]
+
+
+def test_allow_is_dead_at_first_and_lives_after_a_second_of_focus(shown: Shown, qtbot: QtBot) -> None:
+    dialog, decisions = shown
+    once = dialog.allows[Decision.ONCE]
+    qtbot.mouseClick(once, Qt.MouseButton.LeftButton)
+    qtbot.keyClick(dialog, Qt.Key.Key_O, Qt.KeyboardModifier.AltModifier)
+    assert decisions == []
+    qtbot.waitUntil(once.isEnabled, timeout=3000)
+    qtbot.mouseClick(once, Qt.MouseButton.LeftButton)
+    assert decisions == [Decision.ONCE]
+
+
+def test_a_window_that_steals_the_focus_makes_allow_dead_again(shown: Shown, qtbot: QtBot) -> None:
+    dialog, _ = shown
+    once = dialog.allows[Decision.ONCE]
+    qtbot.waitUntil(once.isEnabled, timeout=3000)
+    thief = QWidget()
+    qtbot.addWidget(thief)
+    thief.show()
+    thief.activateWindow()
+    qtbot.waitUntil(lambda: not once.isEnabled(), timeout=3000)
+    dialog.activateWindow()
+    qtbot.waitUntil(dialog.isActiveWindow)
+    qtbot.wait(200)
+    assert not once.isEnabled()
+
+
+def test_foreign_words_are_shown_as_foreign_and_never_as_formatting(qtbot: QtBot) -> None:
+    hostile = "<h1>Qubes update</h1>\n" + "A" * 9000
+    dialog = PromptDialog(dataclasses.replace(ASKED, untrusted_words=hostile), Limits(), 60)
+    qtbot.addWidget(dialog)
+    assert dialog.foreign.textFormat() == Qt.TextFormat.PlainText
+    assert dialog.foreign.text().startswith('The program calls itself "<h1>Qubes update</h1>')
+    assert len(dialog.foreign.text()) < 150
+
+
+def test_the_desk_shows_the_next_question_when_the_first_is_answered(qtbot: QtBot) -> None:
+    desk, answers = PromptDesk(), []
+    desk.ask(ASKED, answers.append)
+    desk.ask(dataclasses.replace(ASKED, port=5, target_port=5), answers.append)
+    first = desk.dialogs[ASKED.qube]
+    assert "22000" in first.question.text()
+    first.reject()
+    qtbot.waitUntil(lambda: ASKED.qube in desk.dialogs, timeout=3000)
+    assert "port 5." in desk.dialogs[ASKED.qube].question.text()
+    desk.forget(ASKED.qube)
+    assert answers == [Decision.DENY, Decision.DENY]

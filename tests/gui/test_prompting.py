@@ -1,13 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Questions under any order of events, and any words: what test_prompt.py shows by examples."""
+"""Who may be asked what, what counts as yes, and what a hostile qube can do; any order of events, any words."""
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.gui.state.prompting import FOCUS_SECONDS, TIMEOUT, Decision, Gate, Prompts, Request, words
+from portfwd.gui.state.prompting import (
+    ASKERS_MAX,
+    FOCUS_SECONDS,
+    TIMEOUT,
+    WAITING_MAX,
+    Decision,
+    Gate,
+    Limits,
+    Prompts,
+    Request,
+    sentence,
+    words,
+)
 from portfwd.wire.values import Proto, QubeName
 
 ASKED = Request(QubeName("work"), "blue", "Syncthing", Proto.TCP, 22000, 22000, "LAN hosts", 3600)
@@ -105,3 +118,119 @@ def test_the_gate_is_open_after_a_whole_second_of_focus_and_not_before(changes: 
         since = None if not has else now if since is None else since
         now += seconds
         assert gate.open(now) == (since is not None and now - since >= FOCUS_SECONDS)
+
+
+def other(port: int, qube: str = "work") -> Request:
+    return dataclasses.replace(ASKED, port=port, target_port=port, qube=QubeName(qube))
+
+
+def test_what_is_asked_is_said_in_our_words() -> None:
+    assert sentence(ASKED) == "work asks to be reachable at tcp port 22000. LAN hosts could connect, for 1h00m."
+
+
+@pytest.mark.parametrize(
+    ("untrusted", "shown"),
+    [
+        ("<b>Update</b>", "<b>Update</b>"),
+        ("two\nlines\x1b[2J", "two?lines?[2J"),
+        ("x" * 10_000, "x" * 57 + "..."),
+        ("", ""),
+    ],
+)
+def test_a_programs_words_stay_one_short_harmless_line(untrusted: str, shown: str) -> None:
+    assert words(untrusted) == shown
+
+
+def test_repeats_are_one_question_and_everybody_gets_the_answer() -> None:
+    prompts, answers = Prompts(), []
+    for name in ("first", "second"):
+        prompts.ask(ASKED, lambda decision, name=name: answers.append((name, decision)))
+    (prompt,) = prompts.on_show(0)
+    prompts.answer(prompt, Decision.ONCE)
+    prompts.answer(prompt, Decision.ALWAYS)
+    assert answers == [("first", Decision.ONCE), ("second", Decision.ONCE)]
+    assert prompts.on_show(0) == ()
+
+
+def test_a_longer_lifetime_is_another_question_and_repeats_have_a_bound() -> None:
+    prompts, answers = Prompts(), []
+    prompts.ask(ASKED, answers.append)
+    prompts.ask(dataclasses.replace(ASKED, seconds=ASKED.seconds * 2), answers.append)
+    prompts.answer(prompts.on_show(0)[0], Decision.ONCE)
+    assert answers == [Decision.ONCE]
+    assert prompts.on_show(0)[0].request.seconds == ASKED.seconds * 2
+    for _ in range(ASKERS_MAX + 5):
+        prompts.ask(other(7, "personal"), answers.append)
+    assert answers == [Decision.ONCE] + [Decision.DENY] * 5
+
+
+def test_one_question_of_a_qube_at_a_time_and_too_many_are_denied() -> None:
+    prompts, answers = Prompts(), []
+    for port in range(1000):
+        prompts.ask(other(20000 + port), answers.append)
+    prompts.ask(other(1, "personal"), answers.append)
+    assert [prompt.request.qube for prompt in prompts.on_show(0)] == ["work", "personal"]
+    assert answers == [Decision.DENY] * (1000 - WAITING_MAX - 1)
+
+
+def test_an_asker_that_fails_does_not_cost_the_others_their_answer(caplog: pytest.LogCaptureFixture) -> None:
+    prompts, answers = Prompts(), []
+
+    def broken(_: Decision) -> None:
+        raise OSError("gone")
+
+    prompts.ask(ASKED, broken)
+    prompts.ask(ASKED, answers.append)
+    prompts.answer(prompts.on_show(0)[0], Decision.ONCE)
+    assert answers == [Decision.ONCE]
+    assert "gone" in caplog.text
+
+
+def test_what_may_not_be_agreed_to_is_denied_and_long_lifetimes_are_cut() -> None:
+    answers: list[Decision] = []
+    prompts = Prompts(Limits(frozenset({Decision.ONCE}), seconds_max=600))
+    prompts.ask(dataclasses.replace(ASKED, seconds=10**9), answers.append)
+    (prompt,) = prompts.on_show(0)
+    assert prompt.request.seconds == 600
+    prompts.answer(prompt, Decision.ALWAYS)
+    assert answers == [Decision.DENY]
+
+
+def test_the_time_runs_only_while_a_question_is_on_show() -> None:
+    prompts = Prompts()
+    prompts.ask(ASKED, lambda _: None)
+    prompts.ask(other(5), lambda _: None)
+    prompts.on_show(0)
+    assert [p.request.port for p in prompts.expired(TIMEOUT)] == [22000]
+    prompts.answer(next(prompts.expired(TIMEOUT)), Decision.DENY)
+    prompts.on_show(TIMEOUT)
+    assert list(prompts.expired(TIMEOUT + 1)) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ask", "answer", "forget"]), st.integers(0, 3), st.integers(1, 9))))
+def test_every_question_is_answered_once_and_each_qube_has_one_on_show(steps: list[tuple[str, int, int]]) -> None:
+    prompts, asked = Prompts(), []
+    for step, qube, port in steps:
+        if step == "ask":
+            answers: list[Decision] = []
+            asked.append(answers)
+            prompts.ask(other(port, f"qube{qube}"), answers.append)
+        elif step == "forget":
+            prompts.forget(QubeName(f"qube{qube}"))
+        for prompt in prompts.on_show(0)[:1] if step == "answer" else ():
+            prompts.answer(prompt, Decision.ONCE)
+        shown = [prompt.request.qube for prompt in prompts.on_show(0)]
+        assert len(shown) == len(set(shown))
+    for qube in range(4):
+        prompts.forget(QubeName(f"qube{qube}"))
+    assert [len(answers) for answers in asked] == [1] * len(asked)
+
+
+def test_a_click_counts_after_a_second_of_unbroken_focus() -> None:
+    gate = Gate()
+    gate.focus(True, 10.0)
+    assert not gate.open(10.9)
+    gate.focus(False, 10.95)
+    gate.focus(True, 11.0)
+    assert not gate.open(11.9)
+    assert gate.open(12.0)

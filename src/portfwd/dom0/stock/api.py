@@ -5,8 +5,9 @@
 The releases differ in how a method is declared and called, and in where ProtocolError lives (R4.2: qubes.api).
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import qubes.api
@@ -34,7 +35,7 @@ def extend(running_of: RunningOf) -> None:
             return await _call(stock_get, self, untrusted_payload)
         self.fire_event_for_permission()
         running, vm = _running(running_of, self), None if self.dest.klass == "AdminVM" else self.dest
-        with _Told():
+        with _told():
             return await running.get(vm, self.arg, untrusted_payload)
 
     async def vm_firewall_set(self: Any, untrusted_payload: bytes = b"") -> str | None:
@@ -44,7 +45,7 @@ def extend(running_of: RunningOf) -> None:
         if self.dest.klass == "AdminVM":
             raise _protocol_error("expected destination to not be AdminVM")
         self.fire_event_for_permission(forwards=untrusted_payload)
-        with _Told():
+        with _told():
             await _running(running_of, self).set(self.dest, self.arg, untrusted_payload)
         return None
 
@@ -102,13 +103,12 @@ def _protocol_error(text: str) -> Exception:
     return made(text)  # type: ignore[operator,no-any-return]
 
 
-class _Told:
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
     """Our errors as those that every client can show."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, UnexpectedError):
-            raise _protocol_error(str(error)) from None
-        if isinstance(error, RefusedError):
-            raise qubes.exc.QubesValueError(str(error)) from None
+    try:
+        yield
+    except UnexpectedError as error:
+        raise _protocol_error(str(error)) from None
+    except RefusedError as error:
+        raise qubes.exc.QubesValueError(str(error)) from None

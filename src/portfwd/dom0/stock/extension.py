@@ -51,7 +51,7 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
     @_safely
     def on_qube(self, subject: Any, event: str, **_: Any) -> None:
         running = _awake(subject.app)
-        if event == "domain-load" or event == "domain-qdb-create":
+        if event in ("domain-load", "domain-qdb-create"):
             _watch(subject)
         if running is None:
             return

@@ -114,11 +114,15 @@
         <translation type="unfinished" />
     </message>
     <message>
+        <source>&amp;Connections: {0} or more</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
         <source>&amp;Connections: {0}</source>
         <translation type="unfinished" />
     </message>
     <message>
-        <source>port</source>
+        <source>{0} ({1}, port {2})</source>
         <translation type="unfinished" />
     </message>
 </context><context>

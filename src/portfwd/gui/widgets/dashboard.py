@@ -8,7 +8,6 @@ from PyQt6.QtCore import QSize, Qt
 from PyQt6.QtGui import QAction, QKeySequence
 from PyQt6.QtWidgets import (
     QHBoxLayout,
-    QLabel,
     QLineEdit,
     QListWidget,
     QMainWindow,
@@ -30,7 +29,7 @@ from portfwd.gui.widgets.actions import Actions
 from portfwd.gui.widgets.check_dialog import CheckDialog
 from portfwd.gui.widgets.details import Details
 from portfwd.gui.widgets.forwards_table import ForwardsTable
-from portfwd.gui.widgets.look import label_icon
+from portfwd.gui.widgets.look import label_icon, plain_label
 from portfwd.gui.widgets.network_view import NetworkView
 from portfwd.gui.widgets.watch import Watch
 
@@ -56,7 +55,7 @@ class Dashboard(QMainWindow):
         self.log = QListWidget()
         self.log.setAccessibleName(self.tr("Openings and endings"))
         self.log.setWordWrap(True)
-        self.status = QLabel(self.tr("Asking dom0..."))
+        self.status = plain_label(self.tr("Asking dom0..."))
         self.add = QPushButton(self.tr("&Open a port"))
         self._qubes_menu = QMenu(self)
         self.add.setMenu(self._qubes_menu)

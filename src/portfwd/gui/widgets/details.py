@@ -4,8 +4,8 @@
 
 import time
 
-from PyQt6.QtCore import pyqtSignal
-from PyQt6.QtWidgets import QLabel, QListWidget, QListWidgetItem, QPushButton, QVBoxLayout, QWidget
+from PyQt6.QtCore import Qt, pyqtSignal
+from PyQt6.QtWidgets import QListWidget, QListWidgetItem, QPushButton, QVBoxLayout, QWidget
 
 from portfwd.client.connections import Clients, parse_connections
 from portfwd.client.sentences import told
@@ -17,8 +17,7 @@ from portfwd.gui.widgets.watch import Watch
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
-_CONNECTION = 0x0100
-"""Qt.ItemDataRole.UserRole."""
+_CONNECTION = Qt.ItemDataRole.UserRole
 
 
 class Details(QWidget):
@@ -37,7 +36,7 @@ class Details(QWidget):
         self.sparkline = Sparkline()
         self.clients = QListWidget()
         self.clients.setAccessibleName(self.tr("Open connections"))
-        self._clients_title = QLabel(self.tr("&Connections:"))
+        self._clients_title = plain_label(self.tr("&Connections:"))
         self._clients_title.setBuddy(self.clients)
         self.kill = QPushButton(self.tr("&End the connection"))
         self.kill.clicked.connect(self._kill)
@@ -83,13 +82,11 @@ class Details(QWidget):
 
     def _show_clients(self, key: Key, found: Clients) -> None:
         mine = [client for client in found.told if client.rule == key.rule]
-        self._clients_title.setText(self.tr("&Connections: {0}").format(len(mine) + found.more))
-        lines = {
-            f"{client.peer} ({client.connection.proto}, {self.tr('port')} {client.connection.to})": str(
-                client.connection
-            )
-            for client in mine
-        }
+        # dom0 does not tell whose the others are that it leaves out.
+        title = self.tr("&Connections: {0} or more") if found.more else self.tr("&Connections: {0}")
+        self._clients_title.setText(title.format(len(mine)))
+        form = self.tr("{0} ({1}, port {2})")
+        lines = {form.format(c.peer, c.connection.proto, c.connection.to): str(c.connection) for c in mine}
         if list(lines) == [item.text() for item in self._items()]:
             return
         chosen = self.clients.currentItem()
