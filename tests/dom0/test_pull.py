@@ -17,7 +17,7 @@ REPORT = Report({KEY: AcceptReport(Listening.YES)}, NO_BASES)
 GOOD = f"printf '%s' '{REPORT}'"
 HOSTILE = {
     "silent": "exec sleep 1000",
-    "slow": f"printf 'version=1 '; sleep 1000; {GOOD}",
+    "slow": "printf 'version=1 '; exec sleep 1000",
     "closes its output and stays": f"{GOOD}; exec >&-; exec sleep 1000",
     "endless": "exec cat /dev/zero",
     "endless lines": "exec yes 'version=1 entries=1'",
