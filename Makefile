@@ -9,6 +9,7 @@
 
 PYTHON ?= /usr/bin/python3
 PYTHON_SITELIB ?= $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+ZSH_COMPLETIONS ?= /usr/share/zsh/site-functions
 VERSION := $(shell cat version)
 SITE := $(DESTDIR)$(PYTHON_SITELIB)
 BIN := $(DESTDIR)/usr/bin
@@ -45,13 +46,13 @@ package-client:
 	$(call install_python,model)
 	$(call install_python,client)
 	$(call install_program,qvm-port-forward,portfwd.client.qvm_port_forward)
+	install -D -m 0644 integration/qubes-port-forwarding.pth $(SITE)/qubes-port-forwarding.pth
 	install -D -m 0644 man/qvm-port-forward.1 $(DESTDIR)/usr/share/man/man1/qvm-port-forward.1
 	install -D -m 0644 completion/qvm-port-forward.bash $(DESTDIR)/usr/share/bash-completion/completions/qvm-port-forward
-	install -D -m 0644 completion/_qvm-port-forward $(DESTDIR)/usr/share/zsh/site-functions/_qvm-port-forward
+	install -D -m 0644 completion/_qvm-port-forward $(DESTDIR)$(ZSH_COMPLETIONS)/_qvm-port-forward
 
 package-dom0:
 	$(call install_python,dom0)
-	install -D -m 0644 integration/qubes-port-forwarding.pth $(SITE)/qubes-port-forwarding.pth
 	install -d $(SITE)/qubes_port_forwarding-$(VERSION).dist-info
 	printf 'Metadata-Version: 2.1\nName: qubes-port-forwarding\nVersion: $(VERSION)\n' \
 		> $(SITE)/qubes_port_forwarding-$(VERSION).dist-info/METADATA
@@ -63,6 +64,7 @@ package-gui:
 	install -D -m 0644 src/portfwd/gui/i18n/portfwd.ts $(SITE)/portfwd/gui/i18n/portfwd.ts
 	$(call install_program,qubes-port-forwarding,portfwd.gui.app)
 	install -D -m 0644 integration/qubes-port-forwarding-gui.pth $(SITE)/qubes-port-forwarding-gui.pth
+	install -D -m 0644 man/qubes-port-forwarding.1 $(DESTDIR)/usr/share/man/man1/qubes-port-forwarding.1
 	install -D -m 0644 integration/qubes-port-forwarding.desktop \
 		$(DESTDIR)/usr/share/applications/qubes-port-forwarding.desktop
 

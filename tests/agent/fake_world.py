@@ -224,6 +224,12 @@ class FakeWorld:
         """The agent of a qube looks after its guards."""
         return self._agents[node].tend(now)
 
+    def leave(self) -> None:
+        """The agent of both qubes is removed; it has been started anew for that."""
+        self.restart_agent()
+        for agent in self._agents.values():
+            agent.leave(self.now())
+
     @contextlib.contextmanager
     def refuse(self, node: Node, word: str) -> Iterator[None]:
         """As long as this lasts, nft refuses every transaction of the agent that contains a word."""

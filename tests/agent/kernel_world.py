@@ -87,6 +87,11 @@ def tend(machine: Machine, now: float) -> float | None:
     return agent.tend(now)
 
 
+def leave(machine: Machine) -> None:
+    """Command: Firewall.leave."""
+    machine.kept["agent"].leave(time.monotonic())
+
+
 def refuse(machine: Machine, word: str) -> None:
     """Command: let nft refuse what contains a word, '' for nothing."""
     machine.kept["nft"].refused = word
@@ -273,6 +278,12 @@ class KernelWorld:
     def tend(self, node: Node, now: float) -> float | None:
         """The agent of a qube looks after its guards."""
         return self._machines[node].call(tend, now)
+
+    def leave(self) -> None:
+        """The agent of both qubes is removed; it has been started anew for that."""
+        self.restart_agent()
+        for node in Node:
+            self._machines[node].call(leave)
 
     @contextlib.contextmanager
     def refuse(self, node: Node, word: str) -> Iterator[None]:

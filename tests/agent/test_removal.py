@@ -308,3 +308,39 @@ def test_a_server_is_heard_again_once_its_client_may_come_back(world: World, fam
     assert world.client_speaks(handle) is Life.ALIVE
     world.forget_connections()
     assert world.server_speaks(handle) is Life.ALIVE
+
+
+def test_removed_agent_leaves_nothing_behind(world: World) -> None:
+    """Mistake: without agent nobody closes the port of a rule that is deleted afterwards."""
+    before = [world.ruleset(node) for node in Node]
+    world.nft(Node.HOP, "add rule ip qubes custom-forward ip saddr 192.168.7.3 drop")
+    entries = [*through(relay(443)), *through(relay(443, family=V6)), *through(relay(9005, proto=UDP))]
+    world.apply(entries)
+    world.leave()
+    attempts = [Attempt(LAPTOP, 443), Attempt(LAPTOP, 443, TCP, V6), Attempt(LAPTOP, 9005, UDP)]
+    check(world, shut=attempts)
+    after = [world.ruleset(node) for node in Node]
+    assert after[1] == before[1]
+    assert after[0].count("\n") == before[0].count("\n") + 1
+    assert "192.168.7.3" in after[0]
+
+
+@pytest.mark.parametrize("speaks", ["client", "server"])
+def test_removed_agent_ends_connections_for_good(world: World, speaks: str) -> None:
+    """Mistake: what its programs say next has the connection taken up again."""
+    world.apply(through(relay(443)))
+    handle = world.open(Attempt(LAPTOP, 443))
+    world.leave()
+    for speak in [world.client_speaks, world.server_speaks][:: 1 if speaks == "client" else -1]:
+        assert speak(handle) is not Life.ALIVE
+    assert world.marks(Node.HOP) == world.marks(Node.WORK) == []
+    check(world, shut=[Attempt(LAPTOP, 443)])
+
+
+def test_agent_that_was_removed_can_come_back(world: World) -> None:
+    world.apply(through(relay(443)))
+    world.open(Attempt(LAPTOP, 443))
+    world.leave()
+    world.restart_agent()
+    world.apply(through(relay(443)))
+    check(world, {Attempt(LAPTOP, 443): 443})

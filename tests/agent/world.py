@@ -175,6 +175,9 @@ class World(Protocol):
     def tend(self, node: Node, now: float) -> float | None:
         """The agent of a qube looks after its guards."""
 
+    def leave(self) -> None:
+        """The agent of both qubes is removed; it has been started anew for that."""
+
     def refuse(self, node: Node, word: str) -> AbstractContextManager[None]:
         """As long as this lasts, nft refuses every transaction of the agent that contains a word."""
 

@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """What ends a forward ends it on every hop, and the connections that came through it, and no others."""
 
+import sys
+
 import pytest
 
 from tests.chain.world import LAPTOP, SHUT, SYS_NET, SYS_NET6, Ask, World, says, wait_until
@@ -123,3 +125,20 @@ def test_udp_flow_ends_with_its_rule(world: World) -> None:
 def tracked(world: World, port: int) -> str:
     """sys-net's connections from the laptop to that port."""
     return world.output("sys-net", "conntrack", "-L", "-p", "udp", "-s", LAPTOP, "--dport", str(port))
+
+
+def test_removed_package_leaves_no_port_open(world: World) -> None:
+    """Mistake: in a running qube whose agent is removed, everything stays open until its next start."""
+    world.add("work", HOLD)
+    held = world.hold("laptop", SYS_NET, 443, "work", 9001)
+    world.lab.agent("sys-net", "stop")
+    try:
+        world.output("sys-net", sys.executable, "-I", "-m", "portfwd.agent.remove")
+        assert held.is_cut
+        assert 'qubes-port-forward"' not in world.ruleset("sys-net")
+        world.expect({Ask("laptop", SYS_NET, 443): SHUT})
+        assert world.states("work", 443) == {"applied", "written"}
+    finally:
+        world.lab.agent("sys-net", "start")
+    world.settle()
+    assert world.states("work", 443) == {"applied"}

@@ -36,7 +36,8 @@ def make(page: Page, parser: argparse.ArgumentParser) -> str:
     lines += [".SH DESCRIPTION", *_paragraphs(page.description)]
     if any(map(_shown, _plain(parser))):
         lines += [".SH OPTIONS", *_arguments(parser)]
-    lines += [".SH COMMANDS"]
+    if _commands(parser):
+        lines += [".SH COMMANDS"]
     for name, command in _commands(parser).items():
         about = (command.description or _help_of(parser, name)).rstrip(".")
         lines += [f".SS {_text(name)}", f"{_text(about[:1].upper() + about[1:])}.", *_arguments(command)]
@@ -49,6 +50,8 @@ def make(page: Page, parser: argparse.ArgumentParser) -> str:
 
 def _synopsis(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     before = [_usage(action) for action in _plain(parser) if _shown(action)]
+    if not _commands(parser):
+        yield from (".B " + _text(name), " ".join(before))
     if any(not action.option_strings for action in parser._actions if action.dest == "VMNAME"):
         yield from (".B " + _text(name), " ".join(before), ".br")
     for command, of in _commands(parser).items():
@@ -93,8 +96,8 @@ def _value(action: argparse.Action) -> str:
 
 
 def _commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    found = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return found.choices
+    found = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
+    return found.choices if found else {}
 
 
 def _help_of(parser: argparse.ArgumentParser, name: str) -> str:

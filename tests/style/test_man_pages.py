@@ -17,6 +17,7 @@ import pytest
 from portfwd.client import qvm_firewall
 from portfwd.client.arguments import _EXAMPLES, make_parser
 from portfwd.client.codes import Exit
+from portfwd.gui import app
 from tests.style.man_pages import Page, make
 
 MAN = Path(__file__).parents[2] / "man"
@@ -107,12 +108,31 @@ FIREWALL_PAGE = Page(
     ],
     see=".BR qvm\\-port\\-forward (1)",
 )
+WINDOWS_PAGE = Page(
+    name="qubes-port-forwarding",
+    purpose="windows that show and change which ports of which qubes can be reached",
+    description=(
+        "Without QUBE shows the forwards of all qubes, how each fares hop by hop, and the network as a picture; with "
+        "QUBE what that qube may reach, and its forwards. The same forwards as those of qvm-port-forward(1). Runs "
+        "in dom0, or in a GUI domain that the policy of dom0 lets do so.",
+        "Where the desktop has a tray, the dashboard leaves an icon there when it is closed.",
+    ),
+    words={},
+    exits={0: "the last window was closed, or the program was told to end.", 2: "wrong usage."},
+    examples=["qubes-port-forwarding", "qubes-port-forwarding work", "qubes-port-forwarding --hidden"],
+    see=".BR qvm\\-port\\-forward (1),\n.BR qvm\\-firewall (1)",
+)
+PARSERS = {
+    "qvm-port-forward": make_parser,
+    "qvm-firewall": qvm_firewall._parser,
+    "qubes-port-forwarding": app.make_parser,
+}
 
 
-@pytest.mark.parametrize("page", [FORWARD_PAGE, FIREWALL_PAGE], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [FORWARD_PAGE, FIREWALL_PAGE, WINDOWS_PAGE], ids=lambda page: page.name)
 class TestPage:
     def test_it_is_that_of_the_program(self, page: Page) -> None:
-        made = make(page, parser_of(page))
+        made = make(page, PARSERS[page.name]())
         file = MAN / f"{page.name}.1"
         if os.environ.get("REGENERATE"):
             MAN.mkdir(exist_ok=True)
@@ -121,7 +141,7 @@ class TestPage:
 
     def test_it_names_every_command_and_option(self, page: Page) -> None:
         text = (MAN / f"{page.name}.1").read_text().replace("\\-", "-")
-        for option in options(parser_of(page)):
+        for option in options(PARSERS[page.name]()):
             assert f"\\fB{option}\\fR" in text, option
 
     @pytest.mark.skipif(shutil.which("groff") is None, reason="no groff")
@@ -133,10 +153,6 @@ class TestPage:
 
 def test_every_exit_code_is_told() -> None:
     assert set(FORWARD_PAGE.exits) == {*map(int, Exit), 130}
-
-
-def parser_of(page: Page) -> argparse.ArgumentParser:
-    return make_parser() if page is FORWARD_PAGE else qvm_firewall._parser()
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:

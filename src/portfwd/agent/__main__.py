@@ -24,7 +24,6 @@ from portfwd.wire.ends import Ends
 from portfwd.wire.qdb_client import open_qubesdb
 
 _UPLINKS_MAX = 32
-_ENDS = Path("/run/qubes-port-forward/ends")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -46,7 +45,7 @@ def main() -> int:
         requests=Requests(Path(limits.AGENT_SOCKET), WITH_INPUT),
         answers=Answers(nft, flows, firewall),
         touched=RulesetWatch(nft.generations).touched,
-        ends=Ends(_ENDS, _BOOT_ID.read_text().strip()),
+        ends=Ends(Path(limits.AGENT_FOLDER, "ends"), _BOOT_ID.read_text().strip()),
         ready=lambda: notify("READY=1"),
     )
     agent.run()

@@ -80,6 +80,12 @@ def read_results(database: Database) -> dict[str, Result]:
     return found
 
 
+def withdraw(database: Database) -> None:
+    """Take back our word: from now on nobody speaks for this qube."""
+    database.rm(limits.STATUS)
+    database.rm(limits.STATUS_BASE)
+
+
 def _text(value: bytes) -> str:
     return value.decode("ascii", "replace")
 

@@ -43,6 +43,15 @@ def _replies(families: set[Family], elements: Elements) -> str:
     return "".join(skeleton.replies(f) if f in wanted else skeleton.no_replies(f) for f in sorted(families))
 
 
+def _ours(listed: str) -> list[str]:
+    """Our lines of a listed chain of the base firewall."""
+    return [line.strip() for line in listed.splitlines() if f'comment "{COMMENT}"' in line]
+
+
+def _delete_rules(place: str, lines: list[str]) -> str:
+    return "".join(f"delete rule {place} handle {line.rpartition(' ')[2]}\n" for line in lines)
+
+
 class Firewall:
     """Our part of one network namespace's ruleset."""
 
@@ -113,6 +122,20 @@ class Firewall:
                 del self._guarded[family]
         return min(self._guarded.values(), default=None)
 
+    def leave(self, now: float) -> None:
+        """Take everything of ours away, for good. Raises NftError, and OSError, when that did not succeed.
+
+        Where connections were ended an empty table stays, which keeps them from coming back and opens nothing.
+        """
+        self._close(Surroundings(now))
+        for family in Family:
+            for chain in BASE_RULES:
+                place = f"{nft_family(family)} {BASE_TABLE} {chain}"
+                if listed := self._try(f"list chain {place}"):
+                    self._nft.run(_delete_rules(place, _ours(listed)))
+            if family not in self._guarded:
+                self._nft.run(f"delete table {nft_family(family)} {TABLE}\n")
+
     def _load(self, elements: Elements, now: float) -> bool:
         """Apply the elements; whether something was taken away, or may have been."""
         if self._applied is not None:
@@ -166,16 +189,14 @@ class Firewall:
         listed = self._try(f"list chain {place}")
         if listed is None:
             return False
-        ours = [line.strip() for line in listed.splitlines() if f'comment "{COMMENT}"' in line]
+        ours = _ours(listed)
         texts = [line.partition(" # handle ")[0] for line in ours]
         if len(texts) == 1 and texts[0] in (rule, self._printed.get((family, chain))):
             return True
-        handles = [line.rpartition(" ")[2] for line in ours]
-        text = "".join(f"delete rule {place} handle {handle}\n" for handle in handles) + f"add rule {place} {rule}\n"
-        if self._try(text) is None:
+        if self._try(_delete_rules(place, ours) + f"add rule {place} {rule}\n") is None:
             return False
         listed = self._try(f"list chain {place}") or ""
-        printed = [line.strip().partition(" # handle ")[0] for line in listed.splitlines() if COMMENT in line]
+        printed = [line.partition(" # handle ")[0] for line in _ours(listed)]
         self._printed[(family, chain)] = printed[-1] if printed else rule
         return True
 

@@ -80,13 +80,21 @@ def make_application(argv: Sequence[str]) -> QApplication:
     return application
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Ends the program with 2 for a wrong command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog=_NAME, description="Which ports of which qubes can be reached, from where; open and close them."
     )
-    parser.add_argument("qube", nargs="?", help="show the firewall of this qube, not the dashboard of all")
+    parser.add_argument(
+        "qube", metavar="QUBE", nargs="?", help="show the firewall of this qube, not the dashboard of all"
+    )
     parser.add_argument("--hidden", action="store_true", help="start as an icon in the tray")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Ends the program with 2 for a wrong command line."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     try:
         args.qube = None if args.qube is None else parse_qube(args.qube)

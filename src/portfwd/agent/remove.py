@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""python3 -I -m portfwd.agent.remove: run by the package manager when the agent, which has stopped, is removed.
+
+Without an agent nobody would close what a deleted rule leaves open, so nothing of ours may stay in a running qube.
+"""
+
+import contextlib
+import logging
+import shutil
+import sys
+import time
+
+from portfwd.agent.desired import withdraw
+from portfwd.agent.firewall import Firewall
+from portfwd.agent.flows import Conntrack
+from portfwd.agent.nft import LibNft, NftError
+from portfwd.agent.routes import Routes
+from portfwd.wire import limits
+from portfwd.wire.qdb_client import open_qubesdb
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Shut every port, end the connections that came through one, take away the rules and the word to dom0."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    failed = False
+    for step in (_shut, _forget_ways, _tell, _forget_ends):
+        try:
+            step()
+        except (NftError, OSError, RuntimeError) as error:
+            log.error("not everything could be taken away, restart this qube: %s", error)
+            failed = True
+    return int(failed)
+
+
+def _shut() -> None:
+    Firewall(LibNft(), Conntrack()).leave(time.monotonic())
+
+
+def _forget_ways() -> None:
+    Routes().bring((), {})
+
+
+def _tell() -> None:
+    database = open_qubesdb()
+    try:
+        withdraw(database)
+    finally:
+        database.close()
+
+
+def _forget_ends() -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(limits.AGENT_FOLDER)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
