@@ -127,6 +127,17 @@ def test_a_restart_of_the_database_is_survived(agent: RunningAgent) -> None:
     check(agent.world, shut=[OPEN, Attempt(LAPTOP, 80)])
 
 
+def test_a_lost_database_is_told_once_and_not_at_each_try(agent: RunningAgent) -> None:
+    """Mistake: a line per second in the journal for as long as it lasts."""
+    agent.publish([RULE])
+    agent.stop_daemon()
+    time.sleep(3.5)
+    agent.start_daemon()
+    agent.world.wait_until(lambda: "QubesDB is back" in agent.log(), 20)
+    assert agent.log().count("no QubesDB") == 1
+    check(agent.world, {OPEN: 443})
+
+
 def test_a_reload_resolves_names_again(agent: RunningAgent) -> None:
     agent.publish([RULE, NAMED])
     agent.world.wait_until(lambda: is_open(agent, Attempt(PHONE, 80)), 20)

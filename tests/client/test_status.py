@@ -192,7 +192,7 @@ SAYS = [
     ("", {"listening": "no", "uplinks": "192.168.1.10/24"}, "LAN hosts can reach work's port 8443 at tcp 192.168.1.10:443, but nothing listens on port 8443 in work; start the server in work"),
     ("", {"listening": "local", "uplinks": "192.168.1.10/24"}, "LAN hosts can reach work's port 8443 at tcp 192.168.1.10:443, but the server in work listens on 127.0.0.1 only; let it listen on 0.0.0.0 or on the address of work"),
     ("", {"states": {"sys-firewall": PROBLEM.format("halted")}}, "work's port 8443 is not open: sys-firewall is not running; start sys-firewall"),
-    ("", {"states": {"work": PROBLEM.format("no-agent")}}, "work's port 8443 is not open: work has no port forwarding agent; install qubes-port-forward-agent in its template and restart work"),
+    ("", {"states": {"work": PROBLEM.format("no-agent")}}, "work's port 8443 is not open: work has no port forwarding agent; install qubes-port-forwarding-agent in its template and restart work"),
     ("", {"states": {"sys-net": PROBLEM.format("conflict")}}, "work's port 8443 is not open: sys-net says why; choose another port (--pick-port), or remove the other one"),
     ("", {"states": {"sys-net": "written"}}, "work's port 8443 is not open yet: sys-net has not answered yet; look at its service: systemctl status qubes-port-forward in sys-net"),
     ("", {"states": {"sys-net": "occupied"}}, "work's port 8443 is not open: sys-net itself uses port 443; choose another port (--pick-port), or stop that program in sys-net"),

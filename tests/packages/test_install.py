@@ -26,8 +26,8 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return roots
 
 
-def make(target: str, root: Path) -> None:
-    argv = ["make", "-s", "-C", str(ROOT), target, f"DESTDIR={root}", f"PYTHON_SITELIB={SITE}"]
+def make(target: str, root: Path, site: str = SITE, *more: str) -> None:
+    argv = ["make", "-s", "-C", str(ROOT), target, f"DESTDIR={root}", f"PYTHON_SITELIB={site}", *more]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -100,3 +100,18 @@ def test_qrexec_finds_the_services_that_dom0_calls(roots: dict[str, Path]) -> No
     assert os.access(services / limits.PROBE_SERVICE, os.X_OK)
     script = (roots["agent"] / "etc/qubes/post-install.d/30-qubes-port-forward.sh").read_text()
     assert f"{limits.FEATURE_AGENT}=1" in script
+
+
+@pytest.mark.parametrize(("enabled", "told"), [(True, [f"{limits.FEATURE_AGENT}=1"]), (False, [])])
+def test_dom0_is_told_of_the_agent_only_while_it_is_there(tmp_path: Path, enabled: bool, told: list[str]) -> None:
+    """Mistake: Debian keeps files of /etc when a package is removed, so dom0 goes on to count on an agent."""
+    for name, text in {
+        "systemctl": f"exit {0 if enabled else 1}",
+        "qvm-features-request": f'echo "$@" >> {tmp_path}/told',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = ROOT / "integration/30-qubes-port-forward.sh"
+    subprocess.run([script], env={"PATH": f"{tmp_path}:/bin"}, check=True)
+    file = tmp_path / "told"
+    assert (file.read_text().splitlines() if file.exists() else []) == told

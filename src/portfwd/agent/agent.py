@@ -71,6 +71,7 @@ class Agent:
         self._watch: Database | None = None
         self._watch_fd: int | None = None
         self._reporter: Reporter | None = None
+        self._no_database = ""
         self._desired = Desired()
         self._gateways: dict[Family, IPAddress] = {}
         self._ways = Outcome({}, tunnel=False)
@@ -141,10 +142,16 @@ class Agent:
             self._watch_fd = self._watch.watch_fd()
             self._selector.register(self._watch_fd, selectors.EVENT_READ, self._on_database)
         except (RuntimeError, OSError) as error:
-            log.warning("no QubesDB: %s", error)
+            if str(error) != self._no_database:
+                # Said once, not at each try.
+                log.warning("no QubesDB: %s", error)
+                self._no_database = str(error)
             self._disconnect()
             self._deadlines["connect"] = time.monotonic() + _RETRY_SECONDS
             return
+        if self._no_database:
+            log.info("QubesDB is back")
+            self._no_database = ""
         self._reporter = Reporter(self._commands)
         self._read()
 

@@ -38,7 +38,7 @@ _FAULTS = {
     "no-net-qube": _Explained("", "give it one: qvm-prefs {qube} netvm NAME"),
     "halted": _Explained("{hop} is not running", "start {hop}"),
     "no-agent": _Explained(
-        "{hop} has no port forwarding agent", "install qubes-port-forward-agent in its template and restart {hop}"
+        "{hop} has no port forwarding agent", "install qubes-port-forwarding-agent in its template and restart {hop}"
     ),
     "tor-gateway": _Explained(
         "{hop} is a Tor gateway and takes no forwards", "use another net qube for {qube}, or do without this forward"
