@@ -58,7 +58,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     boot_id = _boot_id(arguments.boot_id)
     app = App(arguments.base, Xen(arguments.xen), Databases(arguments.qubesdb, arguments.link), boot_id)
     api = Server(app, stock_methods())
-    PortForwardExtension(app, api, boot_id, arguments.qubesdb / "port-forward-ends")
+    PortForwardExtension(app, api, boot_id, arguments.qubesdb)
     known = json.loads((app.state_file if app.state_file.exists() else arguments.topology).read_text())
     watch = asyncio.ensure_future(app.watch(await app.xen.subscribe()))
     app.load(known, await app.xen.list())

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -67,7 +68,7 @@ class Databases:
                 process.terminate()
             await process.wait()
         else:
-            self._stop_by_pid_file(name)
+            await self._stop_by_pid_file(name)
 
     def open(self, name: str) -> Database:
         return open_qubesdb(str(self._socket(name)))
@@ -75,7 +76,7 @@ class Databases:
     def _socket(self, name: str) -> Path:
         return self._run / f"qubesdb.{name}.sock"
 
-    def _stop_by_pid_file(self, name: str) -> None:
+    async def _stop_by_pid_file(self, name: str) -> None:
         """End a daemon that an earlier qubesd has started, if that number is still its own."""
         try:
             pid = int(self._socket(name).with_suffix(".pid").read_text())
@@ -85,6 +86,9 @@ class Databases:
         if b"lab.qubesdb.daemon" in words and name.encode() in words:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + START_TIME
+            while self._socket(name).exists() and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
 
     def _answers(self, name: str) -> bool:
         try:

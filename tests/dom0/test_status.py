@@ -95,7 +95,7 @@ def test_only_the_ends_of_an_applied_path_are_asked(app: FakeApp, service: Forwa
     asking = StatusService(app, service)
 
     def asked() -> list[str]:
-        return [vm.name for vm in asking.worth_asking(asking.survey(app.work))]
+        return [vm.name for vm in asking.worth_asking(run(asking.survey(app.work)))]
 
     assert asked() == []
     apply(app.work)
@@ -103,7 +103,7 @@ def test_only_the_ends_of_an_applied_path_are_asked(app: FakeApp, service: Forwa
     apply(app.net)
     apply(app.firewall)
     assert asked() == ["sys-net", "work"]
-    assert asking.worth_asking(asking.survey(app.personal)) == []
+    assert asking.worth_asking(run(asking.survey(app.personal))) == []
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "a relay", "another rule"])

@@ -8,12 +8,14 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from portfwd.dom0 import running
 from portfwd.dom0.running import WAY_OUT_PATH
+from portfwd.dom0.service import their_own
 from portfwd.model.forward import token
 from tests.stock.stand_in import RELEASES, make
 
@@ -36,6 +38,9 @@ class Qubesd:
     def turn(self) -> None:
         """Let the loop do what it has been asked for."""
         self.loop.run_until_complete(asyncio.sleep(0.01))
+        found = importlib.import_module("portfwd.dom0.stock.extension").running_of(self.app)
+        if found is not None:
+            self.loop.run_until_complete(found.told())
 
     def call(self, method: str, arg: str = "", payload: str = "", dest: str = "work") -> Any:
         api = self.modules["qubes.api.admin"].QubesAdminAPI(
@@ -82,7 +87,9 @@ def modules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def qubesd(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
     extension = importlib.import_module("portfwd.dom0.stock.extension")
-    monkeypatch.setattr(extension, "_KEPT", tmp_path / "ends")
+    monkeypatch.setattr(extension, "_RUN", tmp_path)
+    # The stand-in's databases are objects in memory; real daemons are those of tests/qubesd and the laboratory.
+    monkeypatch.setattr(running, "Connections", lambda _run: SimpleNamespace(of=their_own))
     qubesd = Qubesd(modules, tmp_path)
     yield qubesd
     qubesd.loop.close()

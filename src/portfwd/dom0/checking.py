@@ -34,7 +34,7 @@ class CheckService:
         """
         rule = RuleId(untrusted_rule)
         client = _client(untrusted_payload)
-        survey = self._status.survey(vm)
+        survey = await self._status.survey(vm)
         qube = qube_of(vm, survey.snapshot)
         stored = next((one for one in qube.forwards if one.rule.id(qube.name) == rule), None)
         over = stored is not None and is_over(stored, qube, survey.snapshot)

@@ -16,7 +16,7 @@ from portfwd.dom0.plan import Plan
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb_client import Database
+from portfwd.wire.qdb_client import Store
 from portfwd.wire.status import UPLINKS, Acknowledgement, Result, State
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
 from portfwd.wire.views import HopState
@@ -48,7 +48,7 @@ class Look:
 def look_at(
     rules: Iterable[RuleId],
     planned: Plan,
-    databases: Mapping[QubeName, Database],
+    databases: Mapping[QubeName, Store],
     addresses: Mapping[QubeName, Mapping[Family, str]],
     unwritten: Mapping[QubeName, str] = MappingProxyType({}),
 ) -> Look:
@@ -96,7 +96,7 @@ def _mark(states: dict[Place, HopState], places: Iterable[Place]) -> None:
 
 
 def _entry_states(
-    database: Database, entries: Iterable[Entry], all_entries: Iterable[Entry]
+    database: Store, entries: Iterable[Entry], all_entries: Iterable[Entry]
 ) -> Iterator[tuple[Entry, HopState]]:
     untrusted_commit = database.read(limits.BASE)
     untrusted_ack = database.read(limits.STATUS_BASE)
@@ -122,7 +122,7 @@ def _entry_states(
             yield entry, _RESULTS.get(untrusted_result or b"", HopState.UNCLEAR)
 
 
-def _moved(database: Database, family: Family, addresses: Mapping[Family, str]) -> bool:
+def _moved(database: Store, family: Family, addresses: Mapping[Family, str]) -> bool:
     """Whether a qube runs with another address than dom0 has for it now: it takes the new one when it starts."""
     untrusted_present = database.read(_OWN_ADDRESS[family])
     if untrusted_present is None or family not in addresses:
@@ -131,7 +131,7 @@ def _moved(database: Database, family: Family, addresses: Mapping[Family, str]) 
     return present is not None and present != _address(addresses[family])
 
 
-def _uplinks(database: Database) -> tuple[Interface, ...]:
+def _uplinks(database: Store) -> tuple[Interface, ...]:
     """Nothing when a single word is not an address with its prefix length."""
     untrusted_words = _text(database.read(limits.STATUS + UPLINKS) or b"").split(" ")
     try:

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""publish(): bring each qube's QubesDB subtree to what the plan wants, by the smallest set of writes, then commit.
+"""publish(): bring a qube's QubesDB subtree to what the plan wants, by the smallest set of writes, then commit.
 
-Takes wanted entries and database handles, writes. Never reads anything back as truth: what a qube has put under our
+Takes wanted entries and a database handle, writes. Never reads anything back as truth: what a qube has put under our
 subtree is compared byte by byte and overwritten. One dead database never keeps another from being written.
 """
 
+import threading
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.qdb_client import Database
+from portfwd.wire.qdb_client import Store
 from portfwd.wire.values import QubeName
 
 
@@ -22,27 +23,21 @@ class Publisher:
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._generation = 0
+        self._lock = threading.Lock()
 
-    def publish(
-        self,
-        entries: Mapping[QubeName, tuple[Entry, ...]],
-        databases: Mapping[QubeName, Database],
-        again: Container[QubeName] = (),
-    ) -> dict[QubeName, str]:
-        """Write what differs, in every database; commit `again` where nothing does.
+    def publish(self, name: QubeName, database: Store, entries: Iterable[Entry], *, again: bool = False) -> str:
+        """Write what differs in the database of one qube; commit `again` where nothing does.
 
-        Returns an error text per qube that could not be written.
+        Returns why it could not be written, or ''. Several threads may do so for different qubes.
         """
-        failed: dict[QubeName, str] = {}
-        for name, database in databases.items():
-            wanted = {entry.key: entry.value for entry in entries.get(name, ())}
-            try:
-                self._bring(database, wanted, again=name in again)
-            except (RuntimeError, OSError, ValueError) as error:
-                failed[name] = f"QubesDB of '{name}' cannot be written: {shown(error)}"
-        return failed
+        wanted = {entry.key: entry.value for entry in entries}
+        try:
+            self._bring(database, wanted, again=again)
+        except (RuntimeError, OSError, ValueError) as error:
+            return f"QubesDB of '{name}' cannot be written: {shown(error)}"
+        return ""
 
-    def _bring(self, database: Database, wanted: Mapping[str, str], *, again: bool) -> None:
+    def _bring(self, database: Store, wanted: Mapping[str, str], *, again: bool) -> None:
         untrusted_now = database.multiread(limits.ENTRIES)
         untrusted_commit = database.read(limits.BASE)
         if untrusted_commit is None and not untrusted_now and not wanted:
@@ -55,11 +50,12 @@ class Publisher:
         _remove(database, extra)
         for path in differing:
             database.write(path, keep[path])
-        self._generation = max(int(self._now() * 1000), self._generation + 1)
-        database.write(limits.BASE, str(Commit.over(self._generation, wanted)))
+        with self._lock:
+            self._generation = generation = max(int(self._now() * 1000), self._generation + 1)
+        database.write(limits.BASE, str(Commit.over(generation, wanted)))
 
 
-def _remove(database: Database, paths: Iterable[str]) -> None:
+def _remove(database: Store, paths: Iterable[str]) -> None:
     for path in paths:
         database.rm(path)
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from portfwd.dom0.checking import CheckService
+from portfwd.dom0.databases import Connections, Workers
 from portfwd.dom0.service import ForwardService
+from portfwd.dom0.snapshot import hears_tunnel
 from portfwd.dom0.status import StatusService
 from portfwd.wire import limits
 from portfwd.wire.clock import ClockWatch
@@ -44,10 +46,16 @@ QUBE_EVENTS = (
 )
 """Of qubes: after each of them another plan may be right."""
 APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "property-reset:default_netvm")
+_ENDS = "port-forward-ends"
+"""Ends of rules on a clock that cannot be set; outlives qubesd, not the host."""
 _KILL = "kill"
 _CHECK = "check."
 _SLEEP_MIN = 1.0
 """Seconds until the next try when a rule that has ended could not be removed."""
+_RETRY_SECONDS = 5.0
+"""Seconds until the next try when some qube could not be told, unless an event comes before."""
+_TOLD_SECONDS = 5.0
+"""Seconds that the answer to a change waits for qubes to be told: two commands to a daemon that hangs."""
 _STATUS_SECONDS = 0.2
 """A qube may write its status as often as it likes; it is looked at once in this time."""
 
@@ -59,32 +67,42 @@ class UnexpectedError(Exception):
 
 
 class Running:
-    """One per application. Must be made where the loop is at hand; the loop need not run yet."""
+    """One per application. Must be made where the loop is at hand; the loop need not run yet.
+
+    `run` is the folder of the QubesDB sockets; a file beside them keeps the ends of rules over a restart of qubesd.
+    """
 
     def __init__(
         self,
         app: Any,
         loop: asyncio.AbstractEventLoop,
         boot_id: str,
-        kept: Path,
+        run: Path,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.service = ForwardService(app, boot_id=boot_id, now=now, kept=kept)
-        self.status = StatusService(app, self.service)
+        self._workers = Workers()
+        self.service = ForwardService(app, boot_id=boot_id, now=now, kept=run / _ENDS, databases_of=Connections(run).of)
+        self.status = StatusService(app, self.service, self._workers.run)
         self.check = CheckService(self.status)
         self._now = now
         self._clock = ClockWatch()
         self._loop = loop
         loop.add_reader(self._clock, self._on_clock)
         self._asked = False
+        self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._status_timer: asyncio.TimerHandle | None = None
 
     def ask(self) -> None:
         """Have everything looked at anew, once for all events of one turn of the loop."""
-        if not self._asked:
-            self._asked = True
-            self._loop.call_soon(self._refresh)
+        self._asked = True
+        if self._task is None or self._task.done():
+            self._task = self._loop.create_task(self._work())
+
+    async def told(self) -> None:
+        """Wait until every qube has been told of what was asked for, but no longer than that can take."""
+        if self._task is not None:
+            await asyncio.wait((self._task,), timeout=_TOLD_SECONDS)
 
     def on_status(self) -> None:
         """Some agent has written a word that is watched."""
@@ -105,9 +123,10 @@ class Running:
         """Let go of the loop: the application ends."""
         self._loop.remove_reader(self._clock)
         self._clock.close()
-        for timer in (self._timer, self._status_timer):
-            if timer is not None:
-                timer.cancel()
+        for pending in (self._timer, self._status_timer, self._task):
+            if pending is not None:
+                pending.cancel()
+        self._workers.close()
 
     async def get(self, vm: Any, arg: str, untrusted_payload: bytes) -> str:
         """admin.vm.firewall.Get+ARG. `vm` is None for dom0. Raises UnexpectedError, RefusedError."""
@@ -142,19 +161,36 @@ class Running:
             # The list is stored by now. qubesd's own handler of firewall-changed failed: some QubesDB is gone.
             log.warning("port forwarding: a QubesDB could not be told: %s", error)
         self.ask()
+        await self.told()
 
     def _after_status(self) -> None:
         self._status_timer = None
         self.ask()
 
-    def _refresh(self) -> None:
-        self._asked = False
-        self.service.refresh()
+    async def _work(self) -> None:
+        while self._asked:
+            self._asked = False
+            try:
+                await self._refresh()
+            except Exception:
+                log.exception("port forwarding: refresh failed")
+
+    async def _refresh(self) -> None:
+        """As ForwardService.refresh, with databases used by threads."""
+        service = self.service
+        service.hear(await self._workers.each(hears_tunnel, service.speakers()))
+        work = service.prepare()
+        if work is not None:
+            service.published(await self._workers.each(work.publish, work.databases))
         if self._timer is not None:
             self._timer.cancel()
-        deadline = self.service.next_deadline()
-        if deadline is not None:
-            self._timer = self._loop.call_later(max(_SLEEP_MIN, deadline - self._now()), self._on_deadline)
+            self._timer = None
+        deadline = service.next_deadline()
+        waits = [] if deadline is None else [max(_SLEEP_MIN, deadline - self._now())]
+        if work is None or service.unwritten:
+            waits.append(_RETRY_SECONDS)
+        if waits:
+            self._timer = self._loop.call_later(min(waits), self._on_deadline)
 
     def _on_clock(self) -> None:
         # The timer is one of the monotonic clock, which knows neither suspend nor a clock that was set.

@@ -3,8 +3,8 @@
 """The use cases of dom0, on top of store, plan and publish; what qubesd's extension calls.
 
 get and set answer the Admin API; what is only looked at is in status.py. refresh makes the world equal to the rules: it
-may be called after any event, as often as one likes, and never raises. All methods are synchronous and touch only
-dom0's files and QubesDB daemons.
+may be called after any event, as often as one likes, and never raises. qubesd's loop does the same in three steps
+(running.py), so that QubesDB is read and written beside it; all else here touches only dom0's files.
 """
 
 import dataclasses
@@ -12,23 +12,48 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from portfwd.dom0.plan import Claim, Entrances, Plan, claim_of, claims, is_over, plan
 from portfwd.dom0.publish import Publisher
-from portfwd.dom0.snapshot import Qube, Snapshot, take_snapshot
+from portfwd.dom0.snapshot import Qube, Snapshot, hears_tunnel, take_snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
 from portfwd.wire import limits
 from portfwd.wire.clock import Moment
 from portfwd.wire.ends import Ends
 from portfwd.wire.errors import RefusedError
+from portfwd.wire.qdb_client import Store
 from portfwd.wire.values import HostName, QubeName, RuleId
 
 log = logging.getLogger(__name__)
+
+
+DatabasesOf = Callable[[Iterable[Any]], Mapping[QubeName, Store]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """A plan, and the databases of all running qubes, which are to be brought to it."""
+
+    planned: Plan
+    databases: Mapping[QubeName, Store]
+    again: Container[QubeName]
+    publisher: Publisher
+
+    def publish(self, name: QubeName, database: Store) -> str:
+        """Bring one of them; why that failed, or ''. Uses nothing of qubesd, so that a thread can do it."""
+        entries = self.planned.entries.get(name, ())
+        return self.publisher.publish(name, database, entries, again=name in self.again)
+
+
+def their_own(running: Iterable[Any]) -> dict[QubeName, Store]:
+    """The databases as qubesd itself has them open, for a process that has no loop to keep going."""
+    found = ((QubeName(str(vm.name)), vm.untrusted_qdb) for vm in running)
+    return {name: database for name, database in found if database is not None}
 
 
 class ForwardService:
@@ -45,12 +70,15 @@ class ForwardService:
         now: Callable[[], float] = time.time,
         boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         kept: Path | None = None,
+        databases_of: DatabasesOf = their_own,
     ) -> None:
         self._app = app
         self._boot_id = boot_id
         self._now, self._boot = now, boot
         self._ends = Ends(kept, boot_id)
         self._publisher = Publisher(now)
+        self._databases_of = databases_of
+        self._tunnels: frozenset[QubeName] = frozenset()
         self._unwritten: dict[QubeName, str] = {}
         self._reloaded: set[str] = set()
 
@@ -90,6 +118,29 @@ class ForwardService:
 
     def refresh(self) -> Plan | None:
         """Make every qube's QubesDB equal to the plan. Never raises; what went wrong is logged and shown by status."""
+        self.hear({name: hears_tunnel(name, database) for name, database in self.speakers().items()})
+        work = self.prepare()
+        if work is None:
+            return None
+        self.published({name: work.publish(name, database) for name, database in work.databases.items()})
+        return work.planned
+
+    def speakers(self) -> Mapping[QubeName, Store]:
+        """The databases of running net qubes, whose agents tell whether they send into a tunnel. Never raises."""
+        try:
+            databases = self.databases(self.snapshot())
+            nets = {str(vm.name) for vm in self._app.domains if getattr(vm, "provides_network", False)}
+        except Exception:
+            log.exception("port forwarding: net qubes cannot be asked for tunnels")
+            return {}
+        return {name: database for name, database in databases.items() if name in nets}
+
+    def hear(self, tunnels: Mapping[QubeName, bool]) -> None:
+        """What the speakers have said; it counts for the snapshots from now on."""
+        self._tunnels = frozenset(name for name, tunnel in tunnels.items() if tunnel)
+
+    def prepare(self) -> Work | None:
+        """Bring the rules up to date and plan them. Never raises."""
         try:
             snapshot = self.snapshot()
             if self._drop_over(snapshot) | self._adopt_sessions(snapshot):
@@ -97,13 +148,16 @@ class ForwardService:
             self._remember_tunnels(snapshot)
             planned = plan(snapshot)
             again, self._reloaded = _named_hops(planned, self._reloaded), set()
-            self._unwritten = self._publisher.publish(planned.entries, self.databases(snapshot), again)
+            return Work(planned, self.databases(snapshot), again, self._publisher)
         except Exception:
             log.exception("port forwarding: refresh failed")
             return None
+
+    def published(self, failures: Mapping[QubeName, str]) -> None:
+        """What became of the work: why it failed for each qube, or ''."""
+        self._unwritten = {name: text for name, text in failures.items() if text}
         for text in self._unwritten.values():
             log.warning("port forwarding: %s", text)
-        return planned
 
     def reload(self, vm: Any) -> None:
         """Have every hop of this qube's rules resolve host names anew, with the next refresh."""
@@ -115,7 +169,7 @@ class ForwardService:
 
     def next_deadline(self) -> float | None:
         """When the next rule ends, in epoch seconds by the present clock, or None."""
-        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id)
+        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels)
         return min((self._now() + seconds for seconds in self._left(snapshot).values()), default=None)
 
     def expire(self) -> None:
@@ -135,7 +189,7 @@ class ForwardService:
 
     def snapshot(self) -> Snapshot:
         """All qubes at this moment, with the rules whose time is over."""
-        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id)
+        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels)
         over = frozenset(rule for rule, seconds in self._left(snapshot).items() if seconds <= 0)
         return dataclasses.replace(snapshot, over=over)
 
@@ -151,16 +205,9 @@ class ForwardService:
         left = self._ends.left({f"{qube}/{rule}": expire for (qube, rule), expire in expires.items()}, moment)
         return {(qube, rule): left[f"{qube}/{rule}"] for qube, rule in expires}
 
-    def databases(self, snapshot: Snapshot) -> dict[QubeName, Any]:
+    def databases(self, snapshot: Snapshot) -> Mapping[QubeName, Store]:
         """The databases of all running qubes, also of those that could not be read: theirs are emptied."""
-        found = {}
-        for vm in self._app.domains:
-            name = str(vm.name)
-            qube = snapshot.qubes.get(QubeName(name)) if name not in snapshot.unread else None
-            running = qube.running if qube is not None else name in snapshot.unread and vm.is_running()
-            if running and (database := vm.untrusted_qdb) is not None:
-                found[QubeName(name)] = database
-        return found
+        return self._databases_of([vm for vm in self._app.domains if _runs(vm, snapshot)])
 
     def _changed(self, rules: Iterable[ForwardRule], qube: Qube, snapshot: Snapshot) -> tuple[StoredForward, ...]:
         """A new list of a qube as it is to be stored. Raises RefusedError when one of them wants what is taken."""
@@ -251,6 +298,14 @@ class ForwardService:
             log.exception("port forwarding: rules of %s that have begun or ended could not be saved", vm.name)
             return False
         return True
+
+
+def _runs(vm: Any, snapshot: Snapshot) -> bool:
+    name = str(vm.name)
+    if name in snapshot.unread:
+        return bool(vm.is_running())
+    qube = snapshot.qubes.get(QubeName(name))
+    return qube is not None and qube.running
 
 
 def _named_hops(planned: Plan, targets: set[str]) -> set[QubeName]:

@@ -7,7 +7,7 @@ A qube that cannot be read is left out of the snapshot, so no port is opened for
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from typing import Any
 
 from portfwd.dom0.store import StoredForward
 from portfwd.wire import limits
+from portfwd.wire.qdb_client import Store
 from portfwd.wire.status import WAY_OUT, WayOut
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
 
@@ -70,8 +71,11 @@ class Snapshot:
         return tuple(path)
 
 
-def take_snapshot(app: Any, now: int, boot_id: str) -> Snapshot:
-    """Read every qube once. Never raises for one bad qube: it is logged, named in `unread` and left out."""
+def take_snapshot(app: Any, now: int, boot_id: str, tunnels: Container[str] = ()) -> Snapshot:
+    """Read every qube once. `tunnels`: those whose agent says that they send into a tunnel.
+
+    Never raises for one bad qube: it is logged, named in `unread` and left out.
+    """
     qubes: dict[QubeName, Qube] = {}
     unread: list[str] = []
     for vm in app.domains:
@@ -79,7 +83,7 @@ def take_snapshot(app: Any, now: int, boot_id: str) -> Snapshot:
         if getattr(vm, "klass", "") == "AdminVM":
             continue
         try:
-            qube = _read(vm)
+            qube = _read(vm, tunnels)
         except Exception as error:
             log.warning("port forwarding: cannot read qube %s: %s", name, error)
             unread.append(name)
@@ -88,7 +92,7 @@ def take_snapshot(app: Any, now: int, boot_id: str) -> Snapshot:
     return Snapshot(MappingProxyType(qubes), now, boot_id, tuple(unread))
 
 
-def _read(vm: Any) -> Qube:
+def _read(vm: Any, tunnels: Container[str]) -> Qube:
     netvm = getattr(vm, "netvm", None)
     running = bool(vm.is_running()) and not getattr(vm, "is_preload", False)
     ip = _address(getattr(vm, "ip", None))
@@ -96,6 +100,7 @@ def _read(vm: Any) -> Qube:
     ip6 = None if vm.features.check_with_template("net.fake-ip", None) else _address(getattr(vm, "ip6", None))
     agent = bool(vm.features.check_with_template(limits.FEATURE_AGENT, None))
     vpn = vm.features.check_with_template(limits.FEATURE_VPN, None)
+    says_tunnel = running and agent and str(vm.name) in tunnels
     return Qube(
         name=QubeName(str(vm.name)),
         netvm=QubeName(str(netvm.name)) if netvm is not None else None,
@@ -105,7 +110,7 @@ def _read(vm: Any) -> Qube:
         agent=agent,
         tor_gateway=limits.TAG_TOR_GATEWAY in vm.tags,
         denies=bool(vm.features.check_with_template(limits.FEATURE_DENY, None)),
-        tunnel=bool(getattr(vm, "provides_network", False)) and (bool(vpn) or (running and agent and _says_tunnel(vm))),
+        tunnel=bool(getattr(vm, "provides_network", False)) and (bool(vpn) or says_tunnel),
         vpn=vpn,
         transit=bool(vm.features.check_with_template(limits.FEATURE_TRANSIT, None)),
         session=session_of(vm) if running else "",
@@ -118,14 +123,13 @@ def session_of(vm: Any) -> str:
     return f"{getattr(vm, 'xid', -1)}@{getattr(vm, 'start_time', None) or 0}"
 
 
-def _says_tunnel(vm: Any) -> bool:
+def hears_tunnel(_name: QubeName, database: Store) -> bool:
     """What the qube's agent says of its way out; a qube that lies shuts what would cross it, or leads it astray."""
-    database = vm.untrusted_qdb
     try:
-        untrusted_word = None if database is None else database.read(limits.STATUS + WAY_OUT)
+        untrusted_word = database.read(limits.STATUS + WAY_OUT)
     except (RuntimeError, OSError):
         return False
-    return bool(untrusted_word == WayOut.TUNNEL.value.encode())
+    return untrusted_word == WayOut.TUNNEL.value.encode()
 
 
 def _address(value: object) -> IPAddress | None:

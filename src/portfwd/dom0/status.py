@@ -8,7 +8,7 @@ and asks the qubes concerned at the same time; meanwhile qubesd serves others.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,9 @@ _NOT_ENDED = {
 }
 
 
+Beside = Callable[..., Awaitable[Look]]
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """The live rules of some qubes, in their order, with the plan of all qubes and how far its entries have come."""
@@ -57,18 +60,18 @@ class Survey:
 
 
 class StatusService:
-    """One per qubesd, beside the ForwardService."""
+    """One per qubesd, beside the ForwardService. `beside` calls a function while the loop goes on."""
 
-    def __init__(self, app: Any, service: ForwardService) -> None:
-        self._app, self._service, self._puller = app, service, Puller()
+    def __init__(self, app: Any, service: ForwardService, beside: Beside = asyncio.to_thread) -> None:
+        self._app, self._service, self._beside, self._puller = app, service, beside, Puller()
 
     async def status(self, vm: Any = None) -> str:
         """How the forwards of one qube fare, or of all (Get+forward.status)."""
-        survey = self.survey(vm)
+        survey = await self.survey(vm)
         reports = await self._puller.pull(self.worth_asking(survey))
         return views.status_view(survey.lists, survey.planned, survey.look, reports, self.kept_out(survey))
 
-    def survey(self, vm: Any = None) -> Survey:
+    async def survey(self, vm: Any = None) -> Survey:
         """Look at everything that concerns the forwards of one qube, or of all. Raises RefusedError."""
         snapshot = self._service.snapshot()
         qubes = list(snapshot.qubes.values()) if vm is None else [qube_of(vm, snapshot)]
@@ -78,7 +81,8 @@ class StatusService:
         concerned = {name for rule in rules for name, _ in planned.paths.get(rule, ())}
         databases = self._service.databases(snapshot) if concerned else {}
         addresses = {name: _next_addresses(found) for name, found in self.named(concerned).items()}
-        return Survey(snapshot, planned, lists, look_at(rules, planned, databases, addresses, self._service.unwritten))
+        look = await self._beside(look_at, rules, planned, databases, addresses, self._service.unwritten)
+        return Survey(snapshot, planned, lists, look)
 
     def worth_asking(self, survey: Survey) -> list[Any]:
         """The entrances and the targets that have applied their part: those that can tell how a rule fares."""

@@ -47,18 +47,27 @@ else:
     from qubesdb import DisconnectedError, Error
 
 
-class Database(Protocol):
+class SilentError(Error):
+    """The daemon did not answer in time. Of the client below only: the C module waits without limit."""
+
+
+class Store(Protocol):
+    """Keys and values, without events."""
+
+    def read(self, path: str, /) -> bytes | None: ...
+    def multiread(self, path: str, /) -> dict[str, bytes]: ...
+    def write(self, path: str, value: str | bytes, /) -> None: ...
+    def rm(self, path: str, /) -> None: ...
+
+
+class Database(Store, Protocol):
     """What the C module, the client below and the tests' fake have in common.
 
     list and multiread take a prefix, not a folder: '/a' also finds '/ab'. rm of 'X/' removes what is below X but not
     X itself. watch('X/') is for everything below X, watch('X') for this key alone.
     """
 
-    def read(self, path: str, /) -> bytes | None: ...
-    def multiread(self, path: str, /) -> dict[str, bytes]: ...
     def list(self, path: str, /) -> _Paths: ...
-    def write(self, path: str, value: str | bytes, /) -> None: ...
-    def rm(self, path: str, /) -> None: ...
     def watch(self, path: str, /) -> None: ...
     def unwatch(self, path: str, /) -> None: ...
     def read_watch(self) -> str: ...
@@ -106,15 +115,15 @@ def _connect(paths: tuple[str, ...], timeout: float) -> socket.socket:
 
 
 class QubesDB:
-    """A connection to a QubesDB daemon. `timeout` is in seconds, for each command."""
+    """A connection to a QubesDB daemon. `timeout` is in seconds, for each command; a lazy one opens with the first."""
 
-    def __init__(self, path_or_vmname: str | None = None, timeout: float = TIMEOUT) -> None:
+    def __init__(self, path_or_vmname: str | None = None, timeout: float = TIMEOUT, *, lazy: bool = False) -> None:
         self._paths = socket_paths(path_or_vmname)
         self._timeout = timeout
         self._events: dict[str, None] = {}
         self._watching = False
         self._closed = False
-        self._socket: socket.socket | None = _connect(self._paths, timeout)
+        self._socket: socket.socket | None = None if lazy else _connect(self._paths, timeout)
 
     def read(self, path: str) -> bytes | None:
         """The value of a key, None when there is no such key."""
@@ -295,7 +304,7 @@ class QubesDB:
 
     def _timed_out(self) -> Error:
         self._drop()
-        return Error(f"the QubesDB daemon did not answer within {self._timeout:g} seconds")
+        return SilentError(f"the QubesDB daemon did not answer within {self._timeout:g} seconds")
 
     def _drop(self) -> None:
         if self._socket is not None:

@@ -18,8 +18,7 @@ from portfwd.dom0.stock import api, firewall
 log = logging.getLogger("qubes.ext.port-forward")
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_KEPT = Path("/run/qubes/port-forward-ends")
-"""Ends of rules on a clock that cannot be set; outlives qubesd, not the host."""
+_RUN = Path("/run/qubes")
 _RUNNING = "port_forward_running"
 _QUBE = qubes.vm.qubesvm.QubesVM
 Method = Callable[..., None]
@@ -116,7 +115,7 @@ def _start(app: Any, loop: asyncio.AbstractEventLoop) -> None:
     if running_of(app) is not None:
         return
     try:
-        running = Running(app, loop, _BOOT_ID.read_text(encoding="ascii").strip(), _KEPT)
+        running = Running(app, loop, _BOOT_ID.read_text(encoding="ascii").strip(), _RUN)
     except Exception:
         log.exception("port forwarding is off: it cannot start")
         return
