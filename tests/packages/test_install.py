@@ -115,3 +115,13 @@ def test_dom0_is_told_of_the_agent_only_while_it_is_there(tmp_path: Path, enable
     subprocess.run([script], env={"PATH": f"{tmp_path}:/bin"}, check=True)
     file = tmp_path / "told"
     assert (file.read_text().splitlines() if file.exists() else []) == told
+
+
+def test_what_every_python_imports_is_next_to_nothing(tmp_path: Path) -> None:
+    """The .pth files run in every Python of dom0: logging alone would take longer than all of theirs."""
+    make("install-gui", tmp_path)
+    code = f"import site, sys; old = set(sys.modules); site.addsitedir({str(tmp_path) + SITE!r}); "
+    code += "print(*sorted(set(sys.modules) - old))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    ours = ["portfwd", "portfwd.client", "portfwd.client.hook", "portfwd.gui", "portfwd.gui.stock_hook"]
+    assert (done.stdout.split(), done.stderr) == (ours, "")

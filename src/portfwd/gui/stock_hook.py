@@ -2,20 +2,19 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Puts our panel into the stock Qube Settings window, which has no place for plug-ins.
 
-A .pth file has this done in every Python program of dom0, so it does nothing but wait for one import. Whatever fails
-here is a line in the log: the stock window opens in any case.
+A .pth file has this done in every Python program of dom0, so it does nothing but wait for one import, and imports next
+to nothing. Whatever fails here is a line in the log: the stock window opens in any case.
 """
-
-import functools
-import logging
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any
 
 from portfwd.client.hook import when_imported
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
 _MODULE, _WINDOW = "qubesmanager.settings", "VMSettingsWindow"
-log = logging.getLogger(__name__)
 
 
 def install() -> None:
@@ -23,8 +22,11 @@ def install() -> None:
     when_imported(_MODULE, wrap)
 
 
-def wrap(module: ModuleType) -> None:
+def wrap(module: "ModuleType") -> None:
     """Have each window of the module get the panel, after all that it does itself."""
+    import logging
+
+    log = logging.getLogger(__name__)
     window = getattr(module, _WINDOW, None)
     if window is None:
         log.warning("port forwarding: %s has no %s", _MODULE, _WINDOW)
@@ -36,15 +38,19 @@ def wrap(module: ModuleType) -> None:
     window.__init__ = _wrapped(window.__init__)
 
 
-def _wrapped(init: Callable[..., None]) -> Callable[..., None]:
+def _wrapped(init: "Callable[..., None]") -> "Callable[..., None]":
+    import functools
+
     @functools.wraps(init)
-    def init_with_panel(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init_with_panel(self: "Any", *args: "Any", **kwargs: "Any") -> None:
         init(self, *args, **kwargs)
         try:
             from portfwd.gui.widgets.stock import embed
 
             embed(self)
         except Exception:
-            log.exception("port forwarding: the panel cannot be shown")
+            import logging
+
+            logging.getLogger(__name__).exception("port forwarding: the panel cannot be shown")
 
     return init_with_panel
