@@ -6,6 +6,7 @@ The recipes are debian/ and rpm_spec/, as Qubes' own builder takes them; what th
 """
 
 import argparse
+import itertools
 import re
 import shutil
 import subprocess
@@ -118,7 +119,12 @@ def _build_rpms(recipe: Path, specs: Path, source: Path, change: Change) -> list
 def _macros(source: Path) -> list[str]:
     """Elsewhere than on Fedora, what rpm lacks; there it does not know either what is installed."""
     known = _run("rpm", "--eval", "%{python3_sitelib}", cwd=source).strip()
-    return [] if known.startswith("/") else ["--nodeps", f"--load={source}/rpm_spec/not-fedora.macros"]
+    if known.startswith("/"):
+        return []
+    # One by one, since rpm 4.20 forgets a loaded file when it comes to BuildArch.
+    lines = (source / "rpm_spec/not-fedora.macros").read_text().splitlines()
+    defined = (("--define", line.removeprefix("%")) for line in lines if line.startswith("%"))
+    return ["--nodeps", *itertools.chain.from_iterable(defined)]
 
 
 def _pack(source: Path, archive: Path, top: str, change: Change, without: str = "") -> None:
