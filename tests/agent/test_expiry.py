@@ -36,6 +36,14 @@ def test_the_kernel_ends_a_forward_alone(world: World) -> None:
     check(world, {Attempt(LAPTOP, 80): 80}, [Attempt(LAPTOP, 443), Attempt(LAPTOP, 9005)])
 
 
+@pytest.mark.parametrize("days", [2, 7, 400, 2_900_000])
+def test_an_end_may_be_far_away(world: World, days: int) -> None:
+    """Mistake: nft refuses a time of nine digits, and with it everything: all forwards of the hop shut."""
+    now = world.now()
+    world.apply([*through(relay(443, expire=int(now) + days * 86400)), *through(relay(80))], now)
+    check(world, {Attempt(LAPTOP, 443): 443, Attempt(LAPTOP, 80): 80})
+
+
 def test_c24_an_expiry_ends_open_connections_and_the_agent_says_so(world: World) -> None:
     """The target's kernel lets nothing more through, whoever is dead; the agent then resets both sides."""
     end, now = _end(world)

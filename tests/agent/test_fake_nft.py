@@ -168,6 +168,16 @@ def test_a_listing_shows_each_rule_with_its_handle(nft: Both) -> None:
         assert skeleton.COMMENT not in run(f"list chain ip qubes {chain}")
 
 
+def test_a_time_has_at_most_eight_digits_of_a_unit(nft: Both) -> None:
+    run, ruleset = nft
+    run(f"add element {T} up-port {{ tcp . 82 timeout 99999999ms : goto up-any }}")
+    run(f"add element {T} up-port {{ tcp . 83 timeout 36500d0ms : goto up-any }}")
+    before = ruleset().count("timeout")
+    with pytest.raises(NftError):
+        run(f"add element {T} up-port {{ tcp . 84 timeout 100000000ms : goto up-any }}")
+    assert ruleset().count("timeout") == before
+
+
 def test_elements_end() -> None:
     now = [100.0]
     nft = FakeNft(lambda: now[0])

@@ -84,11 +84,14 @@ def test_a_forward_among_the_rules_does_not_cost_the_others() -> None:
 
 
 @pytest.mark.usefixtures("stock")
-def test_what_is_over_or_cannot_be_read_is_left_out() -> None:
+def test_what_is_over_or_cannot_be_read_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     vm = restore(
         rule("action=accept"), rule(f"{WEB} expire=1000") + rule(f"{WEB} expire=reboot") + rule("action=forward")
     )
     assert (vm.rules, vm.calls) == ([{"action": "accept"}], [])
+    (said,) = caplog.messages
+    assert said.startswith("A port forward of the backup is not restored: ")
+    assert "forwardtype" in said
 
 
 @pytest.mark.usefixtures("stock")

@@ -128,6 +128,8 @@ def seconds(word: str) -> float:
     parts = re.findall(r"(\d+)(ms|[smhd])", word)
     if not parts or "".join(count + unit for count, unit in parts) != word:
         raise NftError(f"{word!r} is not a time")
+    if any(len(count) > 8 for count, _ in parts):
+        raise NftError("value too large")
     return sum(int(count) * _UNITS[unit] for count, unit in parts)
 
 

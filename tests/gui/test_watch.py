@@ -2,12 +2,17 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """When dom0 is looked at, and what the windows say when it cannot be."""
 
+import threading
 from collections.abc import Callable
 
+import pytest
+from PyQt6 import sip
+from PyQt6.QtCore import Qt
 from pytestqt.qtbot import QtBot
 
 from portfwd.client.adminapi import AdminClient, CallError, SocketTransport, Stream
 from portfwd.gui.widgets.dashboard import Dashboard
+from portfwd.gui.widgets.feed import Feed
 from portfwd.gui.widgets.panel import Panel
 from portfwd.gui.widgets.tray import Tray
 from portfwd.gui.widgets.watch import Watch
@@ -77,6 +82,21 @@ def test_windows_that_get_no_news_say_so_as_long_as_it_is_so(
     assert (dashboard.status.text(), panel.line.text()) == (words, words)
     assert tray.icon.toolTip() == "No port is open (may be out of date)"
     mine.close()
+
+
+def test_a_window_that_goes_without_a_word_ends_its_events_quietly(
+    client: AdminClient, transport: SocketTransport, qtbot: QtBot, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As programs of others may do with the window that our panel stands in."""
+    heard = threading.Event()
+    feed = Feed(transport)
+    feed.established.connect(heard.set, Qt.ConnectionType.DirectConnection)
+    feed.start()
+    qtbot.waitUntil(heard.is_set)
+    sip.delete(feed)
+    client.edit_forwards(WORK, lambda _: (parse_forward("action=forward forwardtype=external srcports=1"),))
+    qtbot.waitUntil(lambda: "events" not in [thread.name for thread in threading.enumerate()])
+    assert capfd.readouterr().err == ""
 
 
 def test_the_start_looks_once(

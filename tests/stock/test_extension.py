@@ -235,6 +235,21 @@ def test_offline_nothing_runs_and_files_are_kept(modules: dict[str, ModuleType],
     asyncio.set_event_loop(None)
 
 
+def test_an_application_of_another_class_starts_nothing(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Upstream's tests have such, which nobody closes: what ran for them would stay in their loop."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    importlib.import_module("portfwd.dom0.stock.entry").load()
+    app = modules["qubes"].Qubes(tmp_path, offline=True)
+    other = SimpleNamespace(vmm=SimpleNamespace(offline_mode=False), domains=app.domains)
+    app.domains["work"].app = other
+    app.domains["work"].fire_event("domain-start")
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert importlib.import_module("portfwd.dom0.stock.extension").running_of(other) is None
+    loop.close()
+    asyncio.set_event_loop(None)
+
+
 def test_without_its_own_parts_qubesd_starts_and_is_told_once(
     modules: dict[str, ModuleType], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,10 @@ _CHUNK = 500
 """Elements in one nft command: long lines cost nft quadratic time in its error locations."""
 _SAME_SECONDS = 0.5
 """Ends are given in whole seconds, so two that differ by less are one."""
+_DAY = 86_400_000
+"""Milliseconds."""
+_DAYS_MAX = 36_500
+"""nft refuses more than eight digits of a unit (99999999ms are 27 hours), the kernel more than some 213503 days."""
 
 
 def settle(before: Elements, after: Elements) -> Elements:
@@ -83,7 +87,7 @@ def _over(element: Element, now: float) -> bool:
 
 
 def _text(key: str, element: Element, now: float) -> str:
-    timeout = f" timeout {max(1, round((element.expire - now) * 1000))}ms" if element.expire is not None else ""
+    timeout = f" timeout {_duration(element.expire - now)}" if element.expire is not None else ""
     comment = f' comment "{element.comment}"' if element.comment else ""
     return f"{key}{timeout}{comment}{' : ' + element.data if element.data else ''}"
 
@@ -94,3 +98,8 @@ def _commands(verb: str, place: tuple[Family, str], texts: list[str]) -> list[st
         f"{verb} element {nft_family(family)} {TABLE} {name} {{ {', '.join(texts[i : i + _CHUNK])} }}\n"
         for i in range(0, len(texts), _CHUNK)
     ]
+
+
+def _duration(seconds: float) -> str:
+    days, rest = divmod(max(1, round(seconds * 1000)), _DAY)
+    return f"{min(days, _DAYS_MAX)}d{rest}ms" if days else f"{rest}ms"

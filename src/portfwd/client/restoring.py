@@ -9,7 +9,7 @@ everything. So it gets the list without forwards.
 import functools
 import io
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forward
@@ -25,7 +25,9 @@ def extend(module: Any) -> None:
         data: bytes = stream.read()
         forwards: tuple[ForwardRule, ...] = ()
         try:
-            data, forwards = divide(module.lxml.etree, data, time.time())
+            data, forwards, refused = divide(module.lxml.etree, data, time.time())
+            for reason in refused:
+                vm.log.error("A port forward of the backup is not restored: %s", reason)
         except Exception:
             vm.log.exception("Failed to read the port forwards of the backup")
         stock(self, vm, io.BytesIO(data))
@@ -39,16 +41,24 @@ def extend(module: Any) -> None:
     module.Core3VM.handle_firewall_xml = handle_firewall_xml
 
 
-def divide(etree: Any, data: bytes, now: float) -> tuple[bytes, tuple[ForwardRule, ...]]:
-    """The file without forwards, and those that still mean something at `now` (epoch seconds).
+class Divided(NamedTuple):
+    """The file without forwards; those that still mean something; what is wrong with those that cannot be read."""
 
-    A lifetime until a restart or a shutdown was over when the backup was made somewhere else. Raises for what is not
-    XML; a forward that cannot be read is left out.
+    data: bytes
+    forwards: tuple[ForwardRule, ...]
+    refused: tuple[str, ...]
+
+
+def divide(etree: Any, data: bytes, now: float) -> Divided:
+    """Take the forwards out of a file, as it is at `now` (epoch seconds). Raises for what is not XML.
+
+    A lifetime until a restart or a shutdown was over when the backup was made somewhere else.
     """
     if len(data) > 16 * API_REQUEST_MAX:
         raise ValueError("the firewall file is too long")
     root = etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
     found: dict[str, ForwardRule] = {}
+    refused = []
     for element in [*root.findall("./rules/rule"), *root.findall("./forwards/rule")]:
         words = {p.get("name", ""): p.text or "" for p in element.findall("./properties/property")}
         if words.get("action") != "forward":
@@ -58,9 +68,10 @@ def divide(etree: Any, data: bytes, now: float) -> tuple[bytes, tuple[ForwardRul
         line = " ".join(f"{key}={value}" for key, value in words.items())
         try:
             rule = parse_forward(f"{line} comment={comment}" if comment else line)
-        except RuleError:
+        except RuleError as error:
+            refused.append(str(error))
             continue
         ended = isinstance(rule.expire, Lifetime) or (rule.expire is not None and rule.expire <= now)
         if not ended:
             found.setdefault(rule.does, rule)
-    return etree.tostring(root), tuple(found.values())
+    return Divided(etree.tostring(root), tuple(found.values()), tuple(refused))

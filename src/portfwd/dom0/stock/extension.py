@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import qubes
 import qubes.ext
 import qubes.vm.qubesvm
 
@@ -100,7 +101,9 @@ def ready(app: Any) -> Running | None:
 def _awake(app: Any) -> Running | None:
     """The same, and have it started by the loop when there is none yet."""
     running = running_of(app)
-    if running is None and not app.vmm.offline_mode and not hasattr(app, f"{_RUNNING}_asked"):
+    # Upstream's tests have applications of another class, which nobody closes: what runs would outlive them.
+    wanted = isinstance(app, qubes.Qubes) and not app.vmm.offline_mode
+    if running is None and wanted and not hasattr(app, f"{_RUNNING}_asked"):
         try:
             loop = asyncio.get_event_loop()
         except RuntimeError:

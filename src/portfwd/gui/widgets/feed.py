@@ -54,9 +54,11 @@ class Feed(QObject):
                     for event in events(stream):
                         if event.name == ESTABLISHED:
                             pause = _PAUSE_FIRST
-                            self._tell(self.established)
+                            self._tell("established")
                         else:
-                            self._tell(self.happened, event.subject, event.name)
+                            self._tell("happened", event.subject, event.name)
+                        if self._over.is_set():
+                            break
                 finally:
                     with self._lock:
                         self._stream = None
@@ -64,10 +66,15 @@ class Feed(QObject):
                 reason = "dom0 has ended the stream of events"
             except (RefusedError, OSError) as error:
                 reason = str(error)
-            self._tell(self.lost, reason)
+            self._tell("lost", reason)
             self._over.wait(pause)
             pause = min(pause * 2, _PAUSE_MAX)
 
-    def _tell(self, signal: object, *words: str) -> None:
-        if not self._over.is_set():
-            signal.emit(*words)  # type: ignore[attr-defined]
+    def _tell(self, signal: str, *words: str) -> None:
+        if self._over.is_set():
+            return
+        try:
+            getattr(self, signal).emit(*words)
+        except RuntimeError:
+            # A window of somebody else's program went without a word, and Qt has taken us away with it.
+            self._over.set()

@@ -3,8 +3,8 @@
 """How things look: colours of labels and states, small drawn icons, QR codes. Colour never is the only sign."""
 
 import socket
+from importlib.util import find_spec
 
-import qrcode
 from PyQt6.QtCore import QPointF, QRectF, Qt
 from PyQt6.QtGui import QColor, QGuiApplication, QIcon, QImage, QPainter, QPalette, QPen, QPixmap, QPolygonF
 from PyQt6.QtWidgets import QLabel
@@ -139,8 +139,15 @@ def address_text(place: str, proto: Proto | None, port: int) -> str:
     return f"{scheme}://{place}/" if scheme else place
 
 
+def has_qr_codes() -> bool:
+    """Whether the library for them is there; the windows work without it."""
+    return find_spec("qrcode") is not None
+
+
 def qr_code(text: str) -> QPixmap:
     """The text as a QR code, dark on light in every theme, since cameras want that."""
+    import qrcode
+
     code = qrcode.QRCode(border=3)
     code.add_data(text)
     squares = code.get_matrix()

@@ -14,7 +14,7 @@ from portfwd.client.following import Followed, follow
 from portfwd.client.sentences import place, told
 from portfwd.client.status import HopStatus, RuleStatus
 from portfwd.gui.widgets.findings import Findings
-from portfwd.gui.widgets.look import address_text, plain_label, qr_code
+from portfwd.gui.widgets.look import address_text, has_qr_codes, plain_label, qr_code
 from portfwd.gui.widgets.tasks import Tasks
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
@@ -130,7 +130,7 @@ class OutcomeView(QWidget):
                 self._address = address_text(place(status.addresses[0], rule.srcports), rule.proto, rule.srcports.first)
                 self.copy.setToolTip(self._address)
                 self.copy.show()
-                self.show_qr.show()
+                self.show_qr.setVisible(has_qr_codes())
             self.sentence.setAccessibleDescription(str(status.state))
         self.check.setVisible(status is None or status.fault is not None)
         self.settled.emit()
