@@ -138,6 +138,17 @@ def test_a_lost_database_is_told_once_and_not_at_each_try(agent: RunningAgent) -
     check(agent.world, {OPEN: 443})
 
 
+def test_a_dom0_that_describes_the_qube_anew_is_told_everything_again(agent: RunningAgent) -> None:
+    """Its daemon may have been started anew, and has lost what the agent has said."""
+    agent.publish([RULE])
+    lost = [limits.STATUS + RULE.key, limits.STATUS + "way-out", limits.STATUS_BASE]
+    told = [agent.dom0.read(path) for path in lost]
+    for path in lost:
+        agent.dom0.write(path, "")
+    agent.dom0.write("/name", "hop")
+    agent.world.wait_until(lambda: [agent.dom0.read(path) for path in lost] == told, 20)
+
+
 def test_a_reload_resolves_names_again(agent: RunningAgent) -> None:
     agent.publish([RULE, NAMED])
     agent.world.wait_until(lambda: is_open(agent, Attempt(PHONE, 80)), 20)

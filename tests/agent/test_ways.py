@@ -303,11 +303,12 @@ def test_a_vpn_that_took_the_default_route_away_does_not_get_the_replies(vpn: Ru
     routes = f"route del {far} dev eth0", f"route del default via {LAPTOP.addresses[V4]} dev ens6"
     ip(world, "outside", f"address add {gateway}/32 dev up0")
     ip(world, "hop", *routes)
-    vpn.dom0.write("/qubes-gateway", gateway)
     try:
         # An address of its own keeps eth0 known as a way out.
         ip(world, "hop", f"route add {gateway} dev eth0 src {near}")
         vpn.publish(RULES)
+        # A change of net qube: the entries of this qube stay as they are, so dom0 commits nothing.
+        vpn.dom0.write("/qubes-gateway", gateway)
         check(world, {Attempt(UPSTREAM, 443): 443, Attempt(BEYOND, 443): 443})
     finally:
         ip(world, "hop", f"route del {gateway} dev eth0", *(line.replace(" del ", " add ") for line in routes))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from portfwd.wire import qdb_client
 from portfwd.wire.qdb import HEADER_SIZE, Message, MessageType
-from portfwd.wire.qdb_client import DisconnectedError, Error, QubesDB, open_qubesdb, socket_paths
+from portfwd.wire.qdb_client import DisconnectedError, Error, QubesDB, SilentError, open_qubesdb, socket_paths
 
 SHORT = 0.2
 Behaviour = Callable[[socket.socket], None]
@@ -106,6 +106,37 @@ def test_a_daemon_that_never_answers_is_an_error_after_the_timeout(
             command("/a")
     with pytest.raises(Error, match="did not answer within"):
         database.write("/a", "1")
+    database.close()
+
+
+def test_a_late_answer_finds_the_client_and_is_not_taken_for_that_of_a_later_command(hostile: Hostile) -> None:
+    """The daemon in dom0 is killed when it answers someone who has left."""
+    awake = threading.Event()
+    answers = {b"/late": b"1", b"/later": b"2"}
+
+    def late(connection: socket.socket) -> None:
+        while command := connection.recv(HEADER_SIZE):
+            awake.wait(10)
+            path = command[1:65].rstrip(b"\0")
+            if path == b"/many":
+                for number in range(3):
+                    connection.sendall(Message(MessageType.R_MULTIREAD, f"/many/{number}", b"x").encode())
+                connection.sendall(Message(MessageType.R_MULTIREAD, "", b"").encode())
+            else:
+                connection.sendall(Message(MessageType.R_READ, path.decode(), answers[path]).encode())
+
+    daemon = hostile(late)
+    database = QubesDB(daemon.path, timeout=SHORT)
+    for command in (database.read, database.multiread):
+        awake.clear()
+        path = "/late" if command == database.read else "/many"
+        for _ in range(3):
+            with pytest.raises(SilentError):
+                command(path)
+        connection = daemon.connection
+        awake.set()
+        assert database.read("/later") == b"2"
+        assert daemon.connection is connection
     database.close()
 
 

@@ -21,9 +21,11 @@ from portfwd.agent.systemd import notify
 from portfwd.agent.uplinks import GROUPS, neighbours, uplink_addresses
 from portfwd.wire import limits
 from portfwd.wire.ends import Ends
-from portfwd.wire.qdb_client import open_qubesdb
+from portfwd.wire.qdb_client import QubesDB
 
 _UPLINKS_MAX = 32
+_DATABASE_SECONDS = 1.0
+"""For one command. A daemon that has lost dom0's answers nobody until that is back; the C module waits as long."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -36,7 +38,7 @@ def main() -> int:
     agent = Agent(
         firewall=firewall,
         routes=Routes(),
-        open_database=open_qubesdb,
+        open_database=lambda: QubesDB(timeout=_DATABASE_SECONDS),
         near=neighbours,
         uplinks=lambda: " ".join(str(address) for _, address in uplink_addresses()[:_UPLINKS_MAX]),
         ruleset=Listener(NETLINK_NETFILTER, (NFT_GROUP,)),

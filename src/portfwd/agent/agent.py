@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from portfwd.agent.answers import Answers
-from portfwd.agent.desired import Desired, Reporter, read_desired, read_gateways, read_results
+from portfwd.agent.desired import GATEWAYS, Desired, Reporter, read_desired, read_gateways, read_results
 from portfwd.agent.elements import Network, Surroundings
 from portfwd.agent.firewall import Firewall
 from portfwd.agent.names import REFRESH_SECONDS, RETRY_SECONDS, Resolver
@@ -27,17 +27,22 @@ from portfwd.agent.routes import Outcome, Routes
 from portfwd.wire import limits
 from portfwd.wire.clock import ClockWatch, read_clocks
 from portfwd.wire.ends import Ends
-from portfwd.wire.qdb_client import Database
+from portfwd.wire.qdb_client import Database, SilentError
 from portfwd.wire.status import Result, State, WayOut
 from portfwd.wire.values import Family, HostName, IPAddress, Side
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+_SILENT_SECONDS = 5.0
+"""Until a daemon that did not answer is asked again: that keeps everything else waiting."""
 _INCOMPLETE_SECONDS = 2.0
 """How long a set of entries may be half written before everything is shut."""
 _START_SECONDS = 2.0
 """How long the first answers of DNS are waited for, so that a restart does not cut the connections of names."""
+_NAME = "/name"
+"""dom0 writes it when it describes the qube: at a change of net qube, or because its daemon has lost everything."""
+_WATCHED = (limits.BASE, _NAME, *GATEWAYS.values())
 
 
 class Agent:
@@ -138,7 +143,8 @@ class Agent:
         self._disconnect()
         try:
             self._watch, self._commands = self._open_database(), self._open_database()
-            self._watch.watch(limits.BASE)
+            for path in _WATCHED:
+                self._watch.watch(path)
             self._watch_fd = self._watch.watch_fd()
             self._selector.register(self._watch_fd, selectors.EVENT_READ, self._on_database)
         except (RuntimeError, OSError) as error:
@@ -146,14 +152,18 @@ class Agent:
                 # Said once, not at each try.
                 log.warning("no QubesDB: %s", error)
                 self._no_database = str(error)
-            self._disconnect()
-            self._deadlines["connect"] = time.monotonic() + _RETRY_SECONDS
+            self._connect_later(error)
             return
         if self._no_database:
             log.info("QubesDB is back")
             self._no_database = ""
         self._reporter = Reporter(self._commands)
         self._read()
+
+    def _connect_later(self, error: Exception) -> None:
+        self._disconnect()
+        seconds = _SILENT_SECONDS if isinstance(error, SilentError) else _RETRY_SECONDS
+        self._deadlines["connect"] = time.monotonic() + seconds
 
     def _disconnect(self) -> None:
         if self._watch_fd is not None:
@@ -171,11 +181,13 @@ class Agent:
         if self._watch is None:
             return
         try:
-            self._watch.read_watch()
+            path = self._watch.read_watch()
         except (RuntimeError, OSError) as error:
             log.warning("QubesDB connection lost: %s", error)
             self._connect()
             return
+        if path == _NAME and self._reporter is not None:
+            self._reporter.forget()
         self._read()
 
     def _shut_incomplete(self) -> None:
@@ -194,8 +206,7 @@ class Agent:
                 self._occupancy.remember(read_results(self._commands))
         except (RuntimeError, OSError) as error:
             log.warning("QubesDB cannot be read: %s", error)
-            self._disconnect()
-            self._deadlines["connect"] = time.monotonic() + _RETRY_SECONDS
+            self._connect_later(error)
             return
         if not desired.complete and not late:
             self._desired = Desired(desired.generation, self._desired.entries, self._desired.refused, complete=False)
@@ -266,8 +277,7 @@ class Agent:
             self._reporter.report(self._desired.generation, state, results, self._uplinks(), way_out)
         except (RuntimeError, OSError) as error:
             log.warning("status cannot be written: %s", error)
-            self._disconnect()
-            self._deadlines["connect"] = time.monotonic() + _RETRY_SECONDS
+            self._connect_later(error)
 
     def _on_ruleset(self) -> None:
         """Someone changed nftables: when it was not us, put back what is ours."""

@@ -17,6 +17,8 @@ from portfwd.wire.status import UPLINKS, WAY_OUT, Acknowledgement, Result, State
 from portfwd.wire.values import Family, IPAddress, parse_address
 
 _REMEMBERED = 1 << 15
+GATEWAYS = {Family.V4: "/qubes-gateway", Family.V6: "/qubes-gateway6"}
+"""Of the uplink to a net qube, as dom0 says them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,9 @@ def _decode(key: str, value: str) -> Entry:
 
 
 def read_gateways(database: Database) -> dict[Family, IPAddress]:
-    """The gateways of the uplink to a net qube, as dom0 says them (Qubes: /qubes-gateway, /qubes-gateway6)."""
+    """The gateways of the uplink to a net qube."""
     found = {}
-    for family, path in ((Family.V4, "/qubes-gateway"), (Family.V6, "/qubes-gateway6")):
+    for family, path in GATEWAYS.items():
         raw = database.read(path)
         try:
             address = None if raw is None else parse_address(_text(raw))
@@ -82,8 +84,19 @@ def read_results(database: Database) -> dict[str, Result]:
 
 def withdraw(database: Database) -> None:
     """Take back our word: from now on nobody speaks for this qube."""
+    database.write(limits.STATUS + UPLINKS, "")
     database.rm(limits.STATUS)
-    database.rm(limits.STATUS_BASE)
+    remove(database, limits.STATUS_BASE)
+
+
+def remove(database: Database, path: str) -> None:
+    """Remove a key of ours, also where dom0 no longer has it.
+
+    Both daemons die when one is told to remove what it lacks, and dom0's lacks what was written before it was started
+    anew. So the key is written first.
+    """
+    database.write(path, "")
+    database.rm(path)
 
 
 def _text(value: bytes) -> str:
@@ -96,6 +109,10 @@ class Reporter:
 
     database: Database
     _written: dict[str, str] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Write everything anew with the next report: dom0's daemon may have lost it."""
+        self._written = {}
 
     def report(
         self,
@@ -112,9 +129,9 @@ class Reporter:
         if not self._written:
             for path in self.database.multiread(limits.STATUS):
                 if path not in wanted:
-                    self.database.rm(path)
+                    remove(self.database, path)
         for path in self._written.keys() - wanted.keys() - {limits.STATUS_BASE}:
-            self.database.rm(path)
+            remove(self.database, path)
         wanted[limits.STATUS_BASE] = str(Acknowledgement(generation, state))
         for path, value in wanted.items():
             if self._written.get(path) != value:

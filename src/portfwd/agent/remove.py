@@ -17,7 +17,7 @@ from portfwd.agent.flows import Conntrack
 from portfwd.agent.nft import LibNft, NftError
 from portfwd.agent.routes import Routes
 from portfwd.wire import limits
-from portfwd.wire.qdb_client import open_qubesdb
+from portfwd.wire.qdb_client import QubesDB
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def _forget_ways() -> None:
 
 
 def _tell() -> None:
-    database = open_qubesdb()
+    database = QubesDB()
     try:
         withdraw(database)
     finally:

@@ -42,6 +42,8 @@ class Publisher:
         untrusted_commit = database.read(limits.BASE)
         if untrusted_commit is None and not untrusted_now and not wanted:
             return
+        if untrusted_commit is None and not untrusted_now:
+            _clear(database)
         keep = {limits.ENTRIES + key: value.encode() for key, value in wanted.items()}
         extra = [path for path in untrusted_now if path not in keep]
         differing = [path for path, value in keep.items() if untrusted_now.get(path) != value]
@@ -53,6 +55,16 @@ class Publisher:
         with self._lock:
             self._generation = generation = max(int(self._now() * 1000), self._generation + 1)
         database.write(limits.BASE, str(Commit.over(generation, wanted)))
+
+
+def _clear(database: Store) -> None:
+    """Have the qube's own database lose what it may still hold of an earlier one of ours.
+
+    A daemon that is started anew on dom0's side gives the running qube its keys, but takes away none. A removal goes
+    to the qube only where it removes something here.
+    """
+    database.write(f"{limits.ENTRIES}cleared", "")
+    database.rm(limits.ENTRIES)
 
 
 def _remove(database: Store, paths: Iterable[str]) -> None:

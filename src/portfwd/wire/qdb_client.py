@@ -6,6 +6,8 @@ Where it differs, it is because the C module would let a stranger stop or fill i
 - every command ends within a timeout, whatever the daemon does;
 - an answer is bounded (a qube can write as many keys as it likes into the database that dom0 reads);
 - events that come while a command waits for its answer are kept in order, each path once, in a bounded queue;
+- a connection whose answer is late or too long stays open, and the next command waits for its end first: the daemon in
+  dom0 is killed (SIGPIPE) when it answers someone who has left;
 - a connection that holds watches is never replaced silently: the command that finds it dead raises DisconnectedError.
 
 As with the C module, an event that came during a command is returned by read_watch() but does not make watch_fd()
@@ -31,6 +33,7 @@ ANSWER_MAX = 4 * 1024 * 1024
 EVENTS_MAX = 1024
 """Different paths in the queue of events; more of them end the connection."""
 
+_SERIES = (MessageType.R_MULTIREAD, MessageType.R_LIST)
 _HAVE_NATIVE = find_spec("qubesdb") is not None
 _Paths = list[str]
 _Messages = list[Message]
@@ -123,6 +126,8 @@ class QubesDB:
         self._events: dict[str, None] = {}
         self._watching = False
         self._closed = False
+        self._owed = False
+        self._untrusted_begun = b""
         self._socket: socket.socket | None = None if lazy else _connect(self._paths, timeout)
 
     def read(self, path: str) -> bytes | None:
@@ -202,7 +207,6 @@ class QubesDB:
             parts.append(part)
             size += HEADER_SIZE + len(part.data)
             if size > ANSWER_MAX:
-                self._drop()
                 raise Error(f"the answer for {shown(path)} is longer than {ANSWER_MAX} bytes")
         return parts
 
@@ -220,9 +224,14 @@ class QubesDB:
         for last_attempt in (False, True):
             try:
                 connection = self._reconnected(deadline)
+                while self._owed:
+                    self._answer(deadline)
                 connection.settimeout(self._left(deadline))
                 connection.sendall(encoded)
+                self._owed = True
             except TimeoutError:
+                # Half a command, to which no answer comes.
+                self._drop()
                 raise self._timed_out() from None
             except OSError:
                 watching = self._watching
@@ -246,26 +255,30 @@ class QubesDB:
             if len(self._events) > EVENTS_MAX:
                 self._drop()
                 raise DisconnectedError(f"more than {EVENTS_MAX} events were waiting")
+        if message.type not in _SERIES or not message.path:
+            self._owed = False
         return message
 
     def _receive(self, deadline: float | None) -> Message:
-        untrusted_first = b""
         if deadline is None:
-            untrusted_first = self._receive_some(HEADER_SIZE, None)
+            if not self._untrusted_begun:
+                self._untrusted_begun = self._receive_some(HEADER_SIZE, None)
             deadline = time.monotonic() + self._timeout
-        untrusted_header = self._receive_exactly(HEADER_SIZE, deadline, untrusted_first)
+        self._fill(HEADER_SIZE, deadline)
         try:
-            header = qdb.decode_header(untrusted_header, qdb.ANSWERS)
+            header = qdb.decode_header(self._untrusted_begun[:HEADER_SIZE], qdb.ANSWERS)
         except RefusedError as refused:
             self._drop()
             raise Error(f"the QubesDB daemon breaks the protocol: {refused}") from None
-        return Message(header.type, header.path, self._receive_exactly(header.size, deadline))
+        self._fill(HEADER_SIZE + header.size, deadline)
+        message = Message(header.type, header.path, self._untrusted_begun[HEADER_SIZE:])
+        self._untrusted_begun = b""
+        return message
 
-    def _receive_exactly(self, size: int, deadline: float, untrusted: bytes = b"") -> bytes:
+    def _fill(self, size: int, deadline: float) -> None:
         # Never one byte more: what is left in the socket keeps watch_fd() readable.
-        while len(untrusted) < size:
-            untrusted += self._receive_some(size - len(untrusted), deadline)
-        return untrusted
+        while len(self._untrusted_begun) < size:
+            self._untrusted_begun += self._receive_some(size - len(self._untrusted_begun), deadline)
 
     def _receive_some(self, size: int, deadline: float | None) -> bytes:
         connection = self._connected()
@@ -303,7 +316,6 @@ class QubesDB:
         return left
 
     def _timed_out(self) -> Error:
-        self._drop()
         return SilentError(f"the QubesDB daemon did not answer within {self._timeout:g} seconds")
 
     def _drop(self) -> None:
@@ -311,4 +323,5 @@ class QubesDB:
             self._socket.close()
         self._socket = None
         self._watching = False
+        self._owed, self._untrusted_begun = False, b""
         self._events.clear()
