@@ -13,7 +13,7 @@ from pathlib import Path
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb_client import Database, Error, open_qubesdb
+from portfwd.wire.qdb_client import Database, Error, QubesDB
 from portfwd.wire.status import Acknowledgement, Result
 
 QUBESD = "/run/qubesd.sock"
@@ -120,7 +120,7 @@ def _late(name: str) -> str:
 
 def open_database(name: str) -> Database:
     """dom0's side of a qube's QubesDB. Raises Error."""
-    return open_qubesdb(f"/var/run/qubes/qubesdb.{name}.sock")
+    return QubesDB(f"/var/run/qubes/qubesdb.{name}.sock")
 
 
 def entries(name: str) -> dict[str, str]:

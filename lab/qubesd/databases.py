@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from portfwd.wire.qdb_client import Database, Error, open_qubesdb
+from portfwd.wire.qdb_client import Database, Error, QubesDB
 
 _PROJECT = Path(__file__).parents[2]
 START_TIME = 20.0
@@ -71,7 +71,7 @@ class Databases:
             await self._stop_by_pid_file(name)
 
     def open(self, name: str) -> Database:
-        return open_qubesdb(str(self._socket(name)))
+        return QubesDB(str(self._socket(name)))
 
     def _socket(self, name: str) -> Path:
         return self._run / f"qubesdb.{name}.sock"

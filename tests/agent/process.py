@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The agent as a program in the hop of the kernel's world, with the laboratory's QubesDB daemons on both ends."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from portfwd.wire import limits
@@ -106,6 +107,15 @@ class RunningAgent:
         """Start the qube's QubesDB daemon, and wait until it serves."""
         self._qube = self._daemon("--vm", "--socket", "qube/qubesdb.sock")
         self._wait_ready()
+
+    @contextlib.contextmanager
+    def silent_daemon(self) -> Iterator[None]:
+        """The qube's QubesDB daemon answers nobody meanwhile, as when it waits for that of dom0."""
+        self._qube.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._qube.send_signal(signal.SIGCONT)
 
     def stop_daemon(self) -> None:
         """End the qube's QubesDB daemon."""

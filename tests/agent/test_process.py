@@ -138,6 +138,20 @@ def test_a_lost_database_is_told_once_and_not_at_each_try(agent: RunningAgent) -
     check(agent.world, {OPEN: 443})
 
 
+def test_a_silent_database_does_not_hold_the_agent(agent: RunningAgent) -> None:
+    """Mistake: the agent waits for an answer, and repairs and ends nothing."""
+    agent.publish([RULE])
+    check(agent.world, {OPEN: 443})
+    with agent.silent_daemon():
+        agent.world.nft(Node.HOP, "flush chain ip qubes custom-forward")
+        waits_for(agent, "list chain ip qubes custom-forward", COMMENT)
+        agent.world.nft(Node.HOP, "flush chain ip qubes custom-forward")
+        waits_for(agent, "list chain ip qubes custom-forward", COMMENT)
+        check(agent.world, {OPEN: 443})
+    agent.publish([])
+    check(agent.world, shut=[OPEN])
+
+
 def test_a_dom0_that_describes_the_qube_anew_is_told_everything_again(agent: RunningAgent) -> None:
     """Its daemon may have been started anew, and has lost what the agent has said."""
     agent.publish([RULE])

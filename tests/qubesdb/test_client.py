@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from portfwd.wire import qdb_client
 from portfwd.wire.qdb import HEADER_SIZE, Message, MessageType
-from portfwd.wire.qdb_client import DisconnectedError, Error, QubesDB, SilentError, open_qubesdb, socket_paths
+from portfwd.wire.qdb_client import DisconnectedError, Error, QubesDB, SilentError, socket_paths
 
 SHORT = 0.2
 Behaviour = Callable[[socket.socket], None]
@@ -249,11 +249,6 @@ def test_the_sockets_of_a_qube_and_of_dom0() -> None:
 def test_a_database_that_is_not_there_is_an_error(name: str) -> None:
     with pytest.raises(Error, match="cannot connect"):
         QubesDB(name)
-
-
-def test_a_daemon_that_is_not_there_is_the_same_error_from_our_client_and_the_c_module() -> None:
-    with pytest.raises(Error):
-        open_qubesdb("none")
 
 
 def test_only_the_read_only_socket_is_used_where_the_other_is_not_there(

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "agent": {"wire"},
 }
 BEYOND_STANDARD = {
-    "wire": {"qubesdb"},
+    "wire": set[str](),
     "model": set[str](),
     "dom0": {"lxml", "qubes"},
     "client": {"argcomplete"},

@@ -21,7 +21,6 @@ from portfwd.dom0.status import StatusService
 from portfwd.wire import limits
 from portfwd.wire.clock import ClockWatch
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb_client import Error
 from portfwd.wire.status import WAY_OUT
 
 ARGUMENT = "forward"
@@ -157,7 +156,7 @@ class Running:
             return
         try:
             self.service.set(vm, _text(untrusted_payload), untrusted_token if dot else None)
-        except Error as error:
+        except RuntimeError as error:
             # The list is stored by now. qubesd's own handler of firewall-changed failed: some QubesDB is gone.
             log.warning("port forwarding: a QubesDB could not be told: %s", error)
         self.ask()

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """A QubesDB client over the unix socket, with the methods and results of the C module `qubesdb`.
 
-Where it differs, it is because the C module would let a stranger stop or fill its user:
+Used in its place, in qubes and in dom0, since the C module lets a stranger stop or fill its user. Here:
 - every command ends within a timeout, whatever the daemon does;
 - an answer is bounded (a qube can write as many keys as it likes into the database that dom0 reads);
 - events that come while a command waits for its answer are kept in order, each path once, in a bounded queue;
@@ -18,8 +18,7 @@ Not for use by several threads at once.
 import socket
 import struct
 import time
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from portfwd.wire import qdb
 from portfwd.wire.errors import RefusedError, shown
@@ -34,24 +33,20 @@ EVENTS_MAX = 1024
 """Different paths in the queue of events; more of them end the connection."""
 
 _SERIES = (MessageType.R_MULTIREAD, MessageType.R_LIST)
-_HAVE_NATIVE = find_spec("qubesdb") is not None
 _Paths = list[str]
 _Messages = list[Message]
 
-if TYPE_CHECKING or not _HAVE_NATIVE:
 
-    class Error(RuntimeError):
-        """A command failed or was refused."""
+class Error(RuntimeError):
+    """A command failed or was refused."""
 
-    class DisconnectedError(Error):
-        """The daemon went away; watches are lost, and what was read before may be out of date."""
-else:
-    # One name for callers to catch, whichever implementation open_qubesdb() gives.
-    from qubesdb import DisconnectedError, Error
+
+class DisconnectedError(Error):
+    """The daemon went away; watches are lost, and what was read before may be out of date."""
 
 
 class SilentError(Error):
-    """The daemon did not answer in time. Of the client below only: the C module waits without limit."""
+    """The daemon did not answer in time."""
 
 
 class Store(Protocol):
@@ -64,7 +59,7 @@ class Store(Protocol):
 
 
 class Database(Store, Protocol):
-    """What the C module, the client below and the tests' fake have in common.
+    """What the client below, the tests' fake and the C module have in common.
 
     list and multiread take a prefix, not a folder: '/a' also finds '/ab'. rm of 'X/' removes what is below X but not
     X itself. watch('X/') is for everything below X, watch('X') for this key alone.
@@ -76,20 +71,6 @@ class Database(Store, Protocol):
     def read_watch(self) -> str: ...
     def watch_fd(self) -> int: ...
     def close(self) -> None: ...
-
-
-def open_qubesdb(name: str | None = None) -> Database:
-    """The database of this qube, or of a qube by name (dom0 only). Raises Error when its daemon is not there.
-
-    Gives the C module's class where that module exists, else QubesDB below; that too for the path of a socket, which
-    the C module cannot take.
-    """
-    if not _HAVE_NATIVE or (name is not None and "/" in name):
-        return QubesDB(name)
-    import qubesdb  # type: ignore[import-not-found, unused-ignore]
-
-    native: Database = qubesdb.QubesDB(name) if name is not None else qubesdb.QubesDB()
-    return native
 
 
 def socket_paths(path_or_vmname: str | None) -> tuple[str, ...]:
