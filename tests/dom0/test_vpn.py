@@ -8,6 +8,7 @@ import pytest
 
 from portfwd.dom0.service import ForwardService
 from portfwd.wire import limits
+from portfwd.wire.qdb_client import Error
 from tests.dom0.asking import plan
 from tests.fakes.app import FakeApp, FakeVM
 
@@ -72,6 +73,22 @@ def test_c28_the_user_may_know_it_before_and_may_know_better(app: FakeApp, servi
     service.refresh()
     assert open_hops(app) == [1, 2, 2]
     assert app.firewall.features[limits.FEATURE_VPN] == ""
+
+
+def test_c28_a_vpn_qube_that_falls_silent_stays_one(
+    app: FakeApp, service: ForwardService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistake: no answer is taken for a no, and the way through it opens."""
+
+    def silent(path: str) -> bytes | None:
+        raise Error(f"no answer for {path}")
+
+    app.firewall.features[limits.FEATURE_VPN] = ""
+    app.firewall.database.write(WAY_OUT, "tunnel")
+    service.refresh()
+    monkeypatch.setattr(app.firewall.database, "read", silent)
+    service.refresh()
+    assert open_hops(app)[0] == 0
 
 
 def test_c28_what_cannot_be_remembered_is_shut_all_the_same(

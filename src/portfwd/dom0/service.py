@@ -135,9 +135,12 @@ class ForwardService:
             return {}
         return {name: database for name, database in databases.items() if name in nets}
 
-    def hear(self, tunnels: Mapping[QubeName, bool]) -> None:
-        """What the speakers have said; it counts for the snapshots from now on."""
-        self._tunnels = frozenset(name for name, tunnel in tunnels.items() if tunnel)
+    def hear(self, tunnels: Mapping[QubeName, bool | None]) -> None:
+        """What the speakers have said; it counts from now on. Of one that is silent, its last word."""
+        before = self._tunnels
+        self._tunnels = frozenset(
+            name for name, tunnel in tunnels.items() if (name in before if tunnel is None else tunnel)
+        )
 
     def prepare(self) -> Work | None:
         """Bring the rules up to date and plan them. Never raises."""
@@ -155,9 +158,11 @@ class ForwardService:
 
     def published(self, failures: Mapping[QubeName, str]) -> None:
         """What became of the work: why it failed for each qube, or ''."""
-        self._unwritten = {name: text for name, text in failures.items() if text}
-        for text in self._unwritten.values():
-            log.warning("port forwarding: %s", text)
+        before, self._unwritten = self._unwritten, {name: text for name, text in failures.items() if text}
+        for name in self._unwritten.keys() - before.keys():
+            log.warning("port forwarding: %s", self._unwritten[name])
+        for name in before.keys() - self._unwritten.keys():
+            log.info("port forwarding: QubesDB of '%s' can be written again, or is gone", name)
 
     def reload(self, vm: Any) -> None:
         """Have every hop of this qube's rules resolve host names anew, with the next refresh."""

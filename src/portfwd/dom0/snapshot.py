@@ -123,12 +123,15 @@ def session_of(vm: Any) -> str:
     return f"{getattr(vm, 'xid', -1)}@{getattr(vm, 'start_time', None) or 0}"
 
 
-def hears_tunnel(_name: QubeName, database: Store) -> bool:
-    """What the qube's agent says of its way out; a qube that lies shuts what would cross it, or leads it astray."""
+def hears_tunnel(_name: QubeName, database: Store) -> bool | None:
+    """What the qube's agent says of its way out; None when its database cannot be read.
+
+    A qube that lies shuts what would cross it, or leads it astray.
+    """
     try:
         untrusted_word = database.read(limits.STATUS + WAY_OUT)
     except (RuntimeError, OSError):
-        return False
+        return None
     return untrusted_word == WayOut.TUNNEL.value.encode()
 
 
