@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -37,7 +38,8 @@ class Databases:
     def __init__(self, run: Path, link: Path) -> None:
         self._run = run
         self._link = link
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        # No processes of asyncio: those it kills when its loop ends, and a qube's daemon outlives qubesd.
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     async def start(self, name: str) -> None:
         await self.stop(name)
@@ -46,14 +48,12 @@ class Databases:
         self._run.mkdir(parents=True, exist_ok=True)
         options = ("--dom0", name, "--socket", str(self._socket(name)), "--link", str(link))
         command = (sys.executable, "-m", "lab.qubesdb.daemon", *options)
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, cwd=_PROJECT, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=_PROJECT, start_new_session=True)
         self._processes[name] = process
         try:
             async with asyncio.timeout(START_TIME):
                 while not self._answers(name):
-                    if process.returncode is not None:
+                    if process.poll() is not None:
                         raise Error(f"QubesDB daemon of {name} ended with code {process.returncode}")
                     await asyncio.sleep(0.02)
         except TimeoutError:
@@ -64,9 +64,9 @@ class Databases:
         """End the daemon of a qube, also one that an earlier qubesd has started."""
         process = self._processes.pop(name, None)
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            await process.wait()
+            process.terminate()
+            while process.poll() is None:
+                await asyncio.sleep(0.01)
         else:
             await self._stop_by_pid_file(name)
 

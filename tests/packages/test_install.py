@@ -124,4 +124,6 @@ def test_what_every_python_imports_is_next_to_nothing(tmp_path: Path) -> None:
     code += "print(*sorted(set(sys.modules) - old))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     ours = ["portfwd", "portfwd.client", "portfwd.client.hook", "portfwd.gui", "portfwd.gui.stock_hook"]
-    assert (done.stdout.split(), done.stderr) == (ours, "")
+    # Newer Pythons import a codec, to read any .pth file.
+    found = [name for name in done.stdout.split() if not name.startswith("encodings.")]
+    assert (found, done.stderr) == (ours, "")
