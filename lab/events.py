@@ -154,7 +154,7 @@ class Events(abc.ABC):
         self.feature(qube, FEATURE_AGENT, "1")
 
     def uninstall_agent(self, qube: str) -> None:
-        """Undo install_agent; what the agent had loaded stays until the qube restarts, as after a removed package."""
+        """Undo install_agent; what the agent had loaded stays, as when its files go without the package."""
         self.ask("agent", name=qube, installed=False)
         self.feature(qube, FEATURE_AGENT, None)
 
