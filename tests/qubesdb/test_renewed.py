@@ -41,6 +41,21 @@ def test_the_agent_removes_what_a_new_dom0_end_does_not_know_without_harm(daemon
     assert daemons.qube().list(limits.STATUS_BASE) == daemons.dom0().list(limits.STATUS_BASE) == []
 
 
+def test_a_rule_that_is_deleted_while_dom0_has_no_end_does_not_stay(daemons: DaemonPair) -> None:
+    """Mistake: where nothing is wanted and nothing stands, nothing is written, and the qube keeps what it has."""
+    publisher, work = Publisher(), QubeName("work")
+    assert publisher.publish(work, daemons.dom0(), (relay(443),)) == ""
+    qube = daemons.qube()
+    eventually(lambda: read_desired(qube).entries)
+    daemons.dom0_end.stop()
+    daemons.start_dom0_end()
+    assert publisher.publish(work, daemons.dom0(), ()) == ""
+    eventually(lambda: read_desired(qube).entries == ())
+    commit = daemons.dom0().read(limits.BASE)
+    assert publisher.publish(work, daemons.dom0(), ()) == ""
+    assert daemons.dom0().read(limits.BASE) == commit
+
+
 def test_a_new_dom0_end_takes_from_the_qube_what_is_no_longer_wanted(daemons: DaemonPair) -> None:
     work, (kept, dropped) = QubeName("work"), (relay(443), relay(80))
     assert Publisher().publish(work, daemons.dom0(), (kept, dropped)) == ""

@@ -24,6 +24,7 @@ class Publisher:
         self._now = now
         self._generation = 0
         self._lock = threading.Lock()
+        self._told: set[QubeName] = set()
 
     def publish(self, name: QubeName, database: Store, entries: Iterable[Entry], *, again: bool = False) -> str:
         """Write what differs in the database of one qube; commit `again` where nothing does.
@@ -32,17 +33,22 @@ class Publisher:
         """
         wanted = {entry.key: entry.value for entry in entries}
         try:
-            self._bring(database, wanted, again=again)
+            if wanted:
+                self._told.add(name)
+            self._bring(database, wanted, again=again, told=name in self._told)
+            if not wanted:
+                self._told.discard(name)
         except (RuntimeError, OSError, ValueError) as error:
             return f"QubesDB of '{name}' cannot be written: {shown(error)}"
         return ""
 
-    def _bring(self, database: Store, wanted: Mapping[str, str], *, again: bool) -> None:
+    def _bring(self, database: Store, wanted: Mapping[str, str], *, again: bool, told: bool) -> None:
+        """`told`: the qube has had entries from us, and may have them still where its database here is empty."""
         untrusted_now = database.multiread(limits.ENTRIES)
         untrusted_commit = database.read(limits.BASE)
-        if untrusted_commit is None and not untrusted_now and not wanted:
-            return
         if untrusted_commit is None and not untrusted_now:
+            if not told:
+                return
             _clear(database)
         keep = {limits.ENTRIES + key: value.encode() for key, value in wanted.items()}
         extra = [path for path in untrusted_now if path not in keep]
