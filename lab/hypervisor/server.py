@@ -118,5 +118,6 @@ def listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with short_path(path) as short:
         listener.bind(short)
-    listener.listen(64)
+    # All qubes may start in one moment, and asyncio takes a full queue for a connection that has been made.
+    listener.listen(4096)
     return listener

@@ -74,15 +74,21 @@ class Connections:
         self._open: dict[QubeName, tuple[str, Connection]] = {}
 
     def of(self, running: Iterable[Any]) -> dict[QubeName, Store]:
-        """The databases of all running qubes. Opens nothing yet, so it never waits."""
+        """The databases of all running qubes that have one yet. Opens nothing, so it never waits.
+
+        A qube runs some time before its daemon is there, which domain-qdb-create tells.
+        """
         before, self._open = self._open, {}
         for vm in running:
             name, session = QubeName(str(vm.name)), session_of(vm)
+            socket = self._run / f"qubesdb.{name}.sock"
+            if not socket.exists():
+                continue
             known = before.get(name)
             if known is not None and known[0] == session:
                 self._open[name] = before.pop(name)
             else:
-                self._open[name] = (session, Connection(self._run / f"qubesdb.{name}.sock"))
+                self._open[name] = (session, Connection(socket))
         for _, connection in before.values():
             connection.close()
         return {name: connection for name, (_, connection) in self._open.items()}
