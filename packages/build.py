@@ -145,7 +145,7 @@ def _pack(source: Path, archive: Path, top: str, change: Change, without: str = 
 
 def _lint(folder: Path) -> None:
     """Every finding counts that is not listed: above for lintian, in rpm_spec/rpmlint.toml for rpmlint."""
-    if changes := folder.glob("*.changes"):
+    if changes := sorted(folder.glob("*.changes")):
         _say("lintian")
         listed = ("--pedantic", "--info", "--suppress-tags", ",".join(_LINTIAN_EXCEPTIONS))
         _run("lintian", *listed, "--fail-on", "error,warning,info,pedantic", *map(str, changes))
@@ -159,7 +159,10 @@ def _say(text: str) -> None:
 
 
 def _run(*argv: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(argv, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    try:
+        done = subprocess.run(argv, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    except FileNotFoundError:
+        raise BuildError(f"{argv[0]} is not installed; ./run packages installs what it needs") from None
     if done.returncode:
         print(done.stdout, file=sys.stderr)
         raise BuildError(f"{argv[0]} ended with {done.returncode}")
