@@ -6,10 +6,12 @@ import re
 
 import pytest
 
+from portfwd.agent.nft import LibNft
 from portfwd.agent.skeleton import BASE_RULES, COMMENT, TABLE, nft_family, table
 from portfwd.wire.status import Result
 from portfwd.wire.values import Family, Proto
 from tests.agent.kernel_world import KernelWorld, bring, start_agent
+from tests.agent.machine import Machine
 from tests.agent.world import (
     LAPTOP,
     PHONE,
@@ -286,3 +288,27 @@ def test_anyone_is_never_the_default(world: World) -> None:
     world.apply(through(relay(443, source="neighbours")))
     assert not re.findall(r"(?:443|tcp)[^\n]*goto up-any[^\n]*443", world.ruleset(Node.HOP))
     check(world, {Attempt(LAPTOP, 443): 443}, [Attempt(STRANGER, 443)])
+
+
+def change_during(_machine: Machine, text: str) -> list[int]:
+    """Command: somebody else commits while an agent's nft runs a text; what the agent takes for its own."""
+    mine, other = LibNft(), LibNft()
+    look = mine._generation
+
+    def first_look() -> int:
+        mine._generation = look  # type: ignore[method-assign]
+        found = look()
+        other.run("add table ip meanwhile")
+        return found
+
+    mine._generation = first_look  # type: ignore[method-assign]
+    mine.run(text)
+    other.run("delete table ip meanwhile")
+    return list(mine.generations)
+
+
+@pytest.mark.parametrize("text", ["list tables", "add table ip own"])
+def test_a_change_that_comes_while_the_agent_looks_is_not_taken_for_its_own(kernel: KernelWorld, text: str) -> None:
+    """Mistake: it is never repaired."""
+    kernel.reset()
+    assert kernel.machine("hop").call(change_during, text) == []

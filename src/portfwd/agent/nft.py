@@ -64,7 +64,8 @@ class LibNft:
         if code:
             raise NftError(error.decode(errors="replace").strip()[:2000] or "nft failed without a word")
         # When somebody else committed in between, neither change is claimed, and the caller looks at the ruleset again.
-        if self._generation() == before + 1:
+        # A listing changes nothing: whatever came meanwhile is somebody else's.
+        if not text.startswith("list ") and self._generation() == before + 1:
             self.generations.append(before + 1)
         return output.decode(errors="replace")
 
