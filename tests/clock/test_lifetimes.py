@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0.service import ForwardService
 from tests.dom0.test_service import SSH, WEB, entries
 from tests.fakes.app import FakeApp
+from tests.fakes.service import Service
 from tests.qubesd.test_forwards import GET, SET, closed, opened
 from tests.qubesd.world import World, eventually
 
@@ -37,15 +37,15 @@ def app(tmp_path: Path) -> FakeApp:
 
 
 @pytest.fixture
-def restart(app: FakeApp, tmp_path: Path, clocks: Clocks) -> Callable[[], ForwardService]:
+def restart(app: FakeApp, tmp_path: Path, clocks: Clocks) -> Callable[[], Service]:
     """A new qubesd in the same run of the host."""
     kept = tmp_path / "kept"
-    return lambda: ForwardService(app, "boot-1", lambda: clocks.wall, lambda: clocks.boot, kept)
+    return lambda: Service(app, "boot-1", lambda: clocks.wall, lambda: clocks.boot, kept)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_u5_a_clock_that_is_set_back_extends_nothing(
-    app: FakeApp, restart: Callable[[], ForwardService], clocks: Clocks, restarted: bool
+    app: FakeApp, restart: Callable[[], Service], clocks: Clocks, restarted: bool
 ) -> None:
     service = restart()
     service.set(app.work, UNTIL + SSH)
@@ -64,7 +64,7 @@ def test_u5_a_clock_that_is_set_back_extends_nothing(
 
 
 def test_a_clock_that_is_set_back_revives_nothing(
-    app: FakeApp, restart: Callable[[], ForwardService], clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+    app: FakeApp, restart: Callable[[], Service], clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when the rule could not be removed from its file."""
     service = restart()
@@ -82,7 +82,7 @@ def test_a_clock_that_is_set_back_revives_nothing(
 
 
 def test_a_new_rule_goes_by_the_clock_as_it_is_now(
-    app: FakeApp, restart: Callable[[], ForwardService], clocks: Clocks
+    app: FakeApp, restart: Callable[[], Service], clocks: Clocks
 ) -> None:
     service = restart()
     service.set(app.work, UNTIL)
@@ -94,9 +94,7 @@ def test_a_new_rule_goes_by_the_clock_as_it_is_now(
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_until_shutdown_when_qubesd_was_away(
-    app: FakeApp, restart: Callable[[], ForwardService], running: bool
-) -> None:
+def test_until_shutdown_when_qubesd_was_away(app: FakeApp, restart: Callable[[], Service], running: bool) -> None:
     """The rule is gone whether the qube stayed down or is up again."""
     service = restart()
     service.set(app.work, SSH.replace("\n", " expire=shutdown\n"))
@@ -108,12 +106,12 @@ def test_until_shutdown_when_qubesd_was_away(
     assert "forward" not in app.work.firewall.path.read_text()
 
 
-def test_until_reboot_leaves_the_file_after_it(app: FakeApp, restart: Callable[[], ForwardService]) -> None:
+def test_until_reboot_leaves_the_file_after_it(app: FakeApp, restart: Callable[[], Service]) -> None:
     service = restart()
     service.set(app.work, SSH.replace("\n", " expire=reboot\n"))
     restart().refresh()
     assert "expire" in app.work.firewall.path.read_text()
-    ForwardService(app, "boot-2").refresh()
+    Service(app, "boot-2").refresh()
     assert "forward" not in app.work.firewall.path.read_text()
 
 

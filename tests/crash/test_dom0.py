@@ -11,37 +11,37 @@ from pathlib import Path
 import pytest
 
 from portfwd.agent.desired import read_desired
-from portfwd.dom0.service import ForwardService
 from portfwd.wire.entry import Entry
 from tests.crash.dying import DyingDatabase, Fuse, KilledError
 from tests.dom0.test_service import SSH, WEB
 from tests.fakes.app import FakeApp, FakeVM
+from tests.fakes.service import Service
 
-Change = Callable[[FakeApp, ForwardService], None]
+Change = Callable[[FakeApp, Service], None]
 MORE = WEB.replace("443-443", "8000-8003").replace("8443-8443", "8000-8003")
 
 
-def add(app: FakeApp, service: ForwardService) -> None:
+def add(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB + SSH)
 
 
-def remove(app: FakeApp, service: ForwardService) -> None:
+def remove(app: FakeApp, service: Service) -> None:
     service.set(app.work, "")
 
 
-def replace(app: FakeApp, service: ForwardService) -> None:
+def replace(app: FakeApp, service: Service) -> None:
     service.set(app.work, SSH + MORE)
 
 
-def switch(app: FakeApp, _service: ForwardService) -> None:
+def switch(app: FakeApp, _service: Service) -> None:
     app.work.netvm = app.net
 
 
-def halt(app: FakeApp, _service: ForwardService) -> None:
+def halt(app: FakeApp, _service: Service) -> None:
     app.firewall.running = False
 
 
-def move(app: FakeApp, _service: ForwardService) -> None:
+def move(app: FakeApp, _service: Service) -> None:
     app.work.ip = "10.137.0.77"
 
 
@@ -51,11 +51,11 @@ def sets(app: FakeApp) -> dict[str, frozenset[Entry] | None]:
     return {name: frozenset(d.entries) if d.complete else None for name, d in found.items()}
 
 
-def world(folder: Path, fuse: Fuse) -> tuple[FakeApp, ForwardService]:
+def world(folder: Path, fuse: Fuse) -> tuple[FakeApp, Service]:
     app = FakeApp(folder)
     for vm in app.domains:
         vm.database = DyingDatabase(vm.database, fuse)  # type: ignore[assignment]
-    service = ForwardService(app, "boot-1")
+    service = Service(app, "boot-1")
     service.set(app.work, WEB + MORE.replace("external", "internal"))
     service.set(app.personal, SSH.replace("22-22", "2222-2222"))
     service.refresh()
@@ -84,7 +84,7 @@ def test_death_between_two_writes(tmp_path: Path, change: Change) -> None:
             break
         for name, found in sets(app).items():
             assert found in (None, before[name], after[name]), f"{name} at write {step}"
-        ForwardService(app, "boot-1").refresh()
+        Service(app, "boot-1").refresh()
         assert sets(app) == after, f"write {step}"
     assert deaths >= 3
 
@@ -97,7 +97,7 @@ def test_a_successor_that_dies_as_well(tmp_path: Path) -> None:
     for _ in range(50):
         fuse.arm(2)
         try:
-            ForwardService(app, "boot-1").refresh()
+            Service(app, "boot-1").refresh()
         except KilledError:
             continue
         break

@@ -8,11 +8,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from portfwd.dom0.service import ForwardService
 from portfwd.dom0.status import StatusService
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from tests.fakes.app import FakeApp, FakeVM
+from tests.fakes.service import Service
 
 T = TypeVar("T")
 
@@ -40,17 +40,17 @@ def children() -> set[int]:
     return {int(word) for word in path.read_text().split()}
 
 
-def status(app: FakeApp, service: ForwardService, vm: FakeVM | None = None) -> list[str]:
+def status(app: FakeApp, service: Service, vm: FakeVM | None = None) -> list[str]:
     """The lines of Get+forward.status, of one qube or of all."""
     return run(StatusService(app, service).status(vm)).splitlines()
 
 
-def hops(app: FakeApp, service: ForwardService, vm: FakeVM) -> list[str]:
+def hops(app: FakeApp, service: Service, vm: FakeVM) -> list[str]:
     """Those of them that tell of an entry."""
     return [line for line in status(app, service, vm) if " kind=" in line]
 
 
-def plan(app: FakeApp, service: ForwardService, vm: FakeVM, candidate: str = "") -> list[str]:
+def plan(app: FakeApp, service: Service, vm: FakeVM, candidate: str = "") -> list[str]:
     """The lines of Get+forward.plan."""
     return run(StatusService(app, service).plan(vm, candidate)).splitlines()
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0.service import ForwardService
 from portfwd.model.forward import token
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
 from tests.dom0.asking import hops, plan
 from tests.fakes.app import FakeApp, FakeVM
+from tests.fakes.service import Service
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443\n"
 SSH = "action=forward forwardtype=external proto=tcp srcports=22-22 dstports=22-22\n"
@@ -37,8 +37,8 @@ def app(tmp_path: Path) -> FakeApp:
 
 
 @pytest.fixture
-def service(app: FakeApp, clock: Clock) -> ForwardService:
-    return ForwardService(app, "boot-1", clock, clock)
+def service(app: FakeApp, clock: Clock) -> Service:
+    return Service(app, "boot-1", clock, clock)
 
 
 def entries(vm: FakeVM) -> list[Entry]:
@@ -49,7 +49,7 @@ def entries(vm: FakeVM) -> list[Entry]:
     return [Entry.decode(key, value) for key, value in found.items()]
 
 
-def test_a_rule_reaches_every_qube_on_the_way(app: FakeApp, service: ForwardService) -> None:
+def test_a_rule_reaches_every_qube_on_the_way(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     service.refresh()
     assert service.get(app.work) == WEB
@@ -57,7 +57,7 @@ def test_a_rule_reaches_every_qube_on_the_way(app: FakeApp, service: ForwardServ
     assert app.personal.database.read(limits.BASE) is None, "a qube without forwards is left alone"
 
 
-def test_deleting_leaves_nothing(app: FakeApp, service: ForwardService) -> None:
+def test_deleting_leaves_nothing(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB + SSH)
     service.refresh()
     service.set(app.work, "")
@@ -65,7 +65,7 @@ def test_deleting_leaves_nothing(app: FakeApp, service: ForwardService) -> None:
     assert [entries(vm) for vm in app.domains] == [[], [], [], []]
 
 
-def test_refresh_writes_nothing_when_nothing_changed(app: FakeApp, service: ForwardService) -> None:
+def test_refresh_writes_nothing_when_nothing_changed(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     service.refresh()
     before = app.net.database.read(limits.BASE)
@@ -73,7 +73,7 @@ def test_refresh_writes_nothing_when_nothing_changed(app: FakeApp, service: Forw
     assert app.net.database.read(limits.BASE) == before
 
 
-def test_reload_has_names_resolved_again(app: FakeApp, service: ForwardService) -> None:
+def test_reload_has_names_resolved_again(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB.replace("\n", " srchost=home.example.org\n"))
     service.set(app.personal, SSH)
     service.refresh()
@@ -84,28 +84,28 @@ def test_reload_has_names_resolved_again(app: FakeApp, service: ForwardService) 
     assert [old != new for old, new in zip(before, after, strict=True)] == [True, True, True, False]
 
 
-def test_c30_a_second_qube_cannot_take_the_port(app: FakeApp, service: ForwardService) -> None:
+def test_c30_a_second_qube_cannot_take_the_port(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     with pytest.raises(RefusedError, match=r"srcports '443' is taken at 'sys-net' by external tcp port 443 of 'work'"):
         service.set(app.personal, WEB)
     assert service.get(app.personal) == ""
 
 
-def test_one_edit_cannot_take_a_port_twice(app: FakeApp, service: ForwardService) -> None:
+def test_one_edit_cannot_take_a_port_twice(app: FakeApp, service: Service) -> None:
     both = WEB + "action=forward forwardtype=external proto=tcp srcports=440-450 dstports=9000-9000\n"
     with pytest.raises(RefusedError, match="taken"):
         service.set(app.work, both)
     assert service.get(app.work) == ""
 
 
-def test_a_paused_rule_gives_its_port_away_and_asks_again(app: FakeApp, service: ForwardService) -> None:
+def test_a_paused_rule_gives_its_port_away_and_asks_again(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB.replace("\n", " enabled=no\n"))
     service.set(app.personal, WEB)
     with pytest.raises(RefusedError, match="taken"):
         service.set(app.work, WEB)
 
 
-def test_an_old_conflict_does_not_block_other_edits(app: FakeApp, service: ForwardService) -> None:
+def test_an_old_conflict_does_not_block_other_edits(app: FakeApp, service: Service) -> None:
     app.personal.netvm = None
     service.set(app.work, WEB)
     service.set(app.personal, WEB)
@@ -116,7 +116,7 @@ def test_an_old_conflict_does_not_block_other_edits(app: FakeApp, service: Forwa
     assert "reason=conflict" in plan(app, service, app.personal)[0]
 
 
-def test_two_editors_cannot_overwrite_each_other(app: FakeApp, service: ForwardService) -> None:
+def test_two_editors_cannot_overwrite_each_other(app: FakeApp, service: Service) -> None:
     seen = token(service.get(app.work))
     service.set(app.work, WEB, seen)
     with pytest.raises(RefusedError, match="changed by someone else"):
@@ -125,14 +125,14 @@ def test_two_editors_cannot_overwrite_each_other(app: FakeApp, service: ForwardS
 
 
 @pytest.mark.parametrize("text", ["garbage\n", WEB + "\n", WEB + WEB, "action=accept\n", WEB.replace("443-443", "0")])
-def test_u16_a_bad_payload_changes_nothing(app: FakeApp, service: ForwardService, text: str) -> None:
+def test_u16_a_bad_payload_changes_nothing(app: FakeApp, service: Service, text: str) -> None:
     service.set(app.work, SSH)
     with pytest.raises(RefusedError):
         service.set(app.work, text)
     assert service.get(app.work) == SSH
 
 
-def test_a_halted_hop_closes_and_its_start_opens(app: FakeApp, service: ForwardService) -> None:
+def test_a_halted_hop_closes_and_its_start_opens(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     app.net.running = False
     service.refresh()
@@ -142,7 +142,7 @@ def test_a_halted_hop_closes_and_its_start_opens(app: FakeApp, service: ForwardS
     assert [len(entries(vm)) for vm in (app.net, app.firewall, app.work)] == [1, 1, 1]
 
 
-def test_c18_netvm_switch_leaves_nothing_behind(app: FakeApp, service: ForwardService) -> None:
+def test_c18_netvm_switch_leaves_nothing_behind(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     service.refresh()
     app.work.netvm = app.net
@@ -151,7 +151,7 @@ def test_c18_netvm_switch_leaves_nothing_behind(app: FakeApp, service: ForwardSe
     assert [str(e.to) for e in entries(app.net)] == ["10.137.0.6"]
 
 
-def test_an_expired_rule_leaves_the_file(app: FakeApp, service: ForwardService, clock: Clock) -> None:
+def test_an_expired_rule_leaves_the_file(app: FakeApp, service: Service, clock: Clock) -> None:
     service.set(app.work, WEB.replace("\n", " expire=1000010\n") + SSH)
     service.refresh()
     assert service.next_deadline() == 1_000_010
@@ -163,15 +163,15 @@ def test_an_expired_rule_leaves_the_file(app: FakeApp, service: ForwardService, 
     assert service.next_deadline() is None
 
 
-def test_until_reboot_and_until_shutdown(app: FakeApp, service: ForwardService, clock: Clock) -> None:
+def test_until_reboot_and_until_shutdown(app: FakeApp, service: Service, clock: Clock) -> None:
     service.set(app.work, WEB.replace("\n", " expire=reboot\n") + SSH.replace("\n", " expire=shutdown\n"))
-    assert "expire=reboot" in ForwardService(app, "boot-1", clock).get(app.work), "a restart of qubesd keeps it"
+    assert "expire=reboot" in Service(app, "boot-1", clock).get(app.work), "a restart of qubesd keeps it"
     service.stopped(app.work)
     assert service.get(app.work).count("\n") == 1
-    assert ForwardService(app, "boot-2", clock).get(app.work) == ""
+    assert Service(app, "boot-2", clock).get(app.work) == ""
 
 
-def test_until_shutdown_begins_with_the_next_run_of_a_halted_qube(app: FakeApp, service: ForwardService) -> None:
+def test_until_shutdown_begins_with_the_next_run_of_a_halted_qube(app: FakeApp, service: Service) -> None:
     app.work.running = False
     service.set(app.work, SSH.replace("\n", " expire=shutdown\n"))
     app.work.running, app.work.xid = True, 7
@@ -182,7 +182,7 @@ def test_until_shutdown_begins_with_the_next_run_of_a_halted_qube(app: FakeApp, 
     assert entries(app.work) == [], "qubesd was away when the qube stopped"
 
 
-def test_what_a_qube_writes_under_our_subtree_is_overwritten(app: FakeApp, service: ForwardService) -> None:
+def test_what_a_qube_writes_under_our_subtree_is_overwritten(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     service.refresh()
     app.net.database.write(limits.ENTRIES + "evil", "kind=relay")
@@ -191,9 +191,7 @@ def test_what_a_qube_writes_under_our_subtree_is_overwritten(app: FakeApp, servi
     assert len(entries(app.net)) == 1
 
 
-def test_a_dead_database_stops_nobody_else(
-    app: FakeApp, service: ForwardService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_database_stops_nobody_else(app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_args: object) -> None:
         raise RuntimeError("gone")
 
@@ -206,7 +204,7 @@ def test_a_dead_database_stops_nobody_else(
     assert "state=planned" in first
 
 
-def test_a_qube_that_cannot_be_read_any_more_is_shut(app: FakeApp, service: ForwardService) -> None:
+def test_a_qube_that_cannot_be_read_any_more_is_shut(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     service.refresh()
     app.work.ip = "nonsense"
@@ -214,7 +212,7 @@ def test_a_qube_that_cannot_be_read_any_more_is_shut(app: FakeApp, service: Forw
     assert [entries(vm) for vm in (app.net, app.firewall, app.work)] == [[], [], []]
 
 
-def test_an_unreadable_qube_is_left_out(app: FakeApp, service: ForwardService) -> None:
+def test_an_unreadable_qube_is_left_out(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     app.personal.ip = "nonsense"
     service.refresh()
@@ -224,7 +222,7 @@ def test_an_unreadable_qube_is_left_out(app: FakeApp, service: ForwardService) -
 
 
 @pytest.mark.parametrize("said", [b"ok", b"\x1b[2J", b"", b"x" * 3000])
-def test_status_passes_on_only_known_words(app: FakeApp, service: ForwardService, said: bytes) -> None:
+def test_status_passes_on_only_known_words(app: FakeApp, service: Service, said: bytes) -> None:
     service.set(app.work, WEB)
     service.refresh()
     for vm in (app.net, app.firewall, app.work):
@@ -236,7 +234,7 @@ def test_status_passes_on_only_known_words(app: FakeApp, service: ForwardService
     assert states == ["applied" if said == b"ok" else "unclear"] * 3
 
 
-def test_status_of_an_older_generation_is_only_written(app: FakeApp, service: ForwardService) -> None:
+def test_status_of_an_older_generation_is_only_written(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB)
     service.refresh()
     app.net.database.write(limits.STATUS_BASE, "version=1 generation=1 state=applied")

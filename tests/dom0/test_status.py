@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0.service import ForwardService
 from portfwd.dom0.status import StatusService
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire import limits, preview
@@ -19,6 +18,7 @@ from portfwd.wire.values import Kind
 from tests.dom0.asking import apply, hops, plan, run, status
 from tests.dom0.test_pull import HOSTILE
 from tests.fakes.app import FakeApp, FakeVM
+from tests.fakes.service import Service
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443\n"
 NEAR = "action=forward forwardtype=internal proto=tcp srcports=444-444 dstports=8443-8443\n"
@@ -31,8 +31,8 @@ def app(tmp_path: Path) -> FakeApp:
 
 
 @pytest.fixture
-def service(app: FakeApp) -> ForwardService:
-    made = ForwardService(app, "boot-1")
+def service(app: FakeApp) -> Service:
+    made = Service(app, "boot-1")
     made.set(app.work, WEB)
     made.refresh()
     return made
@@ -55,7 +55,7 @@ def accept(vm: FakeVM) -> str:
     return next(entry.key for entry in keys if entry.kind is Kind.ACCEPT)
 
 
-def test_a_forward_is_told_hop_by_hop_with_what_its_ends_tell(app: FakeApp, service: ForwardService) -> None:
+def test_a_forward_is_told_hop_by_hop_with_what_its_ends_tell(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB + PAUSED)
     service.refresh()
     for vm in (app.net, app.firewall, app.work):
@@ -80,7 +80,7 @@ def test_a_forward_is_told_hop_by_hop_with_what_its_ends_tell(app: FakeApp, serv
     assert lines[6:] == ["entrance=sys-net uplinks=192.168.1.10/24,2001:db8:1::a/64"]
 
 
-def test_dom0_answers_for_all_qubes_as_each_for_itself(app: FakeApp, service: ForwardService) -> None:
+def test_dom0_answers_for_all_qubes_as_each_for_itself(app: FakeApp, service: Service) -> None:
     service.set(app.personal, NEAR)
     service.refresh()
     for vm in app.domains:
@@ -91,7 +91,7 @@ def test_dom0_answers_for_all_qubes_as_each_for_itself(app: FakeApp, service: Fo
     assert [line.split()[0] for line in every if line.startswith("qube=")] == ["qube=work", "qube=personal"]
 
 
-def test_only_the_ends_of_an_applied_path_are_asked(app: FakeApp, service: ForwardService) -> None:
+def test_only_the_ends_of_an_applied_path_are_asked(app: FakeApp, service: Service) -> None:
     asking = StatusService(app, service)
 
     def asked() -> list[str]:
@@ -107,7 +107,7 @@ def test_only_the_ends_of_an_applied_path_are_asked(app: FakeApp, service: Forwa
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "a relay", "another rule"])
-def test_a_hostile_qube_costs_its_own_words_only(app: FakeApp, service: ForwardService, name: str) -> None:
+def test_a_hostile_qube_costs_its_own_words_only(app: FakeApp, service: Service, name: str) -> None:
     service.set(app.personal, WEB.replace("443-443", "22-22"))
     service.refresh()
     for vm in app.domains:
@@ -130,7 +130,7 @@ def test_a_hostile_qube_costs_its_own_words_only(app: FakeApp, service: ForwardS
 
 
 def test_what_else_a_qube_writes_beside_its_status_is_not_read(
-    app: FakeApp, service: ForwardService, monkeypatch: pytest.MonkeyPatch
+    app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for vm in (app.net, app.firewall, app.work):
         apply(vm)
@@ -171,18 +171,18 @@ def test_what_else_a_qube_writes_beside_its_status_is_not_read(
     ],
 )
 def test_addresses_of_an_entrance_are_read_or_unknown(
-    app: FakeApp, service: ForwardService, said: bytes | None, told: str
+    app: FakeApp, service: Service, said: bytes | None, told: str
 ) -> None:
     if said is not None:
         app.net.database.write(limits.STATUS + "uplinks", said)
     assert status(app, service, app.work)[-1] == f"entrance=sys-net uplinks={told}"
 
 
-def states(app: FakeApp, service: ForwardService) -> list[str]:
+def states(app: FakeApp, service: Service) -> list[str]:
     return [line.rpartition(" state=")[2].split()[0] for line in hops(app, service, app.work)]
 
 
-def test_a_qube_with_another_address_than_dom0_plans_has_to_restart(app: FakeApp, service: ForwardService) -> None:
+def test_a_qube_with_another_address_than_dom0_plans_has_to_restart(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB + NEAR)
     service.refresh()
     for vm in (app.net, app.firewall, app.work):
@@ -207,13 +207,13 @@ def test_a_qube_with_another_address_than_dom0_plans_has_to_restart(app: FakeApp
         assert states(app, service)[2:] == ["applied"] * 3
 
 
-def test_a_result_of_the_agent_comes_before_a_restart(app: FakeApp, service: ForwardService) -> None:
+def test_a_result_of_the_agent_comes_before_a_restart(app: FakeApp, service: Service) -> None:
     app.work.database.write("/qubes-ip", "10.137.0.77")
     apply(app.work, "expired")
     assert states(app, service) == ["written", "written", "expired"]
 
 
-def test_qubes_whose_own_rules_refuse_an_internal_forward_are_named(app: FakeApp, service: ForwardService) -> None:
+def test_qubes_whose_own_rules_refuse_an_internal_forward_are_named(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB + NEAR)
     service.refresh()
 
@@ -237,7 +237,7 @@ def test_qubes_whose_own_rules_refuse_an_internal_forward_are_named(app: FakeApp
     assert siblings() == [], "it is not among those who may connect anyway"
 
 
-def test_a_dry_run_tells_what_would_stand_and_stores_nothing(app: FakeApp, service: ForwardService) -> None:
+def test_a_dry_run_tells_what_would_stand_and_stores_nothing(app: FakeApp, service: Service) -> None:
     before = [dict(vm.database.multiread("/")) for vm in app.domains]
     give(app.work, limits.PREVIEW_SERVICE, str(preview.Preview(("ip in-port { tcp . 22 : goto anyone }",), 2)))
     app.firewall.services[limits.PREVIEW_SERVICE] = HOSTILE["garbage"]
@@ -255,7 +255,7 @@ def test_a_dry_run_tells_what_would_stand_and_stores_nothing(app: FakeApp, servi
     assert "listen=443-443" in plan(app, service, app.work)[0]
 
 
-def test_the_qubes_are_asked_about_the_entries_of_the_dry_run(app: FakeApp, service: ForwardService) -> None:
+def test_the_qubes_are_asked_about_the_entries_of_the_dry_run(app: FakeApp, service: Service) -> None:
     asked = app.work.firewall.path.parent / "asked"
     app.work.services[limits.PREVIEW_SERVICE] = f"cat >'{asked}'"
     plan(app, service, app.work, WEB.replace("443-443", "22-22"))
@@ -263,7 +263,7 @@ def test_the_qubes_are_asked_about_the_entries_of_the_dry_run(app: FakeApp, serv
     assert (entry.kind, str(entry.listen)) == (Kind.ACCEPT, "8443-8443")
 
 
-def test_a_dry_run_is_refused_as_the_change_would_be(app: FakeApp, service: ForwardService) -> None:
+def test_a_dry_run_is_refused_as_the_change_would_be(app: FakeApp, service: Service) -> None:
     for wrong in ("action=forward\n", WEB + WEB, WEB):
         with pytest.raises(RefusedError) as dry:
             plan(app, service, app.personal, wrong)
@@ -272,7 +272,7 @@ def test_a_dry_run_is_refused_as_the_change_would_be(app: FakeApp, service: Forw
         assert str(dry.value) == str(real.value)
 
 
-def test_connections_are_listed_for_the_rules_of_the_qube(app: FakeApp, service: ForwardService) -> None:
+def test_connections_are_listed_for_the_rules_of_the_qube(app: FakeApp, service: Service) -> None:
     key = accept(app.work)
     other = f"{'f' * 16}.4.tcp"
     lines = [f"{which} client=192.168.1.20 port=50123 to=8443\n" for which in (key, other)]
@@ -284,7 +284,7 @@ def test_connections_are_listed_for_the_rules_of_the_qube(app: FakeApp, service:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_qube_has_no_connections_to_tell(app: FakeApp, service: ForwardService, name: str) -> None:
+def test_a_hostile_qube_has_no_connections_to_tell(app: FakeApp, service: Service, name: str) -> None:
     app.work.services[limits.CONNECTIONS_SERVICE] = HOSTILE[name]
     app.work.services[limits.KILL_SERVICE] = HOSTILE[name]
     with pytest.raises(RefusedError, match="the agent of 'work' does not answer"):
@@ -297,7 +297,7 @@ LINE = "family=4 proto=tcp client=192.168.1.20 port=50123 to=8443"
 
 
 @pytest.mark.parametrize("result", list(Ended))
-def test_one_connection_is_ended(app: FakeApp, service: ForwardService, result: Ended) -> None:
+def test_one_connection_is_ended(app: FakeApp, service: Service, result: Ended) -> None:
     asked = app.work.firewall.path.parent / "asked"
     give(app.work, "answer", format_result(result))
     app.work.services[limits.KILL_SERVICE] = f"cat >'{asked}'; {app.work.services['answer']}"
@@ -326,9 +326,7 @@ def test_one_connection_is_ended(app: FakeApp, service: ForwardService, result: 
         LINE + "\n" + LINE,
     ],
 )
-def test_what_is_no_connection_is_refused_before_a_qube_is_asked(
-    app: FakeApp, service: ForwardService, line: str
-) -> None:
+def test_what_is_no_connection_is_refused_before_a_qube_is_asked(app: FakeApp, service: Service, line: str) -> None:
     asked = app.work.firewall.path.parent / "asked"
     app.work.services[limits.KILL_SERVICE] = f"cat >'{asked}'"
     with pytest.raises(RefusedError):

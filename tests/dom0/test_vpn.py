@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0.service import ForwardService
 from portfwd.wire import limits
 from portfwd.wire.qdb_client import Error
 from tests.dom0.asking import plan
 from tests.fakes.app import FakeApp, FakeVM
+from tests.fakes.service import Service
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443\n"
 NEAR = "action=forward forwardtype=internal proto=tcp srcports=444\n"
@@ -23,8 +23,8 @@ def app(tmp_path: Path) -> FakeApp:
 
 
 @pytest.fixture
-def service(app: FakeApp) -> ForwardService:
-    made = ForwardService(app, "boot-1", lambda: 1_000_000.0)
+def service(app: FakeApp) -> Service:
+    made = Service(app, "boot-1", lambda: 1_000_000.0)
     made.set(app.work, WEB + NEAR)
     made.refresh()
     return made
@@ -34,7 +34,7 @@ def open_hops(app: FakeApp) -> list[int]:
     return [len(vm.database.list(limits.ENTRIES)) for vm in (app.net, app.firewall, app.work)]
 
 
-def test_c28_an_external_forward_does_not_cross_a_vpn_qube(app: FakeApp, service: ForwardService) -> None:
+def test_c28_an_external_forward_does_not_cross_a_vpn_qube(app: FakeApp, service: Service) -> None:
     assert open_hops(app) == [1, 2, 2]
     app.firewall.database.write(WAY_OUT, "tunnel")
     service.refresh()
@@ -42,7 +42,7 @@ def test_c28_an_external_forward_does_not_cross_a_vpn_qube(app: FakeApp, service
     assert "state=problem reason=vpn text='sys-firewall'" in plan(app, service, app.work)[0]
 
 
-def test_c28_a_tunnel_that_goes_down_opens_nothing(app: FakeApp, service: ForwardService) -> None:
+def test_c28_a_tunnel_that_goes_down_opens_nothing(app: FakeApp, service: Service) -> None:
     app.firewall.database.write(WAY_OUT, "tunnel")
     service.refresh()
     app.firewall.database.write(WAY_OUT, "uplink")
@@ -52,7 +52,7 @@ def test_c28_a_tunnel_that_goes_down_opens_nothing(app: FakeApp, service: Forwar
     service.refresh()
     app.firewall.running = True
     app.firewall.database.rm(limits.STATUS)
-    again = ForwardService(app, "boot-1", lambda: 1_000_000.0)
+    again = Service(app, "boot-1", lambda: 1_000_000.0)
     again.refresh()
     assert open_hops(app) == [0, 1, 1], "neither before its tunnel is up at the next start, nor after one of qubesd"
     assert (app.firewall.features[limits.FEATURE_VPN], app.saves) == ("1", 1)
@@ -61,7 +61,7 @@ def test_c28_a_tunnel_that_goes_down_opens_nothing(app: FakeApp, service: Forwar
     assert open_hops(app) == [1, 2, 2]
 
 
-def test_c28_the_user_may_know_it_before_and_may_know_better(app: FakeApp, service: ForwardService) -> None:
+def test_c28_the_user_may_know_it_before_and_may_know_better(app: FakeApp, service: Service) -> None:
     app.firewall.features[limits.FEATURE_VPN] = "1"
     service.refresh()
     assert open_hops(app) == [0, 1, 1]
@@ -76,7 +76,7 @@ def test_c28_the_user_may_know_it_before_and_may_know_better(app: FakeApp, servi
 
 
 def test_c28_a_vpn_qube_that_falls_silent_stays_one(
-    app: FakeApp, service: ForwardService, monkeypatch: pytest.MonkeyPatch
+    app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mistake: no answer is taken for a no, and the way through it opens."""
 
@@ -91,8 +91,22 @@ def test_c28_a_vpn_qube_that_falls_silent_stays_one(
     assert open_hops(app)[0] == 0
 
 
+def test_c28_a_vpn_qube_stays_one_when_another_qube_cannot_be_read(
+    app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> bool:
+        raise OSError("no libvirt")
+
+    app.firewall.features[limits.FEATURE_VPN] = ""
+    app.firewall.database.write(WAY_OUT, "tunnel")
+    service.refresh()
+    monkeypatch.setattr(app.personal, "is_running", broken)
+    service.refresh()
+    assert open_hops(app)[0] == 0
+
+
 def test_c28_what_cannot_be_remembered_is_shut_all_the_same(
-    app: FakeApp, service: ForwardService, monkeypatch: pytest.MonkeyPatch
+    app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> None:
         raise OSError("no space left on device")
@@ -103,7 +117,7 @@ def test_c28_what_cannot_be_remembered_is_shut_all_the_same(
     assert open_hops(app) == [0, 1, 1]
 
 
-def test_c28_the_feature_lets_it_cross(app: FakeApp, service: ForwardService) -> None:
+def test_c28_the_feature_lets_it_cross(app: FakeApp, service: Service) -> None:
     app.firewall.database.write(WAY_OUT, "tunnel")
     app.firewall.features[limits.FEATURE_TRANSIT] = "1"
     service.refresh()
@@ -111,13 +125,13 @@ def test_c28_the_feature_lets_it_cross(app: FakeApp, service: ForwardService) ->
 
 
 @pytest.mark.parametrize("word", [b"", b"tunnel\n", b"TUNNEL", b"\xff" * 3071, b"uplink tunnel"])
-def test_any_other_word_means_nothing(app: FakeApp, service: ForwardService, word: bytes) -> None:
+def test_any_other_word_means_nothing(app: FakeApp, service: Service, word: bytes) -> None:
     app.firewall.database.write(WAY_OUT, word)
     service.refresh()
     assert open_hops(app) == [1, 2, 2]
 
 
-def test_what_an_ordinary_qube_says_of_itself_is_not_asked_for(app: FakeApp, service: ForwardService) -> None:
+def test_what_an_ordinary_qube_says_of_itself_is_not_asked_for(app: FakeApp, service: Service) -> None:
     ordinary: FakeVM = app.work
     ordinary.provides_network = False
     ordinary.database.write(WAY_OUT, "tunnel")

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from portfwd.dom0.service import ForwardService
 from portfwd.wire import limits
 from tests.crash.dying import DyingDatabase, Fuse
 from tests.fakes.app import FakeVM
 from tests.fakes.nft_rules import Verdict
+from tests.fakes.service import Service
 from tests.oracle.doors import Row, doors_of
 from tests.oracle.fake_net import FakeNet
 from tests.oracle.node import Node
@@ -115,8 +115,8 @@ class FakeComputer(FakeNet):
     def _clock(self) -> float:
         return self._time
 
-    def _new_service(self) -> ForwardService:
-        return ForwardService(self, f"boot-{self._boots}", self._clock, self._clock)
+    def _new_service(self) -> Service:
+        return Service(self, f"boot-{self._boots}", self._clock, self._clock)
 
     def _changed(self) -> None:
         self.wire()

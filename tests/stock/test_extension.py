@@ -15,8 +15,8 @@ import pytest
 
 from portfwd.dom0 import running
 from portfwd.dom0.running import WAY_OUT_PATH
-from portfwd.dom0.service import their_own
 from portfwd.model.forward import token
+from tests.fakes.service import their_own
 from tests.stock.stand_in import RELEASES, make
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"

@@ -175,7 +175,7 @@ class Running:
                 log.exception("port forwarding: refresh failed")
 
     async def _refresh(self) -> None:
-        """As ForwardService.refresh, with databases used by threads."""
+        """Make every qube's QubesDB equal to the plan."""
         service = self.service
         service.hear(await self._workers.each(hears_tunnel, service.speakers()))
         work = service.prepare()

@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The use cases of dom0, on top of store, plan and publish; what qubesd's extension calls.
 
-get and set answer the Admin API; what is only looked at is in status.py. refresh makes the world equal to the rules: it
-may be called after any event, as often as one likes, and never raises. qubesd's loop does the same in three steps
-(running.py), so that QubesDB is read and written beside it; all else here touches only dom0's files.
+get and set answer the Admin API; what is only looked at is in status.py. The world is made equal to the rules in steps
+(running.py), after any event, as often as one likes: hear what net qubes say, prepare, publish. QubesDB is read and
+written beside qubesd's loop; all else here touches only dom0's files.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import Any
 
 from portfwd.dom0.plan import Claim, Entrances, Plan, claim_of, claims, is_over, plan
 from portfwd.dom0.publish import Publisher
-from portfwd.dom0.snapshot import Qube, Snapshot, hears_tunnel, take_snapshot
+from portfwd.dom0.snapshot import Qube, Snapshot, runs, take_snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
 from portfwd.wire import limits
@@ -50,12 +50,6 @@ class Work:
         return self.publisher.publish(name, database, entries, again=name in self.again)
 
 
-def their_own(running: Iterable[Any]) -> dict[QubeName, Store]:
-    """The databases as qubesd itself has them open, for a process that has no loop to keep going."""
-    found = ((QubeName(str(vm.name)), vm.untrusted_qdb) for vm in running)
-    return {name: database for name, database in found if database is not None}
-
-
 class ForwardService:
     """One per qubesd. `boot_id` names this run of the host.
 
@@ -70,7 +64,8 @@ class ForwardService:
         now: Callable[[], float] = time.time,
         boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         kept: Path | None = None,
-        databases_of: DatabasesOf = their_own,
+        *,
+        databases_of: DatabasesOf,
     ) -> None:
         self._app = app
         self._boot_id = boot_id
@@ -116,31 +111,20 @@ class ForwardService:
         """The qubes to which the last plan could not be written, and why."""
         return MappingProxyType(self._unwritten)
 
-    def refresh(self) -> Plan | None:
-        """Make every qube's QubesDB equal to the plan. Never raises; what went wrong is logged and shown by status."""
-        self.hear({name: hears_tunnel(name, database) for name, database in self.speakers().items()})
-        work = self.prepare()
-        if work is None:
-            return None
-        self.published({name: work.publish(name, database) for name, database in work.databases.items()})
-        return work.planned
-
     def speakers(self) -> Mapping[QubeName, Store]:
         """The databases of running net qubes, whose agents tell whether they send into a tunnel. Never raises."""
         try:
-            databases = self.databases(self.snapshot())
-            nets = {str(vm.name) for vm in self._app.domains if getattr(vm, "provides_network", False)}
+            running = [vm for vm in self._app.domains if vm.klass != "AdminVM" and runs(vm)]
+            nets = {str(vm.name) for vm in running if getattr(vm, "provides_network", False)}
+            return {name: database for name, database in self._databases_of(running).items() if name in nets}
         except Exception:
             log.exception("port forwarding: net qubes cannot be asked for tunnels")
             return {}
-        return {name: database for name, database in databases.items() if name in nets}
 
     def hear(self, tunnels: Mapping[QubeName, bool | None]) -> None:
-        """What the speakers have said; it counts from now on. Of one that is silent, its last word."""
-        before = self._tunnels
-        self._tunnels = frozenset(
-            name for name, tunnel in tunnels.items() if (name in before if tunnel is None else tunnel)
-        )
+        """What the speakers have said; it counts from now on. Of those that said nothing the last word counts on."""
+        said = {name: tunnel for name, tunnel in tunnels.items() if tunnel is not None}
+        self._tunnels = self._tunnels - said.keys() | {name for name, tunnel in said.items() if tunnel}
 
     def prepare(self) -> Work | None:
         """Bring the rules up to date and plan them. Never raises."""

@@ -94,7 +94,7 @@ def take_snapshot(app: Any, now: int, boot_id: str, tunnels: Container[str] = ()
 
 def _read(vm: Any, tunnels: Container[str]) -> Qube:
     netvm = getattr(vm, "netvm", None)
-    running = bool(vm.is_running()) and not getattr(vm, "is_preload", False)
+    running = runs(vm)
     ip = _address(getattr(vm, "ip", None))
     # The translation of net.fake-ip lets no IPv6 pass (vif-qubes-nat.sh), whatever address the qube has.
     ip6 = None if vm.features.check_with_template("net.fake-ip", None) else _address(getattr(vm, "ip6", None))
@@ -116,6 +116,11 @@ def _read(vm: Any, tunnels: Container[str]) -> Qube:
         session=session_of(vm) if running else "",
         forwards=tuple(vm.firewall.forwards),
     )
+
+
+def runs(vm: Any) -> bool:
+    """Whether a qube runs and is in use: a disposable that waits, preloaded, is not yet."""
+    return bool(vm.is_running()) and not getattr(vm, "is_preload", False)
 
 
 def session_of(vm: Any) -> str:

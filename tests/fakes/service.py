@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The use cases of dom0 without qubesd's loop: the databases are those of fake qubes, one step after the other."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from portfwd.dom0.plan import Plan
+from portfwd.dom0.service import ForwardService
+from portfwd.dom0.snapshot import hears_tunnel
+from portfwd.wire.qdb_client import Store
+from portfwd.wire.values import QubeName
+
+
+def their_own(running: Iterable[Any]) -> dict[QubeName, Store]:
+    """The databases as the objects of qubes have them open."""
+    found = ((QubeName(str(vm.name)), vm.untrusted_qdb) for vm in running)
+    return {name: database for name, database in found if database is not None}
+
+
+class Service(ForwardService):
+    """With a refresh that is one call (dom0/running.py has it as a coroutine)."""
+
+    def __init__(self, *words: Any, **more: Any) -> None:
+        super().__init__(*words, **more, databases_of=their_own)
+
+    def refresh(self) -> Plan | None:
+        """Make every qube's QubesDB equal to the plan; what was planned."""
+        self.hear({name: hears_tunnel(name, database) for name, database in self.speakers().items()})
+        work = self.prepare()
+        if work is None:
+            return None
+        self.published({name: work.publish(name, database) for name, database in work.databases.items()})
+        return work.planned
