@@ -14,7 +14,7 @@ from portfwd.wire import limits
 from portfwd.wire.entry import Commit
 from portfwd.wire.qdb_client import QubesDB
 from portfwd.wire.values import QubeName
-from tests.chain.world import World, wait_until
+from tests.chain.world import World, agents_stopped, wait_until
 
 WEB = "forwardtype=external proto=tcp srcports=443 dstports=8443"
 OWN = "forwardtype=external proto=tcp srcports=7501 dstports=7502"
@@ -111,15 +111,11 @@ def chain_flushed(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def elements_flushed(world: World) -> Iterator[None]:
-    """The doors of the entrance are shut from outside while its agent is stopped (as a process, not as a service)."""
-    pid = world.output("sys-net", "pgrep", "-f", "portfwd[.]agent").split()[0]
-    world.output("sys-net", "kill", "-STOP", pid)
-    for family in ("ip", "ip6"):
-        world.output("sys-net", "nft", "flush", "map", family, "qubes-port-forward", "up-port")
-    try:
+    """The doors of the entrance are shut from outside while its agent is stopped."""
+    with agents_stopped(world.lab, "sys-net"):
+        for family in ("ip", "ip6"):
+            world.output("sys-net", "nft", "flush", "map", family, "qubes-port-forward", "up-port")
         yield
-    finally:
-        world.output("sys-net", "kill", "-CONT", pid)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@
 import json
 import subprocess
 
-from tests.chain.world import LAPTOP, PHONE, SHUT, SYS_NET, SYS_NET6, VISITOR, Ask, World, says
+from tests.chain.world import LAPTOP, PHONE, SHUT, SYS_NET, SYS_NET6, VISITOR, Ask, World, agents_stopped, says
 
 
 def tool(world: World, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -33,7 +33,6 @@ def test_what_add_says_is_open_and_what_remove_says_is_shut(world: World) -> Non
     assert shown["hops"][0]["hop"] == "sys-net"
     assert shown["hops"][-1]["listening"] == "yes"
     assert tool(world, "remove", "work", "443").returncode == 0
-    world.settle()
     world.expect({Ask("laptop", SYS_NET, 443): SHUT})
     assert tool(world, "list").stdout == "No forwards.\n"
 
@@ -51,10 +50,30 @@ def test_an_edit_and_a_pause_take_effect(world: World) -> None:
         }
     )
     assert tool(world, "pause", "work", "f0").returncode == 0
-    world.settle()
     world.expect({Ask("phone", SYS_NET, 444): SHUT})
     assert tool(world, "resume", "work", "f0").returncode == 0
     world.expect({Ask("phone", SYS_NET, 444): says("work", 8443, PHONE)})
+
+
+def test_who_has_not_confirmed_a_removal_is_named(world: World) -> None:
+    """Mistake: that a port is shut is said as soon as the rule is gone from dom0."""
+    ask = Ask("laptop", SYS_NET, 443)
+    assert tool(world, "add", "work", "443:8443/tcp").returncode == 0
+    with agents_stopped(world.lab, "sys-firewall"):
+        done = tool(world, "pause", "work", "f0")
+        assert done.returncode == 0
+        assert done.stdout.startswith("work's port 8443 is not reachable at tcp port 443 until")
+        assert done.stderr == "Note: sys-firewall has not confirmed it, but nobody can pass the other hops\n"
+        world.expect({ask: SHUT})
+    assert tool(world, "resume", "work", "f0").returncode == 0
+    with agents_stopped(world.lab, "sys-net", "sys-firewall", "work"):
+        done = tool(world, "remove", "work", "f0", "--wait", "1")
+        assert (done.returncode, done.stdout) == (3, "")
+        silent = "sys-net, sys-firewall and work have not confirmed it: the port may still be open until then"
+        assert done.stderr == f"The forward is removed, but {silent}\n"
+        world.expect({ask: says("work", 8443, LAPTOP)})
+    world.settle()
+    world.expect({ask: SHUT})
 
 
 def test_a_free_port_is_picked_past_that_of_another_qube(world: World) -> None:

@@ -230,6 +230,24 @@ def wait_until(true: Callable[[], bool], what: Callable[[], str]) -> None:
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def agents_stopped(lab: Lab, *qubes: str) -> Iterator[None]:
+    """Their agents do nothing meanwhile, and nobody starts others: they are stopped as processes."""
+
+    def output(qube: str, *words: str) -> str:
+        done: subprocess.CompletedProcess[str] = lab.run(qube, words, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    pids = {qube: output(qube, "pgrep", "-f", "portfwd[.]agent").split()[0] for qube in qubes}
+    for qube, pid in pids.items():
+        output(qube, "kill", "-STOP", pid)
+    try:
+        yield
+    finally:
+        for qube, pid in pids.items():
+            output(qube, "kill", "-CONT", pid)
+
+
 def late_qubes(seconds: float) -> list[str]:
     """In dom0: wait until each agent has acknowledged the newest commit; which have not when time is over."""
     deadline = time.monotonic() + seconds

@@ -40,6 +40,7 @@ class Qubesd:
     rules: dict[str, list[str]] = field(default_factory=lambda: {"work": ["action=accept"], "personal": []})
     forwards: dict[str, str] = field(default_factory=lambda: {"work": "", "personal": ""})
     plan: str = ""
+    hops: str = "hop=sys-net confirmed=yes\nhop=work confirmed=yes\n"
     log: list[tuple[str, str, str]] = field(default_factory=list)
     before_edit: Callable[[], None] = lambda: None
 
@@ -76,7 +77,7 @@ class Qubesd:
             case "Get", "":
                 return "".join(line + "\n" for line in self.rules[dest])
             case "Get", "forward":
-                return self.plan if arg == "forward.plan" else self.forwards[dest]
+                return {"forward.plan": self.plan, "forward.hops": self.hops}.get(arg, self.forwards[dest])
             case "Set", "":
                 try:
                     self.rules[dest] = [parse_ordinary(line).api_line() for line in payload.splitlines()]

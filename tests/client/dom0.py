@@ -23,6 +23,7 @@ class Dom0:
     uplinks: str = "192.168.1.10/24,192.168.77.10/24,2001:db8:1::a/64,fe80::1/64"
     states: dict[str, str] = field(default_factory=dict)
     """hop -> its state; applied where none is given. `problem reason=... text=...` is dom0's own."""
+    confirmed: dict[str, str] = field(default_factory=lambda: dict.fromkeys(("sys-net", "sys-firewall", "work"), "yes"))
     listening: str = "yes"
     families: tuple[int, ...] = (4,)
     connections: str = ""
@@ -53,6 +54,8 @@ class Dom0:
             return self.forwards[dest]
         if call == "Get forward.status":
             return self.status(dest)
+        if call == "Get forward.hops":
+            return "".join(f"hop={hop} confirmed={word}\n" for hop, word in self.confirmed.items())
         if call == "Get forward.connections":
             return self.connections
         if call.startswith("Get forward.check."):

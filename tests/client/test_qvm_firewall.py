@@ -55,6 +55,22 @@ def test_forwards_are_listed_below_with_numbers_of_their_own(qubesd: Qubesd, run
     )
 
 
+def test_forwards_that_no_hop_confirms_to_be_shut_are_told(
+    qubesd: Qubesd, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qvm_firewall, "_SHUT_SECONDS", 0.0)
+    qubesd.hops = "hop=sys-net confirmed=no\nhop=work confirmed=no\n"
+    doubt = "sys-net and work have not confirmed it: the port may still be open until then"
+    note = f"Note: the forward is removed, but {doubt}\n"
+    for words in (["del", *WEB.split()], ["reset"]):
+        qubesd.forwards["work"] = f"{WEB}\n"
+        assert run("work", *words) == (0, "", note)
+    assert run("work", "reset") == (0, "", "")
+    qubesd.hops = "hop=sys-net confirmed=yes\nhop=work confirmed=no\n"
+    qubesd.forwards["work"] = f"{WEB}\n"
+    assert run("work", "del", "--rule-no", "f0") == (0, "", "")
+
+
 def test_raw_prints_lines_that_can_be_given_back(qubesd: Qubesd, run: Run) -> None:
     qubesd.rules["work"] = list(RULES)
     qubesd.forwards["work"] = f"{WEB}\n"

@@ -174,6 +174,36 @@ class TestChanges:
         assert tool("remove", "work", words) == (0, sentence, "")
         assert dom0.forwards["work"] == f"{DNS}\n"
 
+    @pytest.mark.parametrize(
+        ("hops", "doubt"),
+        [
+            ({"work": "no"}, "work has not confirmed it: the port may still be open until then"),
+            (
+                {"sys-net": "no", "work": "no"},
+                "sys-net and work have not confirmed it: the port may still be open until then",
+            ),
+            (
+                {"work": "perhaps"},
+                "it is not known whether the port is shut: 'hop=work confirmed=perhaps' does not tell",
+            ),
+        ],
+    )
+    def test_a_removal_that_no_hop_confirms_is_told(
+        self, dom0: Dom0, tool: Run, hops: dict[str, str], doubt: str
+    ) -> None:
+        dom0.confirmed = hops
+        code, out, err = tool("remove", "work", "443", "--wait", "0.1")
+        assert (code, out) == (3, "")
+        assert err.startswith(f"The forward is removed, but {doubt}")
+        assert tool("pause", "work", "53", "--no-wait").code == 0
+
+    def test_one_hop_that_has_shut_is_enough(self, dom0: Dom0, tool: Run) -> None:
+        dom0.confirmed = {"sys-net": "yes", "work": "no"}
+        code, out, err = tool("pause", "work", "443", "--wait", "0.1")
+        assert (code, out.count("is not reachable"), err.count("Note: work has not confirmed it")) == (0, 1, 1)
+        dom0.confirmed = {}
+        assert tool("remove", "work", "443").code == 0, "no hop has ever held anything"
+
     def test_remove_by_id(self, dom0: Dom0, tool: Run) -> None:
         rule = dom0.status("work").split()[1].removeprefix("rule=")
         assert tool("remove", "work", rule).code == 0

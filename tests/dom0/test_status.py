@@ -55,6 +55,50 @@ def accept(vm: FakeVM) -> str:
     return next(entry.key for entry in keys if entry.kind is Kind.ACCEPT)
 
 
+def confirmed(app: FakeApp, service: Service) -> list[str]:
+    return run(StatusService(app, service).hops(app.work)).splitlines()
+
+
+def test_hops_confirm_that_what_is_removed_is_gone(
+    app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no, yes = (
+        [f"hop={name} confirmed={word}" for name in ("sys-net", "sys-firewall", "work")] for word in ("no", "yes")
+    )
+    assert confirmed(app, service) == no
+    for vm in (app.net, app.firewall, app.work):
+        apply(vm)
+    assert confirmed(app, service) == yes
+    service.set(app.work, "")
+    assert confirmed(app, service) == no, "it is not even written"
+    service.refresh()
+    assert confirmed(app, service) == no
+    apply(app.firewall)
+    app.net.database.write(limits.STATUS_BASE, "version=1 generation=1 state=applied")
+    assert confirmed(app, service) == [no[0], yes[1], no[2]]
+    apply(app.net)
+    app.net.database.write(limits.BASE, "spoilt by the qube")
+    apply(app.work)
+    failed = (app.work.database.read(limits.STATUS_BASE) or b"").replace(b"applied", b"failed")
+    app.work.database.write(limits.STATUS_BASE, failed)
+    assert confirmed(app, service) == [no[0], yes[1], no[2]]
+
+    def dead(_: str) -> bytes:
+        raise OSError("no daemon")
+
+    monkeypatch.setattr(app.firewall.database, "read", dead)
+    assert confirmed(app, service)[1] == no[1]
+    app.work.running = False
+    app.firewall.database = None  # type: ignore[assignment]
+    assert confirmed(app, service) == no[:2]
+
+
+def test_hops_that_never_held_anything_have_nothing_to_confirm(app: FakeApp) -> None:
+    empty = Service(app, "boot-1")
+    empty.refresh()
+    assert confirmed(app, empty) == []
+
+
 def test_a_forward_is_told_hop_by_hop_with_what_its_ends_tell(app: FakeApp, service: Service) -> None:
     service.set(app.work, WEB + PAUSED)
     service.refresh()

@@ -21,6 +21,7 @@ from portfwd.gui.widgets.rule_dialog import RuleDialog
 from portfwd.gui.widgets.watch import Watch
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
+from tests.chain.world import agents_stopped
 
 WORK = QubeName("work")
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
@@ -80,9 +81,22 @@ def test_a_port_is_opened_by_the_dialog_and_shut_by_a_button(
     until(lambda: rows(panel) == [State.OPEN])
     panel.table.selectRow(0)
     qtbot.mouseClick(panel.remove, Qt.MouseButton.LeftButton)
-    until(lambda: rows(panel) == [])
+    until(lambda: "no longer reachable" in panel.message.text())
     assert page(lab) in ("timeout", "refused")
-    assert "no longer reachable" in panel.message.text()
+    until(lambda: rows(panel) == [])
+
+
+def test_a_removal_that_no_hop_has_confirmed_is_told(
+    panel: Panel, lab: Lab, qtbot: QtBot, until: Until, client: AdminClient
+) -> None:
+    client.edit_forwards(WORK, lambda _: (parse_forward(WEB),))
+    until(lambda: rows(panel) == [State.OPEN])
+    with agents_stopped(lab, "sys-net", "sys-firewall", "work"):
+        panel.table.selectRow(0)
+        qtbot.mouseClick(panel.remove, Qt.MouseButton.LeftButton)
+        until(lambda: "sys-net, sys-firewall and work have not confirmed it" in panel.message.text())
+        assert page(lab).startswith("Hello from work.")
+    qtbot.waitUntil(lambda: page(lab) in ("timeout", "refused"), timeout=10_000)
 
 
 def test_the_outcome_can_be_closed_whatever_the_forwards_become(panel: Panel, qtbot: QtBot, until: Until) -> None:

@@ -53,11 +53,11 @@ def test_dom0_tells_of_all_qubes_what_each_tells_of_itself(world: World) -> None
 
 def test_each_call_takes_its_destination_and_payload_and_nothing_else(world: World) -> None:
     wrong = ("ProtocolError", "unexpected payload")
-    for call in (GET, f"{GET}+forward", STATUS, f"{GET}+forward.connections"):
+    for call in (GET, f"{GET}+forward", STATUS, f"{GET}+forward.connections", f"{GET}+forward.hops"):
         assert world.error("work", call, WEB) == wrong
     assert world.error("dom0", STATUS, WEB) == wrong
     nowhere = ("ProtocolError", "expected destination to not be AdminVM")
-    for call in (GET, f"{GET}+forward", PLAN, f"{GET}+forward.connections"):
+    for call in (GET, f"{GET}+forward", PLAN, f"{GET}+forward.connections", f"{GET}+forward.hops"):
         assert world.error("dom0", call) == nowhere
     assert world.error("dom0", f"{SET}+forward.kill", WEB)[0] == "ProtocolError"
     for call in ("forward.statuses", "forward.", "forward.check", "status", "plan", "kill"):

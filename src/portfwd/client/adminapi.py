@@ -331,6 +331,10 @@ class AdminClient:
         """The lines of Get+forward.status: of one qube, or of all where dom0 allows this. Raises NoExtensionError."""
         return _text(self._known(qube or _DOM0, f"{_FORWARD}.status"))
 
+    def hops(self, qube: QubeName) -> str:
+        """Which hops of the qube's way have confirmed what dom0 wants of them, a line each."""
+        return _text(self._view(qube, "hops"))
+
     def plan(self, qube: QubeName, candidate: Iterable[ForwardRule] | None = None) -> str:
         """The lines of Get+forward.plan: of the present, or of a list that is not stored."""
         payload = b"" if candidate is None else format_forwards(candidate).encode()

@@ -85,7 +85,7 @@ def make_parser() -> Parser:
     for name in ("add", "remove", "edit", "pause", "resume", "show", "kill", "plan", "check"):
         made[name].add_argument("qube", metavar="QUBE", help="name of the qube that serves")
     _add_change_arguments({name: made[name] for name in ("add", "remove", "edit", "pause", "resume")})
-    for name in ("add", "edit", "resume"):
+    for name in ("add", "remove", "edit", "pause", "resume"):
         _add_waiting(made[name])
     made["add"].add_argument(
         "--pick-port", action="store_true", help="if ENTRANCE is taken, choose the next port above that is free"

@@ -15,7 +15,7 @@ from portfwd.client.arguments import lookup_service, options_of, qube_of
 from portfwd.client.codes import Exit
 from portfwd.client.connections import parse_connections, parse_peer
 from portfwd.client.edits import Edit, Rules, UsageError, added, edited
-from portfwd.client.following import follow
+from portfwd.client.following import follow, shut
 from portfwd.client.naming import find
 from portfwd.client.sentences import target, told
 from portfwd.client.shorthand import Options, changed_rule, free_ports, new_rule, parse_service
@@ -42,11 +42,11 @@ def add(client: AdminClient, args: argparse.Namespace) -> Exit:
 
 
 def remove(client: AdminClient, args: argparse.Namespace) -> Exit:
-    """Remove a forward."""
+    """Remove a forward, and wait until every hop has confirmed it."""
     qube = qube_of(args)
     rule, _ = _edit(client, qube, args.forward, edit_of("remove", args))
-    say(f"{target(qube, rule)} is no longer reachable at {_entrance(rule)}; the forward is removed")
-    return Exit.DONE
+    good = f"{target(qube, rule)} is no longer reachable at {_entrance(rule)}; the forward is removed"
+    return _say_shut(client, qube, args, good, "The forward is removed")
 
 
 def edit(client: AdminClient, args: argparse.Namespace) -> Exit:
@@ -57,11 +57,11 @@ def edit(client: AdminClient, args: argparse.Namespace) -> Exit:
 
 
 def pause(client: AdminClient, args: argparse.Namespace) -> Exit:
-    """Shut the port and keep the forward."""
+    """Shut the port and keep the forward; wait until every hop has confirmed it."""
     qube = qube_of(args)
     rule, _ = _edit(client, qube, args.forward, edit_of("pause", args))
-    say(f"{target(qube, rule)} is not reachable at {_entrance(rule)} until you resume the forward")
-    return Exit.DONE
+    good = f"{target(qube, rule)} is not reachable at {_entrance(rule)} until you resume the forward"
+    return _say_shut(client, qube, args, good, "The forward is paused")
 
 
 def resume(client: AdminClient, args: argparse.Namespace) -> Exit:
@@ -183,6 +183,17 @@ def _wait(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse
     if followed.error:
         complain(f"Note: the status cannot be read: {followed.error}")
     return followed.status
+
+
+def _say_shut(client: AdminClient, qube: QubeName, args: argparse.Namespace, good: str, done: str) -> Exit:
+    found = shut(client, qube, 0 if args.no_wait else args.wait)
+    if found.certain:
+        say(good)
+        if found.silent:
+            complain(f"Note: {found.waited_for}, but nobody can pass the other hops")
+        return Exit.DONE
+    complain(f"{done}, but {found.doubt}")
+    return Exit.DONE if args.no_wait else Exit.NOT_OPEN
 
 
 def _say_outcome(status: RuleStatus | None, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> Exit:

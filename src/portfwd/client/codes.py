@@ -9,13 +9,16 @@ class Exit(enum.IntEnum):
     """How a command ended."""
 
     DONE = 0
-    """Done; after add, edit and resume: every hop lets clients pass."""
+    """Done; after add, edit and resume: every hop lets clients pass. After remove and pause: nobody passes any more."""
     REFUSED = 1
     """Refused or failed, and nothing has changed."""
     USAGE = 2
     """The command line makes no sense, or names a qube or forward that does not exist; nothing has changed."""
     NOT_OPEN = 3
-    """Stored, but not open on every hop, or not yet; or check could not find that out."""
+    """Stored, but not open on every hop, or not yet. Removed or paused, but no hop has confirmed that.
+
+    Or check could not find out whether packets pass.
+    """
     FAULT = 4
     """check found what is in the way."""
     LOST = 5

@@ -73,28 +73,34 @@ def add_forward(client: AdminClient, qube: QubeName, rule: ForwardRule, before: 
     _edit(client, qube, change, once=before is not None)
 
 
-def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> None:
-    """Remove the rule of that number, or the first one that is the same (a forward: that does the same)."""
+def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> bool:
+    """Remove the rule of that number, or the first one that is the same (a forward: that does the same).
+
+    Returns whether it was a forward.
+    """
     if isinstance(target, Number):
         if target.forward:
             _edit(client, qube, lambda present: _without(present, target.index), once=True)
-        else:
-            _delete_ordinary(client, qube, target)
+            return True
     elif isinstance(target, ForwardRule):
         _edit(client, qube, lambda present: _without(present, _find(present, target)), once=False)
-    else:
-        _delete_ordinary(client, qube, target)
+        return True
+    _delete_ordinary(client, qube, target)
+    return False
 
 
-def reset(client: AdminClient, qube: QubeName) -> None:
-    """Accept everything outbound, forward nothing."""
+def reset(client: AdminClient, qube: QubeName) -> bool:
+    """Accept everything outbound, forward nothing. Returns whether there was a forward."""
+    removed = False
     try:
         if client.forwards(qube).rules:
             _edit(client, qube, lambda _: (), once=False)
+            removed = True
     except NoExtensionError:
         # Where there are no forwards there is nothing to remove.
         pass
     client.set_rules(qube, [_ACCEPT_ALL])
+    return removed
 
 
 def _edit(client: AdminClient, qube: QubeName, change: Change, *, once: bool) -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Follows a forward that was just stored, hop by hop, until it is open or it is clear that it will not be."""
+"""Follows a forward that was just stored, hop by hop, until it is open or it is clear that it will not be.
+
+And one that was just removed, until it is shut.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,13 +11,15 @@ from typing import NamedTuple
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.status import Listening, RuleStatus, State, heard
-from portfwd.client.status_lines import parse_status
+from portfwd.client.status_lines import parse_hops, parse_status
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
 from portfwd.wire.views import HopState
 
 _PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
 """Seconds between two looks at the status."""
+_OTHERS = 1.0
+"""Seconds that the other hops get once one has confirmed: that one alone lets nobody pass any more."""
 _LASTING = (HopState.OCCUPIED, HopState.CLASH, HopState.REFUSED, HopState.EXPIRED, HopState.RESTART)
 """What no waiting changes."""
 
@@ -50,6 +55,52 @@ def follow(
                 return Followed(status, "")
             asked_again = True
             continue
+        time.sleep(min(pause, left))
+        pause = min(pause * 1.5, _PAUSE_MAX)
+
+
+class Shut(NamedTuple):
+    """Which hops have confirmed that what was removed or paused is shut; `error`: why that cannot be read."""
+
+    confirmed: tuple[QubeName, ...]
+    silent: tuple[QubeName, ...]
+    error: str = ""
+
+    @property
+    def certain(self) -> bool:
+        """A packet has to pass every hop, so one that has shut the port is enough. So is it when none runs."""
+        return not self.error and (bool(self.confirmed) or not self.silent)
+
+    @property
+    def waited_for(self) -> str:
+        """In words, who is silent, of whom there must be one."""
+        *others, last = self.silent
+        return f"{', '.join(others)} and {last} have not confirmed it" if others else f"{last} has not confirmed it"
+
+    @property
+    def doubt(self) -> str:
+        """Why it is not certain that the port is shut, in words; empty when it is."""
+        if self.certain:
+            return ""
+        if self.error:
+            return f"it is not known whether the port is shut: {self.error}"
+        return f"{self.waited_for}: the port may still be open until then"
+
+
+def shut(client: AdminClient, qube: QubeName, seconds: float) -> Shut:
+    """Look until every hop has confirmed what is left of the qube's forwards, `seconds` at most. Never raises."""
+    begin = time.monotonic()
+    pause = _PAUSE_FIRST
+    while True:
+        try:
+            hops = parse_hops(client.hops(qube))
+        except RefusedError as error:
+            return Shut((), (), str(error))
+        confirmed = tuple(hop for hop, word in hops.items() if word)
+        silent = tuple(hop for hop, word in hops.items() if not word)
+        left = begin + (min(seconds, _OTHERS) if confirmed else seconds) - time.monotonic()
+        if not silent or left <= 0:
+            return Shut(confirmed, silent)
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, _PAUSE_MAX)
 

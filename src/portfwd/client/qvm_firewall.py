@@ -22,6 +22,8 @@ from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import QubeName
 
 VERSION = "0.1.0"
+_SHUT_SECONDS = 2.0
+"""How long the hops get to confirm a removal before the user is told that they have not."""
 _PROGRAM = "qvm-firewall"
 _EPILOG = """
 Rules can be given as positional arguments:
@@ -137,9 +139,11 @@ def main(argv: Sequence[str] | None = None, transport: Transport | None = None) 
 
 def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: Rule | None, now: float) -> int:
     if args.command == "del":
-        delete(client, qube, args.rule_no if match is None or args.rule_no is not None else match)
+        if delete(client, qube, args.rule_no if match is None or args.rule_no is not None else match):
+            _note_open(client, qube)
     elif args.command == "reset":
-        reset(client, qube)
+        if reset(client, qube):
+            _note_open(client, qube)
     elif isinstance(match, ForwardRule):
         add_forward(client, qube, match, args.before)
         if match.enabled and (problem := client.problem(qube, match)) is not None:
@@ -152,6 +156,15 @@ def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: R
             client.reload(qube)
         return code
     return 0
+
+
+def _note_open(client: AdminClient, qube: QubeName) -> None:
+    """Tell when it is not certain that what was removed is shut."""
+    # Only who removes a forward needs it, and every start of the program would pay for it.
+    from portfwd.client.following import shut
+
+    if doubt := shut(client, qube, _SHUT_SECONDS).doubt:
+        print(f"Note: the forward is removed, but {doubt}", file=sys.stderr)
 
 
 def _list(client: AdminClient, qube: QubeName, now: float, *, raw: bool) -> int:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The lines of Get+forward.status and Get+forward.plan -> how each forward fares, hop by hop. Pure text.
+"""The lines of Get+forward.status, .plan and .hops -> how each forward fares, hop by hop. Pure text.
 
 A line is words KEY=VALUE, each known, each at most once; text= and comment= take the rest of the line. A line that is
 not so, or contradicts another, is refused: what is shown to a user is never guessed.
@@ -37,6 +37,7 @@ _COUNTS = ("hits", "last", "packets", "bytes", "connections")
 _HOP_WORDS = frozenset((*_WAY_WORDS, *_COUNTS, "state", "listening", "reason", "sibling", "outbound"))
 _STOPS = ("problem", "paused")
 _UNKNOWN = ("-", "unknown")
+_YES_NO = {"yes": True, "no": False}
 _REASON = re.compile(r"[a-z][a-z-]{0,39}")
 _COUNT = re.compile(r"[0-9]{1,20}")
 
@@ -88,6 +89,18 @@ def parse_plan(text: str, qube: QubeName, rules: Sequence[ForwardRule]) -> tuple
     heads = (f"qube={qube} rule={rule.id(qube)} number={number} {rule}" for number, rule in enumerate(rules))
     lines = [line for head, told in zip(heads, by_rule.values(), strict=True) for line in (head, *told)]
     return parse_status("\n".join(lines))
+
+
+def parse_hops(text: str) -> dict[QubeName, bool]:
+    """The lines of Get+forward.hops: which hops have confirmed what dom0 wants of them. Raises RefusedError."""
+    found: dict[QubeName, bool] = {}
+    for line in text.splitlines():
+        words = _words(line, frozenset(("hop", "confirmed")))
+        hop, word = QubeName(_need(words, "hop")), _need(words, "confirmed")
+        if hop in found or word not in _YES_NO:
+            raise RefusedError(f"{shown(line)} does not tell whether a hop has confirmed")
+        found[hop] = _YES_NO[word]
+    return found
 
 
 def _head(line: str) -> tuple[tuple[QubeName, RuleId], int, ForwardRule]:

@@ -88,6 +88,35 @@ def look_at(
     return Look(states, uplinks)
 
 
+def confirmed(database: Store, wanted: Iterable[Entry]) -> bool | None:
+    """Whether a qube says that its kernel holds what is wanted and nothing more; None where nothing of ours ever stood.
+
+    False also when that is not known: its database does not answer, or does not hold what is wanted.
+    """
+    try:
+        commit, acknowledgement = _words(database)
+    except (RuntimeError, OSError, RefusedError):
+        return False
+    if commit is None:
+        return None
+    return (
+        commit.covers({entry.key: entry.value for entry in wanted})
+        and acknowledgement is not None
+        and acknowledgement.generation == commit.generation
+        and acknowledgement.state is State.APPLIED
+    )
+
+
+def _words(database: Store) -> tuple[Commit | None, Acknowledgement | None]:
+    """The last commit to a qube, and its last word on one. Raises RefusedError, and what the database raises."""
+    untrusted_commit = database.read(limits.BASE)
+    untrusted_ack = database.read(limits.STATUS_BASE)
+    return (
+        None if untrusted_commit is None else Commit.parse(_text(untrusted_commit)),
+        None if untrusted_ack is None else Acknowledgement.parse(_text(untrusted_ack)),
+    )
+
+
 def _mark(states: dict[Place, HopState], places: Iterable[Place]) -> None:
     """What arrives at these places is for an address that their qube does not have."""
     for place in places:
@@ -98,11 +127,8 @@ def _mark(states: dict[Place, HopState], places: Iterable[Place]) -> None:
 def _entry_states(
     database: Store, entries: Iterable[Entry], all_entries: Iterable[Entry]
 ) -> Iterator[tuple[Entry, HopState]]:
-    untrusted_commit = database.read(limits.BASE)
-    untrusted_ack = database.read(limits.STATUS_BASE)
     try:
-        commit = None if untrusted_commit is None else Commit.parse(_text(untrusted_commit))
-        acknowledgement = None if untrusted_ack is None else Acknowledgement.parse(_text(untrusted_ack))
+        commit, acknowledgement = _words(database)
     except RefusedError:
         yield from ((entry, HopState.UNCLEAR) for entry in entries)
         return

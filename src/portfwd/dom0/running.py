@@ -138,6 +138,8 @@ class Running:
             return self.service.get(vm)
         if arg == f"{ARGUMENT}.status":
             return await self.status.status(vm)
+        if arg == f"{ARGUMENT}.hops":
+            return await self.status.hops(vm)
         if arg == f"{ARGUMENT}.plan":
             return await self.status.plan(vm, _text(untrusted_payload))
         if arg == f"{ARGUMENT}.connections":

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Get+forward.status, .plan and .connections, and Set+forward.kill: what dom0 knows, and what qubes tell when asked.
+"""What dom0 knows of forwards, and what qubes tell when asked.
+
+Get+forward.status, .hops, .plan and .connections, and Set+forward.kill.
 
 Coroutines for the loop of qubesd. Each call takes one snapshot, makes one plan, looks once at each database concerned
 and asks the qubes concerned at the same time; meanwhile qubesd serves others.
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from portfwd.dom0 import views
-from portfwd.dom0.look import Look, look_at
+from portfwd.dom0.look import Look, confirmed, look_at
 from portfwd.dom0.outbound import Outbound, outbound
 from portfwd.dom0.plan import Plan, plan
 from portfwd.dom0.pull import Puller, ask
@@ -39,7 +41,7 @@ _NOT_ENDED = {
 }
 
 
-Beside = Callable[..., Awaitable[Look]]
+Beside = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,27 @@ class StatusService:
         )
         told = dict(zip(hops, previews, strict=True))
         return views.plan_view(qube, stored, planned) + views.elements_view({name: told.get(name) for name in entries})
+
+    async def hops(self, vm: Any) -> str:
+        """Which hops of a qube's way have confirmed all that dom0 wants of them (Get+forward.hops).
+
+        It is what tells whether a rule that is no longer listed is shut. Raises RefusedError.
+        """
+        snapshot = self._service.snapshot()
+        qube = qube_of(vm, snapshot)
+        planned = plan(snapshot)
+        databases = self._service.databases(snapshot)
+        unwritten = self._service.unwritten
+        found: dict[QubeName, bool] = {}
+        for hop in (*reversed(snapshot.path(qube.name)), qube):
+            if hop.name in databases and hop.name not in unwritten:
+                wanted = planned.entries.get(hop.name, ())
+                answer = await self._beside(confirmed, databases[hop.name], wanted)
+            else:
+                answer = False if hop.running and hop.agent else None
+            if answer is not None:
+                found[hop.name] = answer
+        return views.hops_view(found)
 
     async def connections(self, vm: Any) -> str:
         """The open connections of a qube's forwards (Get+forward.connections). Raises RefusedError."""

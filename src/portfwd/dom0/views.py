@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The answers of Get+forward.plan, .status and .connections: plain lines of key=value words. Pure text.
+"""The answers of Get+forward.plan, .status, .hops and .connections: plain lines of key=value words. Pure text.
 
     qube=QUBE rule=ID number=N action=forward ...                            (status: before the lines of each rule)
     rule=ID hop=QUBE family=4 proto=tcp kind=relay side=uplink ... state=applied [hits=N last=SECONDS]       (entrance)
@@ -9,6 +9,7 @@
     rule=ID hop=QUBE state=paused
     rule=ID sibling=QUBE outbound=refused|partly|unknown                                     (status, internal rules)
     entrance=QUBE uplinks=ADDRESS/BITS,...                                              (status, after all the rules)
+    hop=QUBE confirmed=yes|no                                                                                   (hops)
     hop=QUBE element=TEXT, hop=QUBE elements=unknown                                        (plan, after all the rules)
     rule=ID family=4 proto=tcp client=ADDRESS port=N to=PORT, more=N                                     (connections)
 
@@ -76,6 +77,11 @@ def status_view(
         addresses = ",".join(str(address) for address in look.uplinks.get(entrance, ()))
         lines.append(f"entrance={entrance} uplinks={addresses or UNKNOWN}")
     return _text(lines)
+
+
+def hops_view(confirmed: Mapping[QubeName, bool]) -> str:
+    """Which hops say that their kernel holds what dom0 wants, and nothing more."""
+    return _text(f"hop={name} confirmed={'yes' if word else 'no'}" for name, word in confirmed.items())
 
 
 def elements_view(previews: Mapping[QubeName, Preview | None]) -> str:

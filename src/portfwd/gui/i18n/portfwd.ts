@@ -24,11 +24,19 @@
         <translation type="unfinished" />
     </message>
     <message>
+        <source>{0}: removed, but {1}.</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
         <source>{0}: no longer reachable; the connections were ended.</source>
         <translation type="unfinished" />
     </message>
     <message>
         <source>The forward is back.</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Paused, but {0}.</source>
         <translation type="unfinished" />
     </message>
     <message>

@@ -2,12 +2,15 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """What a user does to the forwards that are selected: change, pause, remove, undo. For the panel and the dashboard."""
 
+import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from PyQt6.QtCore import QEvent, QObject, QTimer
 from PyQt6.QtWidgets import QPushButton, QWidget
 
 from portfwd.client.adminapi import AdminClient
+from portfwd.client.following import shut
 from portfwd.client.sentences import target
 from portfwd.client.status import RuleStatus
 from portfwd.gui.state import saving
@@ -25,6 +28,9 @@ from portfwd.wire.values import QubeName
 
 _TICK = 10_000
 """Milliseconds between two looks at the clock, for what is left of lifetimes."""
+_SHUT_SECONDS = 3.0
+"""How long the hops get to confirm that ports are shut before the user is told that they have not."""
+T = TypeVar("T")
 Saved = tuple[tuple[QubeName, ForwardRule], ...]
 
 
@@ -89,15 +95,19 @@ class Actions(QObject):
             return
         saved: Saved = tuple((status.qube, status.rule) for status in chosen)
 
-        def work(client: AdminClient) -> None:
+        def work(client: AdminClient) -> str:
             for qube, statuses in by_qube(chosen).items():
                 saving.remove(client, qube, {status.id for status in statuses})
+            return _doubt(client, chosen)
 
-        def done() -> None:
+        def done(doubt: str) -> None:
             self._removed = saved
             self.undo.show()
             gone = ", ".join(target(qube, rule) for qube, rule in saved)
-            self._say(self.tr("{0}: no longer reachable; the connections were ended.").format(gone))
+            if doubt:
+                self._say(self.tr("{0}: removed, but {1}.").format(gone, doubt))
+            else:
+                self._say(self.tr("{0}: no longer reachable; the connections were ended.").format(gone))
 
         self._do(work, done)
 
@@ -110,7 +120,7 @@ class Actions(QObject):
             for qube, rule in saved:
                 saving.add(client, qube, rule)
 
-        self._do(work, lambda: self._say(self.tr("The forward is back.")))
+        self._do(work, lambda _: self._say(self.tr("The forward is back.")))
 
     def _pause(self) -> None:
         chosen = self._table.selected()
@@ -119,23 +129,27 @@ class Actions(QObject):
     def set_enabled(self, chosen: Sequence[RuleStatus], *, enabled: bool) -> None:
         """Shut the ports and keep the forwards, or open them again."""
 
-        def work(client: AdminClient) -> None:
+        def work(client: AdminClient) -> str:
             for qube, statuses in by_qube(chosen).items():
                 saving.pause(client, qube, {status.id for status in statuses}, enabled=enabled)
+            return "" if enabled else _doubt(client, chosen)
 
-        self._do(work, lambda: self._say(""))
+        def done(doubt: str) -> None:
+            self._say(self.tr("Paused, but {0}.").format(doubt) if doubt else "")
+
+        self._do(work, done)
 
     def kill(self, qube: QubeName, connection: str) -> None:
         """End one connection; the port stays open."""
         ended = self.tr("The connection was ended.")
-        self._do(lambda client: client.kill(qube, connection), lambda: self._say(ended))
+        self._do(lambda client: client.kill(qube, connection), lambda _: self._say(ended))
 
-    def _do(self, work: Callable[[AdminClient], None], done: Callable[[], None]) -> None:
+    def _do(self, work: Callable[[AdminClient], T], done: Callable[[T], None]) -> None:
         client = self.watch.client
 
-        def finish(_: object) -> None:
+        def finish(result: T) -> None:
             self.watch.look()
-            done()
+            done(result)
 
         def failed(error: RefusedError) -> None:
             self.watch.look()
@@ -164,6 +178,13 @@ class Actions(QObject):
     def _say(self, text: str) -> None:
         self.message.setText(text)
         self.message.setVisible(bool(text))
+
+
+def _doubt(client: AdminClient, chosen: Sequence[RuleStatus]) -> str:
+    """Why it is not certain that these forwards are shut now, in words; empty when it is. Takes its time."""
+    deadline = time.monotonic() + _SHUT_SECONDS
+    found = (shut(client, qube, max(0.0, deadline - time.monotonic())) for qube in by_qube(chosen))
+    return "; ".join(one.doubt for one in found if one.doubt)
 
 
 def _all_paused(chosen: Sequence[RuleStatus]) -> bool:
