@@ -96,7 +96,11 @@ def test_twenty_editors_at_once_lose_nothing(world: World) -> None:
         for verb, port in jobs
     ]
     said = [editor.communicate(timeout=60)[1] for editor in editors]
-    assert said == [""] * EDITORS
+    # No agent runs here, and a tool that removes something says so.
+    note = "Note: the forward is removed, but sys-net, sys-firewall and work have not confirmed it: "
+    assert [
+        text for (verb, _), text in zip(jobs, said, strict=True) if not (verb == "del" and text.startswith(note))
+    ] == [""] * len(new)
     assert [editor.returncode for editor in editors] == [0] * EDITORS
     rules = sorted(world.api("work", f"{GET}+forward").splitlines(keepends=True))
     assert rules == sorted(RULE.format(port) for port in (*new, 3000))
