@@ -38,6 +38,11 @@ class Firewall:
             raise StoreError(self._contents.damage)
         return self._contents.forwards
 
+    @property
+    def ordinary(self) -> tuple[OrdinaryRule, ...]:
+        """The live ordinary rules, as the extension gives them."""
+        return tuple(self.live_rules())
+
     def set_rules(self, rules: Iterable[OrdinaryRule]) -> None:
         """Replace the ordinary rules; when they cannot be saved, the old ones stay."""
         before, self.rules = self.rules, list(rules)

@@ -30,7 +30,7 @@ class FakeFirewall:
         return load(self.path).forwards
 
     @property
-    def rules(self) -> tuple[OrdinaryRule, ...]:
+    def ordinary(self) -> tuple[OrdinaryRule, ...]:
         return load(self.path).rules
 
     def set_rules(self, *rules: OrdinaryRule) -> None:

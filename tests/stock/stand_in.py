@@ -24,6 +24,7 @@ from portfwd.model.ordinary import parse_ordinary
 from tests.fakes.app import FakeVM
 
 RELEASES = ("4.2", "4.3", "4.4")
+NAMED = (("work", "10.137.0.6"), ("personal", "10.137.0.7"))
 
 
 def make(release: str) -> dict[str, ModuleType]:
@@ -185,6 +186,9 @@ def _qubes(q: Any, _: str) -> None:
             self.watched: set[str] = set()
             self.firewall = q.qubes_firewall.Firewall(self)
 
+        def is_paused(self) -> bool:
+            return False
+
         def watch_qdb_path(self, path: str) -> None:
             self.watched.add(path)
 
@@ -200,7 +204,7 @@ def _qubes(q: Any, _: str) -> None:
             net = QubesVM(self, folder / "sys-net", "sys-net", None, "10.137.0.4")
             firewall = QubesVM(self, folder / "sys-firewall", "sys-firewall", net, "10.137.0.5")
             qubes = [net, firewall]
-            qubes += [QubesVM(self, folder / n, n, firewall, ip) for n, ip in (("work", "10.137.0.6"),)]
+            qubes += [QubesVM(self, folder / n, n, firewall, ip) for n, ip in NAMED]
             self.domains = Domains({vm.name: vm for vm in qubes})
             self.domains["dom0"] = SimpleNamespace(name="dom0", klass="AdminVM", fire_event=lambda *_, **__: None)
             for vm in qubes:

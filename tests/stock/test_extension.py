@@ -109,6 +109,39 @@ def test_a_forward_is_stored_told_and_written_to_each_qube_on_the_way(qubesd: Qu
         assert qubesd.entries(qube) == []
 
 
+def test_every_view_is_made_of_the_stocks_own_objects(qubesd: Qubesd) -> None:
+    """Mistake: an ordinary rule of the stock is taken for one of ours, and no status can be read any more."""
+    qubesd.call("Set", "forward", f"{WEB}\n{WEB.replace('external', 'internal')}\n")
+    qubesd.call("Set", payload="action=drop dst4=10.137.0.6 proto=tcp\naction=accept\n", dest="personal")
+    status = qubesd.call("Get", "forward.status")
+    assert status == qubesd.call("Get", "forward.status", dest="dom0")
+    assert status.count("\nqube=work ") + status.startswith("qube=work ") == 2
+    assert " sibling=personal outbound=refused\n" in status
+    assert qubesd.call("Get", "forward.hops").count("confirmed=no") == 3
+    assert qubesd.call("Get", "forward.plan").count("state=planned") == 5
+    rule = status.split()[1].removeprefix("rule=")
+    assert "hop=sys-net " in qubesd.call("Get", f"forward.check.{rule}")
+    with pytest.raises(qubesd.error("QubesValueError"), match="does not answer"):
+        qubesd.call("Get", "forward.connections")
+    with pytest.raises(qubesd.error("QubesValueError"), match="does not answer"):
+        qubesd.call("Set", "forward.kill", "family=4 proto=tcp client=192.168.1.20 port=1 to=8443\n")
+
+
+def test_what_fails_in_a_call_is_told_and_logged(
+    qubesd: Qubesd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """qubesd ends the connection at an exception that it does not know, and clients took that for "not installed"."""
+
+    def broken(*_: object) -> str:
+        raise AttributeError("on purpose")
+
+    found = importlib.import_module("portfwd.dom0.stock.extension").running_of(qubesd.app)
+    monkeypatch.setattr(found.service, "get", broken)
+    with pytest.raises(qubesd.error("QubesException"), match=r"failed \(AttributeError\); see the journal of qubesd"):
+        qubesd.call("Get", "forward")
+    assert "on purpose" in caplog.text
+
+
 def test_calls_without_argument_are_the_stocks_and_keep_the_forwards(qubesd: Qubesd) -> None:
     qubesd.call("Set", "forward", f"{WEB}\n")
     assert qubesd.call("Get") == "action=accept\n"

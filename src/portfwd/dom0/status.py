@@ -193,7 +193,7 @@ class StatusService:
     def _ordinary(self, name: QubeName) -> tuple[OrdinaryRule, ...]:
         """The ordinary rules of a qube; none, which let nothing out, when they cannot be read."""
         try:
-            return tuple(self.named([name])[name].firewall.rules)
+            return tuple(self.named([name])[name].firewall.ordinary)
         except Exception as error:
             log.warning("port forwarding: ordinary rules of %s cannot be read: %s", name, error)
             return ()

@@ -7,6 +7,7 @@ The releases differ in how a method is declared and called, and in where Protoco
 
 import contextlib
 import inspect
+import logging
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ import qubes.exc
 
 from portfwd.dom0.running import ARGUMENT, Running, UnexpectedError
 from portfwd.wire.errors import RefusedError
+
+log = logging.getLogger("qubes.ext.port-forward")
 
 _EXTENDED = "port_forward_extended"
 Handler = Callable[..., Coroutine[Any, Any, str | None]]
@@ -112,3 +115,8 @@ def _told() -> Iterator[None]:
         raise _protocol_error(str(error)) from None
     except RefusedError as error:
         raise qubes.exc.QubesValueError(str(error)) from None
+    except Exception as error:
+        # qubesd would end the connection without a word, as one without our extension does.
+        log.exception("port forwarding: a call failed")
+        text = f"port forwarding failed ({type(error).__name__}); see the journal of qubesd in dom0"
+        raise qubes.exc.QubesException(text) from None

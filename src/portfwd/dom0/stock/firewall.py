@@ -16,6 +16,7 @@ import qubes.exc
 import qubes.firewall
 
 from portfwd.dom0.store import StoredForward, StoreError, read_forwards, save_stock
+from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 
 _EXTENDED = "port_forward_extended"
 
@@ -45,6 +46,7 @@ def extend() -> None:
     stock.save = _save
     stock.forwards = property(_forwards)
     stock.save_forwards = _save_forwards
+    stock.ordinary = property(_ordinary)
     setattr(stock, _EXTENDED, True)
 
 
@@ -58,6 +60,12 @@ def _forwards(self: Any) -> tuple[StoredForward, ...]:
         raise StoreError(self.port_forward_damage)
     forwards: tuple[StoredForward, ...] = self.port_forwards
     return forwards
+
+
+def _ordinary(self: Any) -> tuple[OrdinaryRule, ...]:
+    """The live ordinary rules as values of ours. Raises RefusedError for one that we do not know."""
+    lines = (rule.api_rule for rule in self.rules)
+    return tuple(parse_ordinary(line) for line in lines if line is not None)
 
 
 def _save(self: Any) -> None:
