@@ -2,20 +2,25 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """When dom0 is looked at, and what the windows say when it cannot be."""
 
+import gc
 import threading
 from collections.abc import Callable
 
 import pytest
 from PyQt6 import sip
 from PyQt6.QtCore import Qt
+from PyQt6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
 from portfwd.client.adminapi import AdminClient, CallError, SocketTransport, Stream
+from portfwd.gui.state.draft import Place
 from portfwd.gui.widgets.dashboard import Dashboard
 from portfwd.gui.widgets.feed import Feed
 from portfwd.gui.widgets.panel import Panel
+from portfwd.gui.widgets.rule_dialog import RuleDialog
 from portfwd.gui.widgets.tray import Tray
 from portfwd.gui.widgets.watch import Watch
+from portfwd.gui.widgets.window import QubeWindow
 from portfwd.model.forward import parse_forward
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
@@ -97,6 +102,28 @@ def test_a_window_that_goes_without_a_word_ends_its_events_quietly(
     client.edit_forwards(WORK, lambda _: (parse_forward("action=forward forwardtype=external srcports=1"),))
     qtbot.waitUntil(lambda: "events" not in [thread.name for thread in threading.enumerate()])
     assert capfd.readouterr().err == ""
+
+
+MAKERS: dict[str, Callable[[Watch], QWidget]] = {
+    "panel": lambda watch: Panel(watch, WORK),
+    "dashboard": Dashboard,
+    "window": lambda watch: QubeWindow(watch, WORK),
+    "dialog": lambda watch: RuleDialog(watch.client, watch.tasks, Place(WORK)),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_window_that_python_collects_goes_without_an_exception(
+    client: AdminClient, transport: SocketTransport, watch: Watch, qtbot: QtBot, make: Callable[[Watch], QWidget]
+) -> None:
+    """Mistake: a window's last events meet an object of ours whose attributes are gone, and Qt ends the program."""
+    window = make(Watch(client, transport, watch.tasks))
+    window.show()
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow)
+    qtbot.waitUntil(lambda: not watch.tasks.busy)
+    del window
+    gc.collect()
 
 
 def test_the_start_looks_once(

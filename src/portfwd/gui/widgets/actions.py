@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from PyQt6 import sip
 from PyQt6.QtCore import QEvent, QObject, QTimer
 from PyQt6.QtWidgets import QPushButton, QWidget
 
@@ -69,11 +70,15 @@ class Actions(QObject):
         return (self.edit, self.pause, self.remove, self.undo)
 
     def eventFilter(self, a0: QObject | None, a1: QEvent | None) -> bool:
-        if a0 is self._window and a1 is not None and a1.type() in (QEvent.Type.Show, QEvent.Type.Hide):
+        # Python may have collected what hangs on a window, in any order, before Qt sends the window's last events.
+        watch: Watch | None = getattr(self, "watch", None)
+        if watch is None or sip.isdeleted(watch) or a0 is not self._window or a1 is None:
+            return False
+        if a1.type() in (QEvent.Type.Show, QEvent.Type.Hide):
             shown = a1.type() == QEvent.Type.Show
-            self.watch.set_shown(self._window, shown)
+            watch.set_shown(self._window, shown)
             (self._tick.start if shown else self._tick.stop)()
-        return super().eventFilter(a0, a1)
+        return False
 
     def open_dialog(self, qube: QubeName, rule: ForwardRule | None = None) -> None:
         """Ask what port to open, or what to change of a forward."""
