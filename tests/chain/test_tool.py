@@ -74,6 +74,14 @@ def test_who_has_not_confirmed_a_removal_is_named(world: World) -> None:
         world.expect({ask: says("work", 8443, LAPTOP)})
     world.settle()
     world.expect({ask: SHUT})
+    near = Ask("personal", world.ip["sys-firewall"], 444)
+    assert tool(world, "add", "work", "444:8443/tcp", "--internal").returncode == 0
+    with agents_stopped(world.lab, "sys-firewall", "work"):
+        done = tool(world, "remove", "work", "f0", "--wait", "1")
+        assert (done.returncode, "sys-firewall and work have not confirmed it" in done.stderr) == (3, True)
+        world.expect({near: says("work", 8443, world.ip["personal"])})
+    world.settle()
+    world.expect({near: SHUT})
 
 
 def test_a_free_port_is_picked_past_that_of_another_qube(world: World) -> None:

@@ -40,7 +40,7 @@ class Qubesd:
     rules: dict[str, list[str]] = field(default_factory=lambda: {"work": ["action=accept"], "personal": []})
     forwards: dict[str, str] = field(default_factory=lambda: {"work": "", "personal": ""})
     plan: str = ""
-    hops: str = "hop=sys-net confirmed=yes\nhop=work confirmed=yes\n"
+    hops: str = "hop=sys-net internal=no confirmed=yes\nhop=work internal=yes confirmed=yes\n"
     log: list[tuple[str, str, str]] = field(default_factory=list)
     before_edit: Callable[[], None] = lambda: None
 

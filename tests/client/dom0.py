@@ -55,7 +55,11 @@ class Dom0:
         if call == "Get forward.status":
             return self.status(dest)
         if call == "Get forward.hops":
-            return "".join(f"hop={hop} confirmed={word}\n" for hop, word in self.confirmed.items())
+            inner = ("sys-firewall", dest)
+            return "".join(
+                f"hop={hop} internal={'yes' if hop in inner else 'no'} confirmed={word}\n"
+                for hop, word in self.confirmed.items()
+            )
         if call == "Get forward.connections":
             return self.connections
         if call.startswith("Get forward.check."):

@@ -59,16 +59,19 @@ def test_forwards_that_no_hop_confirms_to_be_shut_are_told(
     qubesd: Qubesd, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qvm_firewall, "_SHUT_SECONDS", 0.0)
-    qubesd.hops = "hop=sys-net confirmed=no\nhop=work confirmed=no\n"
+    qubesd.hops = "hop=sys-net internal=no confirmed=no\nhop=work internal=yes confirmed=no\n"
     doubt = "sys-net and work have not confirmed it: the port may still be open until then"
     note = f"Note: the forward is removed, but {doubt}\n"
     for words in (["del", *WEB.split()], ["reset"]):
         qubesd.forwards["work"] = f"{WEB}\n"
         assert run("work", *words) == (0, "", note)
     assert run("work", "reset") == (0, "", "")
-    qubesd.hops = "hop=sys-net confirmed=yes\nhop=work confirmed=no\n"
+    qubesd.hops = "hop=sys-net internal=no confirmed=yes\nhop=work internal=yes confirmed=no\n"
     qubesd.forwards["work"] = f"{WEB}\n"
     assert run("work", "del", "--rule-no", "f0") == (0, "", "")
+    qubesd.forwards["work"] = f"{DNS}\n"
+    note = note.replace("sys-net and work have", "work has")
+    assert run("work", "del", "--rule-no", "f0") == (0, "", note), "an internal one does not pass sys-net"
 
 
 def test_raw_prints_lines_that_can_be_given_back(qubesd: Qubesd, run: Run) -> None:

@@ -184,7 +184,7 @@ class TestChanges:
             ),
             (
                 {"work": "perhaps"},
-                "it is not known whether the port is shut: 'hop=work confirmed=perhaps' does not tell",
+                "it is not known whether the port is shut: 'hop=work internal=yes confirmed=perhaps' does not tell",
             ),
         ],
     )
@@ -201,6 +201,9 @@ class TestChanges:
         dom0.confirmed = {"sys-net": "yes", "work": "no"}
         code, out, err = tool("pause", "work", "443", "--wait", "0.1")
         assert (code, out.count("is not reachable"), err.count("Note: work has not confirmed it")) == (0, 1, 1)
+        dom0.confirmed = {"sys-net": "yes", "sys-firewall": "no", "work": "no"}
+        code, _, err = tool("pause", "work", "53", "--wait", "0.1")
+        assert (code, "sys-firewall and work have not confirmed it" in err) == (3, True), "it does not pass sys-net"
         dom0.confirmed = {}
         assert tool("remove", "work", "443").code == 0, "no hop has ever held anything"
 

@@ -63,7 +63,11 @@ def test_hops_confirm_that_what_is_removed_is_gone(
     app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no, yes = (
-        [f"hop={name} confirmed={word}" for name in ("sys-net", "sys-firewall", "work")] for word in ("no", "yes")
+        [
+            f"hop={name} internal={internal} confirmed={word}"
+            for name, internal in (("sys-net", "no"), ("sys-firewall", "yes"), ("work", "yes"))
+        ]
+        for word in ("no", "yes")
     )
     assert confirmed(app, service) == no
     for vm in (app.net, app.firewall, app.work):

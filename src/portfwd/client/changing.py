@@ -46,7 +46,7 @@ def remove(client: AdminClient, args: argparse.Namespace) -> Exit:
     qube = qube_of(args)
     rule, _ = _edit(client, qube, args.forward, edit_of("remove", args))
     good = f"{target(qube, rule)} is no longer reachable at {_entrance(rule)}; the forward is removed"
-    return _say_shut(client, qube, args, good, "The forward is removed")
+    return _say_shut(client, qube, rule, args, good, "The forward is removed")
 
 
 def edit(client: AdminClient, args: argparse.Namespace) -> Exit:
@@ -61,7 +61,7 @@ def pause(client: AdminClient, args: argparse.Namespace) -> Exit:
     qube = qube_of(args)
     rule, _ = _edit(client, qube, args.forward, edit_of("pause", args))
     good = f"{target(qube, rule)} is not reachable at {_entrance(rule)} until you resume the forward"
-    return _say_shut(client, qube, args, good, "The forward is paused")
+    return _say_shut(client, qube, rule, args, good, "The forward is paused")
 
 
 def resume(client: AdminClient, args: argparse.Namespace) -> Exit:
@@ -185,8 +185,10 @@ def _wait(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse
     return followed.status
 
 
-def _say_shut(client: AdminClient, qube: QubeName, args: argparse.Namespace, good: str, done: str) -> Exit:
-    found = shut(client, qube, 0 if args.no_wait else args.wait)
+def _say_shut(
+    client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace, good: str, done: str
+) -> Exit:
+    found = shut(client, qube, (rule,), 0 if args.no_wait else args.wait)
     if found.certain:
         say(good)
         if found.silent:

@@ -73,34 +73,45 @@ def add_forward(client: AdminClient, qube: QubeName, rule: ForwardRule, before: 
     _edit(client, qube, change, once=before is not None)
 
 
-def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> bool:
+def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> Rules:
     """Remove the rule of that number, or the first one that is the same (a forward: that does the same).
 
-    Returns whether it was a forward.
+    Returns the forwards that are gone: at most one.
     """
     if isinstance(target, Number):
         if target.forward:
-            _edit(client, qube, lambda present: _without(present, target.index), once=True)
-            return True
+            return _remove(client, qube, lambda present: _without(present, target.index), once=True)
     elif isinstance(target, ForwardRule):
-        _edit(client, qube, lambda present: _without(present, _find(present, target)), once=False)
-        return True
+        return _remove(client, qube, lambda present: _without(present, _find(present, target)), once=False)
     _delete_ordinary(client, qube, target)
-    return False
+    return ()
 
 
-def reset(client: AdminClient, qube: QubeName) -> bool:
-    """Accept everything outbound, forward nothing. Returns whether there was a forward."""
-    removed = False
+def reset(client: AdminClient, qube: QubeName) -> Rules:
+    """Accept everything outbound, forward nothing. Returns the forwards that are gone."""
+    removed: Rules = ()
     try:
         if client.forwards(qube).rules:
-            _edit(client, qube, lambda _: (), once=False)
-            removed = True
+            removed = _remove(client, qube, lambda _: (), once=False)
     except NoExtensionError:
         # Where there are no forwards there is nothing to remove.
         pass
     client.set_rules(qube, [_ACCEPT_ALL])
     return removed
+
+
+def _remove(client: AdminClient, qube: QubeName, change: Change, *, once: bool) -> Rules:
+    """What the change takes away."""
+    gone: Rules = ()
+
+    def noted(present: Rules) -> Rules:
+        nonlocal gone
+        rest = tuple(change(present))
+        gone = tuple(rule for rule in present if rule not in rest)
+        return rest
+
+    _edit(client, qube, noted, once=once)
+    return gone
 
 
 def _edit(client: AdminClient, qube: QubeName, change: Change, *, once: bool) -> None:

@@ -6,12 +6,13 @@ And one that was just removed, until it is shut.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.status import Listening, RuleStatus, State, heard
 from portfwd.client.status_lines import parse_hops, parse_status
+from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
 from portfwd.wire.views import HopState
@@ -19,7 +20,7 @@ from portfwd.wire.views import HopState
 _PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
 """Seconds between two looks at the status."""
 _OTHERS = 1.0
-"""Seconds that the other hops get once one has confirmed: that one alone lets nobody pass any more."""
+"""Seconds that the other hops get once it is certain that nobody can pass any more."""
 _LASTING = (HopState.OCCUPIED, HopState.CLASH, HopState.REFUSED, HopState.EXPIRED, HopState.RESTART)
 """What no waiting changes."""
 
@@ -60,16 +61,14 @@ def follow(
 
 
 class Shut(NamedTuple):
-    """Which hops have confirmed that what was removed or paused is shut; `error`: why that cannot be read."""
+    """Who has confirmed that what was removed or paused is shut.
 
-    confirmed: tuple[QubeName, ...]
-    silent: tuple[QubeName, ...]
+    `certain`: that is enough. `silent`: who has not confirmed. `error`: why that cannot be read.
+    """
+
+    certain: bool
+    silent: tuple[QubeName, ...] = ()
     error: str = ""
-
-    @property
-    def certain(self) -> bool:
-        """A packet has to pass every hop, so one that has shut the port is enough. So is it when none runs."""
-        return not self.error and (bool(self.confirmed) or not self.silent)
 
     @property
     def waited_for(self) -> str:
@@ -87,20 +86,23 @@ class Shut(NamedTuple):
         return f"{self.waited_for}: the port may still be open until then"
 
 
-def shut(client: AdminClient, qube: QubeName, seconds: float) -> Shut:
-    """Look until every hop has confirmed what is left of the qube's forwards, `seconds` at most. Never raises."""
+def shut(client: AdminClient, qube: QubeName, rules: Iterable[ForwardRule], seconds: float) -> Shut:
+    """Look until every hop of these rules has confirmed that they are gone, `seconds` at most. Never raises."""
+    kinds = {rule.forwardtype for rule in rules}
     begin = time.monotonic()
     pause = _PAUSE_FIRST
     while True:
         try:
             hops = parse_hops(client.hops(qube))
         except RefusedError as error:
-            return Shut((), (), str(error))
-        confirmed = tuple(hop for hop, word in hops.items() if word)
-        silent = tuple(hop for hop, word in hops.items() if not word)
-        left = begin + (min(seconds, _OTHERS) if confirmed else seconds) - time.monotonic()
+            return Shut(certain=False, error=str(error))
+        paths = [[hop for hop in hops if hop.passes(kind)] for kind in kinds]
+        # A packet has to pass every hop, so one that has shut the port is enough. So is it when none runs.
+        certain = all(not path or any(hop.confirmed for hop in path) for path in paths)
+        silent = tuple(hop.name for hop in hops if not hop.confirmed and any(hop in path for path in paths))
+        left = begin + (min(seconds, _OTHERS) if certain else seconds) - time.monotonic()
         if not silent or left <= 0:
-            return Shut(confirmed, silent)
+            return Shut(certain, silent)
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, _PAUSE_MAX)
 

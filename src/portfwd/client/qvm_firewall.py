@@ -139,11 +139,10 @@ def main(argv: Sequence[str] | None = None, transport: Transport | None = None) 
 
 def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: Rule | None, now: float) -> int:
     if args.command == "del":
-        if delete(client, qube, args.rule_no if match is None or args.rule_no is not None else match):
-            _note_open(client, qube)
+        meant = args.rule_no if match is None or args.rule_no is not None else match
+        _note_open(client, qube, delete(client, qube, meant))
     elif args.command == "reset":
-        if reset(client, qube):
-            _note_open(client, qube)
+        _note_open(client, qube, reset(client, qube))
     elif isinstance(match, ForwardRule):
         add_forward(client, qube, match, args.before)
         if match.enabled and (problem := client.problem(qube, match)) is not None:
@@ -158,12 +157,14 @@ def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: R
     return 0
 
 
-def _note_open(client: AdminClient, qube: QubeName) -> None:
+def _note_open(client: AdminClient, qube: QubeName, removed: Sequence[ForwardRule]) -> None:
     """Tell when it is not certain that what was removed is shut."""
+    if not removed:
+        return
     # Only who removes a forward needs it, and every start of the program would pay for it.
     from portfwd.client.following import shut
 
-    if doubt := shut(client, qube, _SHUT_SECONDS).doubt:
+    if doubt := shut(client, qube, removed, _SHUT_SECONDS).doubt:
         print(f"Note: the forward is removed, but {doubt}", file=sys.stderr)
 
 

@@ -10,9 +10,10 @@ import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from portfwd.client.status import Fault, HopStatus, Listening, Outbound, RuleStatus, State, judge
-from portfwd.model.forward import ForwardRule, parse_forward
+from portfwd.model.forward import ForwardRule, ForwardType, parse_forward
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import (
     Family,
@@ -91,16 +92,29 @@ def parse_plan(text: str, qube: QubeName, rules: Sequence[ForwardRule]) -> tuple
     return parse_status("\n".join(lines))
 
 
-def parse_hops(text: str) -> dict[QubeName, bool]:
-    """The lines of Get+forward.hops: which hops have confirmed what dom0 wants of them. Raises RefusedError."""
-    found: dict[QubeName, bool] = {}
+class Hop(NamedTuple):
+    """A qube on the way to another; whether it has confirmed what dom0 wants of it."""
+
+    name: QubeName
+    confirmed: bool
+    internal: bool
+    """Whether internal forwards pass it, too, which begin at the qube's own net qube."""
+
+    def passes(self, kind: ForwardType) -> bool:
+        """Whether forwards of that kind pass it."""
+        return self.internal or kind is ForwardType.EXTERNAL
+
+
+def parse_hops(text: str) -> tuple[Hop, ...]:
+    """The lines of Get+forward.hops. Raises RefusedError."""
+    found: dict[QubeName, Hop] = {}
     for line in text.splitlines():
-        words = _words(line, frozenset(("hop", "confirmed")))
-        hop, word = QubeName(_need(words, "hop")), _need(words, "confirmed")
-        if hop in found or word not in _YES_NO:
+        words = _words(line, frozenset(("hop", "internal", "confirmed")))
+        name = QubeName(_need(words, "hop"))
+        if name in found or not {_need(words, "internal"), _need(words, "confirmed")} <= _YES_NO.keys():
             raise RefusedError(f"{shown(line)} does not tell whether a hop has confirmed")
-        found[hop] = _YES_NO[word]
-    return found
+        found[name] = Hop(name, confirmed=_YES_NO[words["confirmed"]], internal=_YES_NO[words["internal"]])
+    return tuple(found.values())
 
 
 def _head(line: str) -> tuple[tuple[QubeName, RuleId], int, ForwardRule]:

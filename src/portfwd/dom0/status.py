@@ -158,7 +158,7 @@ class StatusService:
                 answer = False if hop.running and hop.agent else None
             if answer is not None:
                 found[hop.name] = answer
-        return views.hops_view(found)
+        return views.hops_view(found, {qube.name, qube.netvm})
 
     async def connections(self, vm: Any) -> str:
         """The open connections of a qube's forwards (Get+forward.connections). Raises RefusedError."""

@@ -9,7 +9,7 @@
     rule=ID hop=QUBE state=paused
     rule=ID sibling=QUBE outbound=refused|partly|unknown                                     (status, internal rules)
     entrance=QUBE uplinks=ADDRESS/BITS,...                                              (status, after all the rules)
-    hop=QUBE confirmed=yes|no                                                                                   (hops)
+    hop=QUBE internal=yes|no confirmed=yes|no                                                                   (hops)
     hop=QUBE element=TEXT, hop=QUBE elements=unknown                                        (plan, after all the rules)
     rule=ID family=4 proto=tcp client=ADDRESS port=N to=PORT, more=N                                     (connections)
 
@@ -79,9 +79,12 @@ def status_view(
     return _text(lines)
 
 
-def hops_view(confirmed: Mapping[QubeName, bool]) -> str:
-    """Which hops say that their kernel holds what dom0 wants, and nothing more."""
-    return _text(f"hop={name} confirmed={'yes' if word else 'no'}" for name, word in confirmed.items())
+def hops_view(confirmed: Mapping[QubeName, bool], internal: Container[QubeName | None]) -> str:
+    """Which hops say that their kernel holds what dom0 wants, and nothing more; internal forwards pass only some."""
+    words = {True: "yes", False: "no"}
+    return _text(
+        f"hop={name} internal={words[name in internal]} confirmed={words[word]}" for name, word in confirmed.items()
+    )
 
 
 def elements_view(previews: Mapping[QubeName, Preview | None]) -> str:

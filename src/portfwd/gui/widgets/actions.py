@@ -188,7 +188,10 @@ class Actions(QObject):
 def _doubt(client: AdminClient, chosen: Sequence[RuleStatus]) -> str:
     """Why it is not certain that these forwards are shut now, in words; empty when it is. Takes its time."""
     deadline = time.monotonic() + _SHUT_SECONDS
-    found = (shut(client, qube, max(0.0, deadline - time.monotonic())) for qube in by_qube(chosen))
+    found = (
+        shut(client, qube, [status.rule for status in statuses], max(0.0, deadline - time.monotonic()))
+        for qube, statuses in by_qube(chosen).items()
+    )
     return "; ".join(one.doubt for one in found if one.doubt)
 
 
