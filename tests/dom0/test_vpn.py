@@ -91,16 +91,20 @@ def test_c28_a_vpn_qube_that_falls_silent_stays_one(
     assert open_hops(app)[0] == 0
 
 
-def test_c28_a_vpn_qube_stays_one_when_another_qube_cannot_be_read(
+def test_c28_a_vpn_qube_is_one_when_another_qube_cannot_be_asked_and_stays_one_when_it_cannot_itself(
     app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> bool:
         raise OSError("no libvirt")
 
     app.firewall.features[limits.FEATURE_VPN] = ""
+    monkeypatch.setattr(app.personal, "is_running", broken)
+    service.refresh()
+    assert open_hops(app) == [1, 2, 2]
     app.firewall.database.write(WAY_OUT, "tunnel")
     service.refresh()
-    monkeypatch.setattr(app.personal, "is_running", broken)
+    assert open_hops(app) == [0, 1, 1], "the others are heard and told all the same"
+    monkeypatch.setattr(app.firewall, "is_running", broken)
     service.refresh()
     assert open_hops(app)[0] == 0
 

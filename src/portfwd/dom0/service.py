@@ -19,7 +19,7 @@ from typing import Any
 
 from portfwd.dom0.plan import Claim, Entrances, Plan, claim_of, claims, is_over, plan
 from portfwd.dom0.publish import Publisher
-from portfwd.dom0.snapshot import Qube, Snapshot, runs, take_snapshot
+from portfwd.dom0.snapshot import Qube, Snapshot, may_run, speaks, take_snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
 from portfwd.wire import limits
@@ -114,9 +114,7 @@ class ForwardService:
     def speakers(self) -> Mapping[QubeName, Store]:
         """The databases of running net qubes, whose agents tell whether they send into a tunnel. Never raises."""
         try:
-            running = [vm for vm in self._app.domains if vm.klass != "AdminVM" and runs(vm)]
-            nets = {str(vm.name) for vm in running if getattr(vm, "provides_network", False)}
-            return {name: database for name, database in self._databases_of(running).items() if name in nets}
+            return self._databases_of([vm for vm in self._app.domains if speaks(vm)])
         except Exception:
             log.exception("port forwarding: net qubes cannot be asked for tunnels")
             return {}
@@ -292,7 +290,7 @@ class ForwardService:
 def _runs(vm: Any, snapshot: Snapshot) -> bool:
     name = str(vm.name)
     if name in snapshot.unread:
-        return bool(vm.is_running())
+        return may_run(vm)
     qube = snapshot.qubes.get(QubeName(name))
     return qube is not None and qube.running
 

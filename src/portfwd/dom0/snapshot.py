@@ -123,6 +123,24 @@ def runs(vm: Any) -> bool:
     return bool(vm.is_running()) and not getattr(vm, "is_preload", False)
 
 
+def may_run(vm: Any) -> bool:
+    """Whether a qube runs, or cannot be asked. Never raises."""
+    try:
+        return bool(vm.is_running())
+    except Exception as error:
+        log.warning("port forwarding: whether %s runs is not known: %s", vm.name, error)
+        return True
+
+
+def speaks(vm: Any) -> bool:
+    """Whether a qube is a net qube that runs, whose agent tells by what it sends. Never raises."""
+    try:
+        return vm.klass != "AdminVM" and bool(getattr(vm, "provides_network", False)) and runs(vm)
+    except Exception as error:
+        log.warning("port forwarding: whether %s sends into a tunnel is not known: %s", vm.name, error)
+        return False
+
+
 def session_of(vm: Any) -> str:
     """A word that is the same during one run of a qube and differs between two runs."""
     return f"{getattr(vm, 'xid', -1)}@{getattr(vm, 'start_time', None) or 0}"
