@@ -149,15 +149,18 @@ class StatusService:
         planned = plan(snapshot)
         databases = self._service.databases(snapshot)
         unwritten = self._service.unwritten
-        found: dict[QubeName, bool] = {}
-        for hop in (*reversed(snapshot.path(qube.name)), qube):
+
+        async def answer(hop: Qube) -> bool | None:
             if hop.name in databases and hop.name not in unwritten:
                 wanted = planned.entries.get(hop.name, ())
-                answer = await self._beside(confirmed, databases[hop.name], wanted)
-            else:
-                answer = False if hop.running and hop.agent else None
-            if answer is not None:
-                found[hop.name] = answer
+                word: bool | None = await self._beside(confirmed, databases[hop.name], wanted)
+                return word
+            return False if hop.running and hop.agent else None
+
+        # At the same time: a database that is silent takes its time.
+        hops = (*reversed(snapshot.path(qube.name)), qube)
+        answers = zip(hops, await asyncio.gather(*map(answer, hops)), strict=True)
+        found = {hop.name: word for hop, word in answers if word is not None}
         return views.hops_view(found, {qube.name, qube.netvm})
 
     async def connections(self, vm: Any) -> str:
