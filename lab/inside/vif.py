@@ -83,16 +83,16 @@ def _put_translator(vif: Vif, visible: str, visible_gateway: str) -> None:
         f"link set {name} netns {space}",
         f"link add name {name} address {NETVM_MAC} type veth peer name {inner} address {vif.mac} netns {space}",
     )
-    for line in (
+    # Not `ip -n`: that mounts a sysfs of the other namespace, which the kernel forbids where the first one is covered.
+    inside = ("nsenter", f"--net=/run/netns/{space}")
+    lines = (
         f"neighbour add {visible} dev {name} lladdr {vif.mac} nud permanent",
         f"address add {visible_gateway}/32 dev {name}",
         f"link set {inner} up",
         f"link set {name} up",
-    ):
-        run("ip", "-n", space, *line.split())
-    run(
-        "nsenter", f"--net=/run/netns/{space}", "nft", "-f", "-", text=_translation(name, inner, visible, real, vif.mac)
     )
+    run(*inside, "ip", "-batch", "-", text="\n".join(lines) + "\n")
+    run(*inside, "nft", "-f", "-", text=_translation(name, inner, visible, real, vif.mac))
 
 
 def _translation(outer: str, inner: str, visible: str, real: str, mac: str) -> str:
