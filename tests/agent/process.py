@@ -24,13 +24,14 @@ from tests.agent.machine import Machine
 ROOT = Path(__file__).parents[2]
 _AS_IN_A_QUBE = (
     "mount -t tmpfs tmpfs /run && mkdir /run/qubes && mount --bind $1 /run/qubes && "
-    '{ [ -z "$3" ] || mount --bind "$3" /etc/hosts; } && exec "$2" -I -m portfwd.agent'
+    '{ [ -z "$3" ] || mount --bind "$3" /etc/hosts; } && exec "$2" -I -c "$4"'
 )
+PROGRAM = "from portfwd.agent.__main__ import main; main()"
 
 
-def start(machine: Machine, folder: str, hosts: str, notify: str) -> int:
+def start(machine: Machine, folder: str, hosts: str, notify: str, program: str = PROGRAM) -> int:
     """Command: start the agent with a /run of its own, in which `folder` is /run/qubes; its process id."""
-    argv = ["unshare", "--mount", "sh", "-e", "-c", _AS_IN_A_QUBE, "sh", folder, sys.executable, hosts]
+    argv = ["unshare", "--mount", "sh", "-e", "-c", _AS_IN_A_QUBE, "sh", folder, sys.executable, hosts, program]
     with open(f"{folder}/log", "a") as log:  # noqa: PTH123 - a descriptor
         process = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, "NOTIFY_SOCKET": notify})
     machine.kept["process"] = process
@@ -52,8 +53,8 @@ def hang_up(machine: Machine) -> None:
 class RunningAgent:
     """Daemons, agent, and dom0's hand on the database."""
 
-    def __init__(self, world: KernelWorld, hosts: str = "") -> None:
-        self.world = world
+    def __init__(self, world: KernelWorld, hosts: str = "", program: str = PROGRAM) -> None:
+        self.world, self._program = world, program
         # Short: the path of a unix socket has at most 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="pf"))
         (self._folder / "qube").mkdir()
@@ -79,7 +80,8 @@ class RunningAgent:
     def start(self) -> None:
         """Start the agent and wait until it is ready."""
         machine = self.world.machine("hop")
-        self.pid = machine.call(start, str(self._folder / "qube"), self._hosts, str(self._folder / "notify"))
+        notify = str(self._folder / "notify")
+        self.pid = machine.call(start, str(self._folder / "qube"), self._hosts, notify, self._program)
         self._runs = True
         self._wait_ready()
 

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import TypeVar
 
 from portfwd.agent.answers import Answers
 from portfwd.agent.desired import GATEWAYS, Desired, Reporter, read_desired, read_gateways, read_results
@@ -29,9 +30,10 @@ from portfwd.wire.clock import ClockWatch, read_clocks
 from portfwd.wire.ends import Ends
 from portfwd.wire.qdb_client import Database, SilentError
 from portfwd.wire.status import Result, State, WayOut
-from portfwd.wire.values import Family, HostName, IPAddress, Side
+from portfwd.wire.values import Family, HostName, IPAddress, Side, SourceWord
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _RETRY_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
@@ -79,7 +81,8 @@ class Agent:
         self._no_database = ""
         self._desired = Desired()
         self._gateways: dict[Family, IPAddress] = {}
-        self._ways = Outcome({}, tunnel=False)
+        self._ways: Outcome | None = None
+        self._unseen: set[str] = set()
         self._deadlines: dict[str, float] = {}
         self._fresh = True
         self._stopping = False
@@ -237,7 +240,16 @@ class Agent:
         ends = {key: now + left for key, left in self._ends.left(expires, moment).items()}
         self._find_ways()
         occupied = self._occupancy.check(self._desired.entries)
-        around = Surroundings(now, self._near(), self._resolver.found, self._ways.numbers, ends, occupied)
+        near = self._see("networks of the uplinks", self._near)
+        uplinks = self._see("addresses of the uplinks", self._uplinks)
+        numbers = self._ways.numbers if self._ways else {}
+        around = Surroundings(now, near or (), self._resolver.found, numbers, ends, occupied)
+        unknown: set[str] = set()
+        if near is None:
+            # Shut: the networks of before may be those of another place.
+            unknown = {e.key for e in self._desired.entries if e.source is SourceWord.NEIGHBOURS}
+        if self._occupancy.blind:
+            unknown |= occupied
         try:
             results = self._firewall.bring(self._desired.entries, around)
             state = State.APPLIED if self._desired.complete else State.INCOMPLETE
@@ -246,14 +258,30 @@ class Agent:
             results = {e.key: Result.FAILED for e in self._desired.entries}
             state = State.FAILED
         self._occupancy.remember(results)
-        failed = state is State.FAILED or Result.FAILED in results.values()
+        results |= dict.fromkeys(unknown & results.keys(), Result.FAILED)
+        failed = state is State.FAILED or Result.FAILED in results.values() or bool(self._unseen)
         again = [*(end for end in ends.values() if end > now), *([now + _RETRY_SECONDS] if failed else [])]
         if (guard := self._firewall.tend(now)) is not None:
             again.append(guard)
         self._deadlines.pop("apply", None)
         if again:
             self._deadlines["apply"] = min(again)
-        self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED))
+        self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED), uplinks or "")
+
+    def _see(self, what: str, read: Callable[[], T]) -> T | None:
+        """What the kernel says; None where it cannot be read: that is not known, and is looked at again soon."""
+        try:
+            found = read()
+        except OSError as error:
+            if what not in self._unseen:
+                # Said once, not at each try.
+                log.error("%s cannot be read: %s", what, error)
+                self._unseen.add(what)
+            return None
+        if what in self._unseen:
+            log.info("%s can be read again", what)
+            self._unseen.discard(what)
+        return found
 
     def _answer(self, service: str, payload: bytes) -> str:
         moment = read_clocks()
@@ -263,18 +291,19 @@ class Agent:
         return answer
 
     def _find_ways(self) -> None:
+        """Of routes that cannot be read the last look counts on; before the first nothing is said of them."""
         families = {entry.family for entry in self._desired.entries if entry.side is not Side.DOWNSTREAM}
-        try:
-            self._ways = self._routes.bring(families, self._gateways)
-        except OSError as error:
-            log.error("replies may leave by another uplink: %s", error)
+        found = self._see("routes by which replies leave", lambda: self._routes.bring(families, self._gateways))
+        self._ways = found or self._ways
 
-    def _report(self, state: State, results: dict[str, Result]) -> None:
+    def _report(self, state: State, results: dict[str, Result], uplinks: str) -> None:
         if self._reporter is None:
             return
-        way_out = WayOut.TUNNEL if self._ways.tunnel else WayOut.UPLINK
+        way_out = None
+        if self._ways is not None:
+            way_out = WayOut.TUNNEL if self._ways.tunnel else WayOut.UPLINK
         try:
-            self._reporter.report(self._desired.generation, state, results, self._uplinks(), way_out)
+            self._reporter.report(self._desired.generation, state, results, uplinks, way_out)
         except (RuntimeError, OSError) as error:
             log.warning("status cannot be written: %s", error)
             self._connect_later(error)

@@ -120,12 +120,13 @@ class Reporter:
         state: State,
         results: Mapping[str, Result],
         uplinks: str,
-        way_out: WayOut = WayOut.UPLINK,
+        way_out: WayOut | None = WayOut.UPLINK,
     ) -> None:
-        """Per entry first, then the acknowledgement of the whole."""
+        """Per entry first, then the acknowledgement of the whole. A way out that is not known is not said."""
         wanted = {limits.STATUS + key: result.value for key, result in results.items()}
         wanted[limits.STATUS + UPLINKS] = uplinks
-        wanted[limits.STATUS + WAY_OUT] = way_out.value
+        if way_out is not None:
+            wanted[limits.STATUS + WAY_OUT] = way_out.value
         if not self._written:
             for path in self.database.multiread(limits.STATUS):
                 if path not in wanted:

@@ -6,6 +6,7 @@ The library is there wherever the nft program is. A command text is one transact
 """
 
 import collections
+import contextlib
 import ctypes
 import re
 import struct
@@ -65,13 +66,15 @@ class LibNft:
             raise NftError(error.decode(errors="replace").strip()[:2000] or "nft failed without a word")
         # When somebody else committed in between, neither change is claimed, and the caller looks at the ruleset again.
         # A listing changes nothing: whatever came meanwhile is somebody else's.
-        if not text.startswith("list ") and self._generation() == before + 1:
+        if not text.startswith("list ") and before is not None and self._generation() == before + 1:
             self.generations.append(before + 1)
         return output.decode(errors="replace")
 
-    def _generation(self) -> int:
-        for message in self._netlink.request(_GETGEN, struct.pack(">BBH", 0, 0, 0)):
-            raw = attributes(message.body[4:]).get(_GEN_ID)
-            if raw is not None:
-                return int.from_bytes(raw, "big")
-        return -1
+    def _generation(self) -> int | None:
+        """None when the kernel does not say: then no change is claimed."""
+        with contextlib.suppress(OSError):
+            for message in self._netlink.request(_GETGEN, struct.pack(">BBH", 0, 0, 0)):
+                raw = attributes(message.body[4:]).get(_GEN_ID)
+                if raw is not None:
+                    return int.from_bytes(raw, "big")
+        return None

@@ -7,6 +7,7 @@ binds its port later. While an entry is shut for this reason the kernel tells of
 listened to.
 """
 
+import errno
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
@@ -18,6 +19,9 @@ from portfwd.wire.values import Kind, PortRange
 
 log = logging.getLogger(__name__)
 
+_UNABLE = {errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}
+"""What a kernel answers that cannot tell of sockets at all."""
+
 
 class Occupancy:
     """Remembers which entries are open and which are shut. For select: readable when a socket has ended."""
@@ -28,6 +32,8 @@ class Occupancy:
         self._open: set[str] = set()
         self._shut: dict[str, PortRange] = {}
         self._hears = False
+        self.blind = False
+        """Whether the last look failed: all that is not open yet is held, whether its port is in use or not."""
 
     def fileno(self) -> int:
         """For select."""
@@ -60,13 +66,16 @@ class Occupancy:
         self._ended.close()
 
     def _look(self, entries: list[Entry]) -> dict[str, PortRange]:
+        was_blind, self.blind = self.blind, False
         if not entries:
             return {}
         try:
             return occupied(entries, self._read())
         except OSError as error:
-            log.warning("which ports this qube uses itself cannot be seen: %s", error)
-            return {}
+            self.blind = error.errno not in _UNABLE
+            if not (was_blind and self.blind):
+                log.warning("which ports this qube uses itself cannot be seen: %s", error)
+            return {entry.key: entry.listen for entry in entries} if self.blind else {}
 
     def _hear(self) -> bool:
         try:
