@@ -24,13 +24,17 @@ from tests.agent.machine import Machine
 ROOT = Path(__file__).parents[2]
 _AS_IN_A_QUBE = (
     "mount -t tmpfs tmpfs /run && mkdir /run/qubes && mount --bind $1 /run/qubes && "
+    "mkdir -p $1/kept /run/qubes-port-forward && mount --bind $1/kept /run/qubes-port-forward && "
     '{ [ -z "$3" ] || mount --bind "$3" /etc/hosts; } && exec "$2" -I -c "$4"'
 )
 PROGRAM = "from portfwd.agent.__main__ import main; main()"
 
 
 def start(machine: Machine, folder: str, hosts: str, notify: str, program: str = PROGRAM) -> int:
-    """Command: start the agent with a /run of its own, in which `folder` is /run/qubes; its process id."""
+    """Command: start the agent with a /run of its own, in which `folder` is /run/qubes; its process id.
+
+    What an agent leaves there for the next one is kept in the folder, too.
+    """
     argv = ["unshare", "--mount", "sh", "-e", "-c", _AS_IN_A_QUBE, "sh", folder, sys.executable, hosts, program]
     with open(f"{folder}/log", "a") as log:  # noqa: PTH123 - a descriptor
         process = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, "NOTIFY_SOCKET": notify})
@@ -169,6 +173,11 @@ class RunningAgent:
     def open_target(self, entries: Sequence[Entry]) -> None:
         """What work's own agent would do."""
         self.world.machine("work").call(kernel_world.bring, list(entries), self.world.now(), {})
+
+    @property
+    def kept(self) -> Path:
+        """What the agent leaves for the next one (limits.AGENT_FOLDER)."""
+        return self._folder / "qube" / "kept"
 
     def log(self) -> str:
         """What the agent has said."""

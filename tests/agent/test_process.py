@@ -5,6 +5,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -243,6 +244,37 @@ def test_expiry_cuts_by_itself(agent: RunningAgent) -> None:
     key = limits.STATUS + soon.key
     agent.world.wait_until(lambda: agent.dom0.read(key) == b"expired", 20)
     assert agent.world.client_speaks(handle) is Life.RESET
+    check(agent.world, shut=[OPEN])
+
+
+@pytest.mark.parametrize("lost", ["no database", "half a set", "an empty database"])
+def test_f15_a_clock_that_was_set_back_extends_nothing_after_a_start_without_entries(
+    agent: RunningAgent, lost: str
+) -> None:
+    """The anchor says three seconds, the wall clock, which was set back, an hour."""
+    ending, target = through(relay(443, expire=int(time.time()) + 3600))
+    agent.open_target([target])
+    agent.publish([])
+    agent.end(signal.SIGKILL)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
+    until = time.clock_gettime(time.CLOCK_BOOTTIME) + 5
+    (agent.kept / "ends").write_text(f"{boot_id}{ending.key} {ending.expire} {until!r}\n")
+    if lost == "half a set":
+        agent.write([ending])
+        agent.start()
+        agent.world.wait_until(lambda: b"incomplete" in (agent.dom0.read(limits.STATUS_BASE) or b""), 20)
+    else:
+        if lost == "an empty database":
+            agent.dom0.rm(limits.BASE)
+        else:
+            agent.stop_daemon()
+        agent.start()
+        if lost == "no database":
+            agent.start_daemon()
+    agent.write([ending])
+    agent.commit([ending])
+    agent.world.wait_until(lambda: agent.dom0.read(limits.STATUS + ending.key) == b"expired", 20)
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) - until < 10
     check(agent.world, shut=[OPEN])
 
 

@@ -63,6 +63,50 @@ def test_u5_a_clock_that_is_set_back_extends_nothing(
     assert "443" not in app.work.firewall.path.read_text()
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("damage", ["<firewall", "", None])
+def test_f15_a_qube_that_cannot_be_read_for_a_while_gets_no_longer_lifetime(
+    app: FakeApp, restart: Callable[[], Service], clocks: Clocks, restarted: bool, damage: str | None
+) -> None:
+    service = restart()
+    service.set(app.work, UNTIL)
+    service.set(app.personal, SSH.replace("\n", " expire=1000010\n"))
+    service.refresh()
+    file = app.work.firewall.path
+    good = file.read_text()
+    if damage is None:
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_text(damage)
+    service = restart() if restarted else service
+    service.refresh()
+    assert [e.listen.first for e in entries(app.net)] == [22]
+    if damage is None:
+        file.rmdir()
+    file.write_text(good)
+    clocks.wall -= 3600
+    clocks.passes(9)
+    service.refresh()
+    assert {e.listen.first for e in entries(app.net)} == {22, 443}
+    clocks.passes(1)
+    service.refresh()
+    assert entries(app.net) == []
+
+
+def test_f15_the_end_of_a_rule_that_is_gone_is_forgotten(
+    app: FakeApp, restart: Callable[[], Service], tmp_path: Path
+) -> None:
+    """Else the file of ends would grow as long as the host runs."""
+    service = restart()
+    service.set(app.work, UNTIL)
+    service.refresh()
+    assert "1000010" in (tmp_path / "kept").read_text()
+    app.work.firewall.path.unlink()
+    service.refresh()
+    assert "1000010" not in (tmp_path / "kept").read_text()
+
+
 def test_a_clock_that_is_set_back_revives_nothing(
     app: FakeApp, restart: Callable[[], Service], clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

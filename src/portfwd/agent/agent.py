@@ -237,7 +237,9 @@ class Agent:
         moment = read_clocks()
         now = moment.monotonic
         expires = {e.key: e.expire for e in self._desired.entries if e.expire is not None}
-        ends = {key: now + left for key, left in self._ends.left(expires, moment).items()}
+        exact = self._desired.exact
+        left = self._ends.left(expires, moment, unread=lambda _key: not exact)
+        ends = {key: now + seconds for key, seconds in left.items()}
         self._find_ways()
         occupied = self._occupancy.check(self._desired.entries)
         near = self._see("networks of the uplinks", self._near)

@@ -30,6 +30,14 @@ class Desired:
     refused: tuple[str, ...] = ()
     complete: bool = True
 
+    @property
+    def exact(self) -> bool:
+        """Whether dom0 has committed exactly these entries: what is not among them is gone.
+
+        A database without commit has lost what dom0 wrote, or has none of it yet.
+        """
+        return self.complete and self.generation > 0
+
 
 def read_desired(database: Database) -> Desired:
     """Read the committed set; complete=False when entries and commit do not belong together (yet)."""

@@ -189,7 +189,11 @@ class ForwardService:
             if isinstance(stored.rule.expire, int)
         }
         moment = Moment(self._now(), self._boot(), 0.0)
-        left = self._ends.left({f"{qube}/{rule}": expire for (qube, rule), expire in expires.items()}, moment)
+        left = self._ends.left(
+            {f"{qube}/{rule}": expire for (qube, rule), expire in expires.items()},
+            moment,
+            unread=lambda key: key.partition("/")[0] in snapshot.unread,
+        )
         return {(qube, rule): left[f"{qube}/{rule}"] for qube, rule in expires}
 
     def databases(self, snapshot: Snapshot) -> Mapping[QubeName, Store]:

@@ -13,7 +13,7 @@ as empty, since all that it can do is to end things earlier.
 import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from portfwd.wire.clock import Moment
@@ -31,12 +31,15 @@ class Ends:
         self._boot_id = boot_id
         self._anchors: _Anchors = _load(path, boot_id) if path is not None else {}
 
-    def left(self, expires: Mapping[str, int], moment: Moment) -> dict[str, float]:
+    def left(
+        self, expires: Mapping[str, int], moment: Moment, unread: Callable[[str], bool] = lambda _key: False
+    ) -> dict[str, float]:
         """The seconds that each has left, 0 or less when it is over. `expires` holds everything there is: key -> end.
 
-        A key has no space. What is no longer there is forgotten.
+        A key has no space. What is no longer there is forgotten, but for the keys of which `unread` says that they
+        could not be looked for: an anchor that is lost would be made anew by a clock that may have been set meanwhile.
         """
-        anchors: _Anchors = {}
+        anchors = {known: until for known, until in self._anchors.items() if unread(known[0])}
         left: dict[str, float] = {}
         for key, expire in expires.items():
             by_wall = expire - moment.wall
