@@ -49,8 +49,8 @@ class PortForwardExtension:
         if subject.klass != "AdminVM":
             subject.watch_qdb_path(WAY_OUT_PATH)
 
-    def _on_status(self, _subject: Any, _event: str, **_: Any) -> None:
-        self._running.on_status()
+    def _on_status(self, subject: Any, _event: str, **_: Any) -> None:
+        self._running.on_status(subject)
 
     def _on_firewall(self, subject: Any, _event: str, **_: Any) -> None:
         self._running.on_firewall(subject)

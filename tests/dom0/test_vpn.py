@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from portfwd.dom0.tunnels import ABSENT_SECONDS
 from portfwd.wire import limits
 from portfwd.wire.qdb_client import Error
 from tests.dom0.asking import plan
@@ -22,9 +23,23 @@ def app(tmp_path: Path) -> FakeApp:
     return FakeApp(tmp_path)
 
 
+class Clock:
+    """Seconds since the start of the host."""
+
+    seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 @pytest.fixture
-def service(app: FakeApp) -> Service:
-    made = Service(app, "boot-1", lambda: 1_000_000.0)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def service(app: FakeApp, clock: Clock) -> Service:
+    made = Service(app, "boot-1", lambda: 1_000_000.0, clock)
     made.set(app.work, WEB + NEAR)
     made.refresh()
     return made
@@ -42,10 +57,12 @@ def test_c28_an_external_forward_does_not_cross_a_vpn_qube(app: FakeApp, service
     assert "state=problem reason=vpn text='sys-firewall'" in plan(app, service, app.work)[0]
 
 
-def test_c28_a_tunnel_that_goes_down_opens_nothing(app: FakeApp, service: Service) -> None:
+def test_c28_a_tunnel_that_goes_down_opens_nothing(app: FakeApp, service: Service, clock: Clock) -> None:
     app.firewall.database.write(WAY_OUT, "tunnel")
     service.refresh()
     app.firewall.database.write(WAY_OUT, "uplink")
+    service.refresh()
+    clock.seconds += 60
     service.refresh()
     assert open_hops(app) == [0, 1, 1]
     app.firewall.running = False
@@ -61,7 +78,7 @@ def test_c28_a_tunnel_that_goes_down_opens_nothing(app: FakeApp, service: Servic
     assert open_hops(app) == [1, 2, 2]
 
 
-def test_c28_the_user_may_know_it_before_and_may_know_better(app: FakeApp, service: Service) -> None:
+def test_c28_the_user_may_know_it_before_and_may_know_better(app: FakeApp, service: Service, clock: Clock) -> None:
     app.firewall.features[limits.FEATURE_VPN] = "1"
     service.refresh()
     assert open_hops(app) == [0, 1, 1]
@@ -71,8 +88,24 @@ def test_c28_the_user_may_know_it_before_and_may_know_better(app: FakeApp, servi
     assert open_hops(app) == [0, 1, 1]
     app.firewall.database.write(WAY_OUT, "uplink")
     service.refresh()
+    clock.seconds += ABSENT_SECONDS
+    service.refresh()
     assert open_hops(app) == [1, 2, 2]
     assert app.firewall.features[limits.FEATURE_VPN] == ""
+
+
+def test_f20_a_word_that_flips_keeps_the_way_through_a_vpn_shut(app: FakeApp, service: Service, clock: Clock) -> None:
+    """Each "uplink" opened the port, each "tunnel" shut it again: a plan and all QubesDB writes for each word."""
+    app.firewall.features[limits.FEATURE_VPN] = ""
+    for _ in range(20):
+        for word in ("tunnel", "uplink"):
+            app.firewall.database.write(WAY_OUT, word)
+            service.refresh()
+            assert open_hops(app) == [0, 1, 1]
+            clock.seconds += ABSENT_SECONDS / 2
+    clock.seconds += ABSENT_SECONDS
+    service.refresh()
+    assert open_hops(app) == [1, 2, 2], "nothing but uplink was said for long enough"
 
 
 def test_c28_a_vpn_qube_that_falls_silent_stays_one(

@@ -77,6 +77,12 @@ class World:
             self._process = subprocess.Popen(command, cwd=ROOT, stderr=log)
         eventually(self._answers, "the answer of qubesd")
 
+    @property
+    def pid(self) -> int:
+        """qubesd's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         """Stop qubesd; the qubes stay."""
         if self._process is not None:

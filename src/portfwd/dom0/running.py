@@ -55,8 +55,10 @@ _RETRY_SECONDS = 5.0
 """Seconds until the next try when some qube could not be told, unless an event comes before."""
 _TOLD_SECONDS = 5.0
 """Seconds that the answer to a change waits for qubes to be told: two commands to a daemon that hangs."""
-_STATUS_SECONDS = 0.2
-"""A qube may write its status as often as it likes; it is looked at once in this time."""
+_WORD_SECONDS = 0.2
+"""Words of a qube that come within this time are looked at once."""
+_WORDS_SECONDS = 0.5
+"""A qube may write its word as often as it likes; it is looked at once in this time."""
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,9 @@ class Running:
         self._asked = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._status_timer: asyncio.TimerHandle | None = None
+        self._looks: dict[str, asyncio.TimerHandle] = {}
+        self._looked: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self) -> None:
         """Have everything looked at anew, once for all events of one turn of the loop."""
@@ -103,10 +107,13 @@ class Running:
         if self._task is not None:
             await asyncio.wait((self._task,), timeout=_TOLD_SECONDS)
 
-    def on_status(self) -> None:
-        """Some agent has written a word that is watched."""
-        if self._status_timer is None:
-            self._status_timer = self._loop.call_later(_STATUS_SECONDS, self._after_status)
+    def on_status(self, vm: Any) -> None:
+        """An agent has written the word that is watched, maybe the same one again: it alone is looked at."""
+        name = str(vm.name)
+        if name not in self._looks:
+            now = self._loop.time()
+            due = max(now + _WORD_SECONDS, self._looked.get(name, 0.0) + _WORDS_SECONDS)
+            self._looks[name] = self._loop.call_at(due, self._look_at, name)
 
     def on_firewall(self, vm: Any) -> None:
         """The rules of a qube were saved or reloaded."""
@@ -122,7 +129,7 @@ class Running:
         """Let go of the loop: the application ends."""
         self._loop.remove_reader(self._clock)
         self._clock.close()
-        for pending in (self._timer, self._status_timer, self._task):
+        for pending in (self._timer, self._task, *self._looks.values(), *self._tasks):
             if pending is not None:
                 pending.cancel()
         self._workers.close()
@@ -164,9 +171,20 @@ class Running:
         self.ask()
         await self.told()
 
-    def _after_status(self) -> None:
-        self._status_timer = None
-        self.ask()
+    def _look_at(self, name: str) -> None:
+        now = self._loop.time()
+        del self._looks[name]
+        self._looked = {n: then for n, then in self._looked.items() if now - then < _WORDS_SECONDS} | {name: now}
+        task = self._loop.create_task(self._hear(name))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hear(self, name: str) -> None:
+        """Ask one speaker. Everything is looked at anew only if its word changes what counts."""
+        databases = {n: database for n, database in self.service.speakers().items() if n == name}
+        if self.service.hear(await self._workers.each(hears_tunnel, databases)):
+            self.ask()
+        self._wake_for_silence()
 
     async def _work(self) -> None:
         while self._asked:
@@ -192,6 +210,17 @@ class Running:
             waits.append(_RETRY_SECONDS)
         if waits:
             self._timer = self._loop.call_later(min(waits), self._on_deadline)
+        self._wake_for_silence()
+
+    def _wake_for_silence(self) -> None:
+        due = self.service.silence_due()
+        if due is None:
+            return
+        at = self._loop.time() + max(_WORD_SECONDS, due)
+        if self._timer is None or self._timer.when() > at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(at, self._on_deadline)
 
     def _on_clock(self) -> None:
         # The timer is one of the monotonic clock, which knows neither suspend nor a clock that was set.

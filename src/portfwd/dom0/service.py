@@ -21,6 +21,7 @@ from portfwd.dom0.plan import Claim, Entrances, Plan, claim_of, claims, is_over,
 from portfwd.dom0.publish import Publisher
 from portfwd.dom0.snapshot import Qube, Snapshot, may_run, speaks, take_snapshot
 from portfwd.dom0.store import StoredForward
+from portfwd.dom0.tunnels import Tunnels
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
 from portfwd.wire import limits
 from portfwd.wire.clock import Moment
@@ -73,7 +74,7 @@ class ForwardService:
         self._ends = Ends(kept, boot_id)
         self._publisher = Publisher(now)
         self._databases_of = databases_of
-        self._tunnels: frozenset[QubeName] = frozenset()
+        self._tunnels = Tunnels(boot)
         self._unwritten: dict[QubeName, str] = {}
         self._reloaded: set[str] = set()
 
@@ -119,10 +120,13 @@ class ForwardService:
             log.exception("port forwarding: net qubes cannot be asked for tunnels")
             return {}
 
-    def hear(self, tunnels: Mapping[QubeName, bool | None]) -> None:
-        """What the speakers have said; it counts from now on. Of those that said nothing the last word counts on."""
-        said = {name: tunnel for name, tunnel in tunnels.items() if tunnel is not None}
-        self._tunnels = self._tunnels - said.keys() | {name for name, tunnel in said.items() if tunnel}
+    def hear(self, said: Mapping[QubeName, bool | None]) -> bool:
+        """What speakers have just said of a tunnel (dom0/tunnels.py). Whether another plan may be right now."""
+        return self._tunnels.hear(said)
+
+    def silence_due(self) -> float | None:
+        """In how many seconds the speakers should be asked again, because one says that its tunnel is gone."""
+        return self._tunnels.due()
 
     def prepare(self) -> Work | None:
         """Bring the rules up to date and plan them. Never raises."""
@@ -151,12 +155,13 @@ class ForwardService:
         self._reloaded.add(str(vm.name))
 
     def stopped(self, vm: Any) -> None:
-        """End the rules of a qube that live until its shutdown. Never raises."""
+        """End the rules of a qube that live until its shutdown, and forget what its agent said. Never raises."""
+        self._tunnels.forget(QubeName(str(vm.name)))
         self._drop(vm, lambda stored: stored.rule.expire is Lifetime.SHUTDOWN)
 
     def next_deadline(self) -> float | None:
         """When the next rule ends, in epoch seconds by the present clock, or None."""
-        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels)
+        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels.counted)
         return min((self._now() + seconds for seconds in self._left(snapshot).values()), default=None)
 
     def expire(self) -> None:
@@ -176,7 +181,7 @@ class ForwardService:
 
     def snapshot(self) -> Snapshot:
         """All qubes at this moment, with the rules whose time is over."""
-        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels)
+        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels.counted)
         over = frozenset(rule for rule, seconds in self._left(snapshot).items() if seconds <= 0)
         return dataclasses.replace(snapshot, over=over)
 
@@ -264,7 +269,7 @@ class ForwardService:
         """
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-            if qube is None or not qube.tunnel or qube.vpn is not None:
+            if qube is None or not qube.tunnel or qube.vpn is not None or not self._tunnels.said(qube.name):
                 continue
             try:
                 vm.features[limits.FEATURE_VPN] = "1"

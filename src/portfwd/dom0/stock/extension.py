@@ -67,7 +67,7 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
     def on_status(self, subject: Any, _event: str, **_: Any) -> None:
         running = _awake(subject.app)
         if running is not None:
-            running.on_status()
+            running.on_status(subject)
 
     @qubes.ext.handler(*APP_EVENTS, system=True)  # type: ignore[untyped-decorator, unused-ignore]
     @_safely
