@@ -199,6 +199,7 @@ class Hypervisor:
         self._loop.remove(machine.channel.fileno())
         del self._machines[machine.name]
         machine.close()
+        shutil.rmtree(self._vchan(machine.domid), ignore_errors=True)
         cards.remove_leftovers(machine)
         if machine.cable is not None:
             cables.detach(machine, self._machines.get(machine.cable.backend))
@@ -212,7 +213,8 @@ class Hypervisor:
         if name in self._machines:
             raise RefusedError(f"machine {shown(name)} exists already")
         nics = self._nics.get(name, ()) if words.get("nics") else ()
-        machine = launch(self._plan_qube(name, str(words.get("type")), nics), self._next_domid(), self._state.log(name))
+        domid = self._next_domid()
+        machine = launch(self._plan_qube(name, domid, str(words.get("type")), nics), domid, self._state.log(name))
         self._add(machine)
         self._finish(machine)
         connection.answer(domid=machine.domid)
@@ -335,17 +337,21 @@ class Hypervisor:
         }
         return init.Machine("dom0", "dom0", self._layout("dom0", "dom0", binds, **files), self._new_root())
 
-    def _plan_qube(self, name: str, klass: str, nics: tuple[Nic, ...]) -> init.Machine:
+    def _plan_qube(self, name: str, domid: int, klass: str, nics: tuple[Nic, ...]) -> init.Machine:
         mounts = self._state.mounts
         private = mounts / "rw" / name
         if klass == "DispVM" and private.exists():
             shutil.rmtree(private)
         (private / "config/network-hooks.d").mkdir(parents=True, exist_ok=True)
-        (mounts / "vchan" / name).mkdir(exist_ok=True)
-        binds = {"/run/vchan": mounts / "vchan" / name, "/rw": private, **self._qrexec(name)}
+        (vchan := self._vchan(domid)).mkdir()
+        binds = {"/run/vchan": vchan, "/rw": private, **self._qrexec(name)}
         layout = replace(self._layout(name, "qube", binds, **root.QUBE_SERVICES), links=root.QUBE_LINKS)
         agent = name not in self._agentless
         return init.Machine(name, "qube", layout, self._new_root(), self._cards_of(nics), agent)
+
+    def _vchan(self, domid: int) -> Path:
+        """The folder of a domain's vchans, which dom0's QubesDB daemon takes for the domain's life."""
+        return self._state.mounts / "vchan" / str(domid)
 
     def _cards_of(self, nics: tuple[Nic, ...]) -> tuple[Card, ...]:
         return tuple(cards.card_of(self._topology, nic) for nic in nics)

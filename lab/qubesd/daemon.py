@@ -22,6 +22,7 @@ from lab.qubesd.extension import PortForwardExtension
 from lab.qubesd.methods import stock_methods
 from lab.qubesd.server import Server
 from lab.qubesd.xen import Xen
+from lab.qubesdb.daemon import POLL
 
 log = logging.getLogger("qubesd")
 
@@ -34,6 +35,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, default=Path("/var/lib/qubes"), help="folder of the qubes' files")
     parser.add_argument("--qubesdb", type=Path, default=Path("/var/run/qubes"), help="folder of the QubesDB sockets")
     parser.add_argument("--link", type=Path, default=Path("/run/vchan"), help="folder of the QubesDB links")
+    parser.add_argument("--poll", type=float, default=POLL, help="seconds between two looks of a QubesDB daemon")
     parser.add_argument(
         "--boot-id", type=Path, default=Path("/run/boot_id"), help="file that names this run of the host"
     )
@@ -56,7 +58,8 @@ async def serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     boot_id = _boot_id(arguments.boot_id)
-    app = App(arguments.base, Xen(arguments.xen), Databases(arguments.qubesdb, arguments.link), boot_id)
+    databases = Databases(arguments.qubesdb, arguments.link, arguments.poll)
+    app = App(arguments.base, Xen(arguments.xen), databases, boot_id)
     api = Server(app, stock_methods())
     PortForwardExtension(app, api, boot_id, arguments.qubesdb)
     known = json.loads((app.state_file if app.state_file.exists() else arguments.topology).read_text())

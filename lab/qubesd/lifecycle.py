@@ -114,7 +114,6 @@ async def died(vm: Qube) -> None:
     vm.power = Power.HALTED
     vm.domid = -1
     vm.close_qdb()
-    await vm.app.databases.stop(vm.name)
     try:
         await vm.fire_event_async("domain-stopped")
         for name in ("xid", "start_time"):
@@ -138,7 +137,7 @@ async def _create(vm: Qube) -> None:
 
 async def _bring_up(vm: Qube) -> None:
     await vm.fire_event_async("domain-spawn", start_guid=True)
-    await vm.app.databases.start(vm.name)
+    await vm.app.databases.start(vm.name, vm.domid)
     vm.create_qdb_entries()
     vm.qdb_watch.start()
     async with vm.app.network_lock:

@@ -10,6 +10,10 @@ Beside the socket qubesdb.X.sock stand qubesdb.X.ro.sock and, in dom0, qubesdb.X
 child instead of starting an interpreter. Ends with 0 when told to or when the qube goes away before it asked for the
 database, with 1 when the link breaks the protocol (lab/qubesdb/link.py). Readiness: READY=1 to NOTIFY_SOCKET.
 
+dom0's daemon outlives its domain, whose end is the end of the folder of L: it goes on serving, looks every POLL seconds
+whether its domain lives, and ends at the second look that finds it dead (core-qubesdb, daemon/db-daemon.c, mainloop).
+The real one looks also when it has something to do, so it may end earlier; here it always lives as long as it can.
+
 Differences from the real daemon, all on the kind side: a client that does not read its answers stops only itself; a
 257th client waits where the real daemon aborts; a watch command with data is refused instead of misread.
 """
@@ -22,6 +26,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +40,8 @@ CLIENTS_MAX = 256
 _BACKLOG = 5
 _RETRY = 0.02
 """Seconds between two looks whether dom0's end is there, as the real client of a vchan waits for its server."""
+POLL = 10.0
+"""Seconds between two looks of an idle daemon in dom0 whether its domain lives, as in the real one."""
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -46,12 +53,20 @@ class Daemon:
     """One daemon. `link_path` None is for dom0's own database; `serves` tells dom0's end from the qube's."""
 
     def __init__(
-        self, sockets: dict[socket.socket, bool], termination: socket.socket, link_path: str | None, *, serves: bool
+        self,
+        sockets: dict[socket.socket, bool],
+        termination: socket.socket,
+        link_path: str | None,
+        *,
+        serves: bool,
+        poll: float = POLL,
     ) -> None:
         self._sockets = sockets
         self._termination = termination
         self._link_path = link_path
         self._serves = serves
+        self._poll = poll
+        self._looks, self._next_look = 0, time.monotonic() + poll
         self._store = Store()
         self._clients = Clients(self._store, self._forward)
         self._connected: set[Client] = set()
@@ -78,7 +93,11 @@ class Daemon:
             self._turn()
 
     def _turn(self) -> None:
-        for key, events in self._selector.select():
+        orphan = self._serves and self._link is None and self._link_path is not None
+        ready = self._selector.select(max(0.0, self._next_look - time.monotonic()) if orphan else None)
+        if orphan and self._domain_is_gone():
+            return
+        for key, events in ready:
             if isinstance(key.data, Client):
                 if key.data in self._connected:
                     self._serve(key.data, events)
@@ -98,6 +117,15 @@ class Daemon:
         if self._link is not None:
             self._link.stream.flush()
             self._await(self._link.stream, self._link)
+
+    def _domain_is_gone(self) -> bool:
+        """Look, when it is time to. The real daemon takes the first for a broken vchan, and waits once more."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + self._poll
+        self._looks = 0 if Path(self._link_path or "").parent.exists() else self._looks + 1
+        self.over = self._looks > 1
+        return self.over
 
     def _look_for_the_end(self) -> None:
         # A forked child may have inherited handlers of other signals, which are told here too.
@@ -273,6 +301,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     role.add_argument("--local", action="store_true", help="dom0's own database")
     parser.add_argument("--socket", type=Path, required=True, help="path of the socket for local clients")
     parser.add_argument("--link", help="path of the socket that stands for the vchan")
+    parser.add_argument("--poll", type=float, default=POLL, metavar="SECONDS", help="between two looks at the domain")
     parser.add_argument("--rw-socket-perms", type=lambda text: int(text, 8), default=0o666, metavar="OCTAL")
     arguments = parser.parse_args(argv)
     if arguments.local == (arguments.link is not None):
@@ -291,7 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.local:
             files.link(path.with_name("qubesdb.sock"), path)
             files.link(path.with_name("qubesdb.ro.sock"), _read_only(path))
-        daemon = Daemon(sockets, termination, arguments.link, serves=arguments.dom0 is not None)
+        serves = arguments.dom0 is not None
+        daemon = Daemon(sockets, termination, arguments.link, serves=serves, poll=arguments.poll)
         daemon.start()
         if not arguments.vm:
             files.write(path.with_suffix(".pid"), f"{os.getpid()}\n")

@@ -3,6 +3,7 @@
 """A hypervisor without machines behind the same socket and protocol: it remembers what it was asked."""
 
 import json
+import shutil
 import socket
 import socketserver
 import threading
@@ -21,6 +22,7 @@ class FakeHypervisor:
         self.hold: dict[tuple[str, str], threading.Event] = {}
         self._next = 1
         self._lock = threading.Lock()
+        self._links = path.parent / "link"
         self._subscribers: list[socket.socket] = []
         fake = self
 
@@ -83,7 +85,7 @@ class FakeHypervisor:
         return {"ok": True}
 
     def _end(self, name: str) -> None:
-        del self.domains[name]
+        shutil.rmtree(self._links / str(self.domains.pop(name)["domid"]), ignore_errors=True)
         self.cables.pop(name, None)
         for client in [name for name, cable in self.cables.items() if cable["backend"] not in self.domains]:
             del self.cables[client]

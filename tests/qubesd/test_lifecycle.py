@@ -167,7 +167,7 @@ def test_the_end_of_a_qube_is_noticed_whoever_ended_it(world: World, by_itself: 
         seen = names(events.until("domain-shutdown"), "work")
     assert seen == ["domain-stopped", "property-reset:xid", "property-reset:start_time", "domain-shutdown"]
     assert world.state("work") == "Halted"
-    assert not list((world.folder / "run").glob("qubesdb.work*"))
+    eventually(lambda: not list((world.folder / "run").glob("qubesdb.work*")), "the end of its QubesDB daemon")
     assert world.error("work", "admin.vm.Kill") == ("QubesVMNotStartedError", "Domain is powered off: 'work'")
 
 
@@ -268,5 +268,5 @@ def test_qubesd_can_be_restarted_while_qubes_run(world: World) -> None:
     assert {op for op, _ in world.xen.asked[asked:]} == {"subscribe", "list"}
     world.api("work", "admin.vm.Unpause")
     world.api("work", "admin.vm.Kill")
-    assert not list((world.folder / "run").glob("qubesdb.work*.sock"))
+    eventually(lambda: not list((world.folder / "run").glob("qubesdb.work*.sock")), "the end of its QubesDB daemon")
     assert world.state("work") == "Halted"

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """A qubesd in a process of its own, with real QubesDB daemons and a hypervisor without machines."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -54,9 +55,13 @@ def eventually(check: Callable[[], Any], what: str = "the awaited state") -> Any
 
 
 class World:
-    """One dom0. Everything is below `folder`, whose path is short enough for sockets."""
+    """One dom0. Everything is below `folder`, whose path is short enough for sockets.
 
-    def __init__(self, topology: dict[str, Any]) -> None:
+    `poll`: seconds between two looks of a QubesDB daemon whether its domain lives; here nobody waits the real 20.
+    """
+
+    def __init__(self, topology: dict[str, Any], poll: float = 0.05) -> None:
+        self._poll = poll
         self.folder = Path(tempfile.mkdtemp(prefix="qd"))
         self.socket = self.folder / "qubesd.sock"
         self.xen = FakeHypervisor(self.folder / "xen.sock")
@@ -71,6 +76,7 @@ class World:
         paths = {"topology": "topology.json", "socket": "qubesd.sock", "xen": "xen.sock", "base": "lib"}
         paths |= {"qubesdb": "run", "link": "link", "boot-id": "boot_id"}
         options = [word for key, name in paths.items() for word in (f"--{key}", str(self.folder / name))]
+        options += ["--poll", str(self._poll)]
         log = (self.folder / "log").open("ab")
         with log:
             command = [sys.executable, "-m", module, "--verbose", *options]
@@ -101,10 +107,18 @@ class World:
         self.stop()
         for database in self._databases.values():
             database.close()
-        for pid_file in (self.folder / "run").glob("*.pid"):
-            os.kill(int(pid_file.read_text()), signal.SIGTERM)
+        for pid in self._database_daemons():
+            os.kill(pid, signal.SIGTERM)
         self.xen.close()
         shutil.rmtree(self.folder)
+
+    def _database_daemons(self) -> Iterator[int]:
+        """Those of dead domains, too, which have no file with their number any more."""
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = entry.read_bytes().split(b"\0")
+                if b"lab.qubesdb.daemon" in words and any(w.startswith(bytes(self.folder)) for w in words):
+                    yield int(entry.parent.name)
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
