@@ -5,6 +5,7 @@
 import configparser
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,37 @@ def test_the_unit_runs_the_agent_with_few_rights_after_the_base_firewall(roots: 
     assert unit["Service"]["CapabilityBoundingSet"].split() == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
     preset = (roots["agent"] / "usr/lib/systemd/system-preset/75-qubes-port-forward.preset").read_text()
     assert "enable qubes-port-forward.service" in preset
+
+
+def test_f29_an_agent_that_starts_on_a_machine_ten_times_slower_is_not_ended(roots: dict[str, Path]) -> None:
+    """Its start took 40 s of CPU in an emulated machine, and systemd's own limit of 90 s ended it before."""
+    file = roots["agent"] / "usr/lib/systemd/system/qubes-port-forward.service"
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[method-assign, assignment]
+    unit.read(file)
+    assert seconds(unit["Service"].get("TimeoutStartSec", "90s")) >= 10 * 40
+    # Neither may anything else give it up: a watchdog from the start on, or a limit of restarts.
+    assert "WatchdogSec" not in unit["Service"]
+    assert unit["Unit"].get("StartLimitIntervalSec") == "0"
+
+
+def seconds(text: str) -> float:
+    """A time span of a unit (systemd.time(7)), by systemd itself where it is."""
+    number, unit = text.rstrip("smin"), text.lstrip("0123456789")
+    span = int(number) * {"s": 1.0, "min": 60.0}[unit]
+    if shutil.which("systemd-analyze"):
+        done = subprocess.run(["systemd-analyze", "timespan", text], capture_output=True, text=True, check=True)
+        assert int(done.stdout.split()[3]) == span * 1_000_000
+    return span
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
+def test_f29_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
+    """A setting that systemd does not know, or in the wrong section, is a line in the log and nothing else."""
+    (tmp_path / "qubes-port-forward.service").write_text((ROOT / "integration/qubes-port-forward.service").read_text())
+    argv = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "qubes-port-forward.service")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if "qubes-port-forward.service:" in line] == []
 
 
 def test_qrexec_finds_the_services_that_dom0_calls(roots: dict[str, Path]) -> None:
