@@ -12,7 +12,7 @@ from portfwd.gui.state.draft import Draft, Field, Holder, Lasting, Place, Reach,
 from portfwd.gui.state.outbound_draft import OutboundDraft, OutboundList, check_outbound, draft_of_outbound, hint
 from portfwd.model.forward import ForwardRule, ForwardType, parse_forward
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
-from portfwd.wire.values import PortRange, Proto, QubeName
+from portfwd.wire.values import Family, PortRange, Proto, QubeName
 from tests.model.strategies import forward_rules, ordinary_rules
 
 NOW = 1_800_000_000.0
@@ -21,7 +21,8 @@ PLACE = Place(
     WORK,
     QubeName("sys-firewall"),
     QubeName("sys-net"),
-    (ipaddress.ip_address("192.168.1.10"),),
+    frozenset((Family.V4,)),
+    (ipaddress.ip_interface("192.168.1.10/24"),),
     (Holder(ForwardType.EXTERNAL, (Proto.TCP,), PortRange(443, 443), QubeName("personal")),),
 )
 

@@ -3,12 +3,15 @@
 """What the windows show, without a window: changes, history, traffic, the picture of the network."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
+from portfwd.client.arguments import lookup_service
 from portfwd.client.network import Qube
 from portfwd.client.status import RuleStatus
 from portfwd.client.status_lines import parse_status
+from portfwd.gui.state.draft import Draft, Reach, check
 from portfwd.gui.state.history import History
 from portfwd.gui.state.overview import Column, Overview, cell, found_by, key_of, summary
 from portfwd.gui.state.picture import LAN, lay_out
@@ -22,7 +25,12 @@ WEB = "forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
 
 
 def status(
-    words: str = WEB, qube: str = "work", state: str = "applied", counts: str = "", hops: tuple[str, ...] = ()
+    words: str = WEB,
+    qube: str = "work",
+    state: str = "applied",
+    counts: str = "",
+    hops: tuple[str, ...] = (),
+    uplinks: str = "192.168.1.10/24",
 ) -> RuleStatus:
     """Through sys-net and sys-firewall; `state` is the first one's."""
     rule = parse_forward(f"action=forward {words}")
@@ -33,7 +41,7 @@ def status(
     lines = [f"rule={rule.id(name)} hop=sys-net {way} state={state}"]
     lines += [f"rule={rule.id(name)} hop={hop} {way} state=applied" for hop in hops or ("sys-firewall",)]
     lines.append(f"rule={rule.id(name)} hop={name} {door} kind=accept state=applied listening=yes{counts}")
-    (found,) = parse_status("\n".join((head, *lines, "entrance=sys-net uplinks=192.168.1.10/24")))
+    (found,) = parse_status("\n".join((head, *lines, f"entrance=sys-net uplinks={uplinks}")))
     return found
 
 
@@ -155,4 +163,44 @@ def test_a_port_is_taken_only_by_forwards_of_the_same_entrance() -> None:
     place = place_of(QubeName("web"), elsewhere, told)
     assert (place.net_qube, place.outermost) == ("sys-firewall", "sys-net")
     assert [holder.qube for holder in place.holders] == ["work"]
-    assert [str(address) for address in place.addresses] == ["192.168.1.10"]
+
+
+def predicted(forward: Draft, told: list[RuleStatus], qubes: tuple[Qube, ...] = QUBES) -> str:
+    """Where the dialog of web says that clients will find it."""
+    checked = check(forward, place_of(QubeName("web"), qubes, told), NOW, lookup_service)
+    assert checked.rule is not None, checked.errors
+    return checked.sentence.partition("port 1 at ")[2]
+
+
+TWO_CARDS = "192.168.1.10/24,10.9.0.5/16,2001:db8::5/64"
+
+
+@pytest.mark.parametrize(
+    ("other", "fields", "where"),
+    [
+        # Of two uplinks the other forward's clients use the one of their own network, and these the other one.
+        ("srchost=192.168.1.20", {}, "tcp 192.168.1.10:1 or 10.9.0.5:1"),
+        ("srchost=192.168.1.20", {"reach": Reach.ADDRESS, "address": "10.9.0.0/24"}, "tcp 10.9.0.5:1"),
+        ("", {"reach": Reach.ADDRESS, "address": "192.168.1.20"}, "tcp 192.168.1.10:1"),
+        ("", {"reach": Reach.ANYONE}, "tcp 192.168.1.10:1 or 10.9.0.5:1"),
+        # Of a source that the draft's way does not carry nothing is said that could be wrong.
+        ("", {"reach": Reach.ADDRESS, "address": "2001:db8::20"}, "tcp port 1 of sys-net"),
+    ],
+)
+def test_f26_the_dialog_predicts_the_addresses_of_its_own_forward_not_another_ones(
+    other: str, fields: dict[str, Any], where: str
+) -> None:
+    told = [status(f"{WEB} {other}".strip(), uplinks=TWO_CARDS)]
+    assert predicted(Draft(ports="1", **fields), told) == where
+
+
+def test_f26_an_ipv6_address_is_predicted_only_where_the_whole_way_has_ipv6() -> None:
+    # The other qube's way has IPv6, this one's has not, and the other way round.
+    six = status(uplinks=TWO_CARDS)
+    for with_ip6, where in (
+        ((), "tcp 192.168.1.10:1 or 10.9.0.5:1"),
+        (("web",), "tcp 192.168.1.10:1 or 10.9.0.5:1"),
+        (("web", "sys-firewall"), "tcp 192.168.1.10:1 or 10.9.0.5:1 or [2001:db8::5]:1"),
+    ):
+        qubes = tuple(dataclasses.replace(each, ip6=each.name in with_ip6) for each in QUBES)
+        assert predicted(Draft(ports="1"), [six], qubes) == where

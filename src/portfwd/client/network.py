@@ -13,13 +13,14 @@ _ADMIN = "AdminVM"
 
 @dataclass(frozen=True, slots=True)
 class Qube:
-    """One qube. `netvm` is None for one without network, and for the outermost."""
+    """One qube. `netvm` is None for one without network, and for the outermost; `ip6`: whether it has IPv6."""
 
     name: QubeName
     label: str
     netvm: QubeName | None
     running: bool
     provides_network: bool
+    ip6: bool = False
 
 
 def read_qubes(client: AdminClient) -> tuple[Qube, ...]:
@@ -39,6 +40,7 @@ def read_qube(client: AdminClient, name: QubeName, listed: dict[str, str]) -> Qu
             netvm=QubeName(netvm) if netvm else None,
             running=listed.get("state") in ("Running", "Paused", "Transient"),
             provides_network=properties.get("provides_network") == "True",
+            ip6=bool(properties.get("ip6")),
         )
     except (CallError, RefusedError):
         return None

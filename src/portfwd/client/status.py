@@ -3,11 +3,25 @@
 """How a forward fares: at each hop, and in all. Values only; does no I/O. Made by status_lines.py."""
 
 import enum
-from collections.abc import Mapping, Sequence
+import ipaddress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from portfwd.model.forward import ForwardRule
-from portfwd.wire.values import Family, HostName, IPAddress, Kind, PortRange, Proto, QubeName, RuleId, Side, Source
+from portfwd.wire.values import (
+    Family,
+    HostName,
+    IPAddress,
+    Kind,
+    PortRange,
+    Proto,
+    QubeName,
+    RuleId,
+    Side,
+    Source,
+    family_of,
+    source_family,
+)
 from portfwd.wire.views import HopState
 
 
@@ -53,6 +67,7 @@ class State(enum.StrEnum):
 
 _PENDING = (HopState.PLANNED, HopState.WRITTEN, HopState.INCOMPLETE)
 Way = tuple[Family, Proto]
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class RuleStatus:
-    """One forward. `addresses` are those of its entrance that its clients can use.
+    """One forward. `uplinks` are those of its entrance, `addresses` those among them that its clients can use.
 
     `siblings` are qubes behind the same net qube whose own outbound rules may keep them from an internal forward.
     """
@@ -102,6 +117,7 @@ class RuleStatus:
     state: State
     fault: Fault | None
     addresses: tuple[IPAddress, ...]
+    uplinks: tuple[Interface, ...]
     siblings: Mapping[QubeName, Outbound]
 
     @property
@@ -119,6 +135,20 @@ class RuleStatus:
     def last(self) -> int | None:
         """Seconds since the newest connection came in."""
         return min((hop.last for hop in self.hops if hop.last is not None), default=None)
+
+
+def usable_addresses(
+    rule: ForwardRule, families: Collection[Family], uplinks: Iterable[Interface]
+) -> tuple[IPAddress, ...]:
+    """The addresses that the rule's clients can use: of these families, and of their own network if they are in one."""
+    only = source_family(rule.srchost)
+    carried = [family for family in families if only in (None, family)]
+    usable = [i for i in uplinks if family_of(i.ip) in carried and not i.ip.is_link_local]
+    if only is not None:
+        # mypy does not see that only a prefix has a family.
+        near = [i for i in usable if i.network.overlaps(rule.srchost)]  # type: ignore[arg-type]
+        usable = near or usable
+    return tuple(dict.fromkeys(i.ip for i in usable))
 
 
 def heard(hops: Sequence[HopStatus]) -> Listening:

@@ -9,29 +9,34 @@ not so, or contradicts another, is refused: what is shown to a user is never gue
 import functools
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from portfwd.client.status import Fault, HopStatus, Listening, Outbound, RuleStatus, State, judge
+from portfwd.client.status import (
+    Fault,
+    HopStatus,
+    Interface,
+    Listening,
+    Outbound,
+    RuleStatus,
+    State,
+    judge,
+    usable_addresses,
+)
 from portfwd.model.forward import ForwardRule, ForwardType, parse_forward
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import (
     Family,
-    IPAddress,
     Kind,
     PortRange,
     Proto,
     QubeName,
     RuleId,
     Side,
-    family_of,
     parse_address,
     parse_source,
-    source_family,
 )
 from portfwd.wire.views import HopState
-
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 _WAY_WORDS = ("rule", "hop", "family", "proto", "kind", "side", "listen", "source", "to", "ports", "expire")
 _COUNTS = ("hits", "last", "packets", "bytes", "connections")
@@ -75,8 +80,9 @@ def parse_status(text: str) -> tuple[RuleStatus, ...]:
             state, fault = judge(rule, hops)
         else:
             state, fault = State.PENDING, Fault(qube, HopState.PLANNED)
-        addresses = _addresses(rule, hops, uplinks)
-        found.append(RuleStatus(qube, number, rule_id, rule, hops, state, fault, addresses, siblings))
+        entrance = uplinks.get(hops[0].hop, ()) if hops else ()
+        addresses = usable_addresses(rule, {hop.family for hop in hops}, entrance)
+        found.append(RuleStatus(qube, number, rule_id, rule, hops, state, fault, addresses, entrance, siblings))
     return tuple(found)
 
 
@@ -205,21 +211,6 @@ def _uplinks(text: str) -> tuple[Interface, ...]:
         return tuple(ipaddress.ip_interface(word) for word in text.split(","))
     except ValueError:
         raise RefusedError(f"{shown(text)} are not addresses of uplinks") from None
-
-
-def _addresses(
-    rule: ForwardRule, hops: Sequence[HopStatus], uplinks: Mapping[QubeName, Iterable[Interface]]
-) -> tuple[IPAddress, ...]:
-    """The addresses that the rule's clients can use: of its families, and of their own network if they are in one."""
-    if not hops:
-        return ()
-    families = {hop.family for hop in hops}
-    usable = [i for i in uplinks.get(hops[0].hop, ()) if family_of(i.ip) in families and not i.ip.is_link_local]
-    if source_family(rule.srchost) is not None:
-        # mypy does not see that only a prefix has a family.
-        near = [i for i in usable if i.network.overlaps(rule.srchost)]  # type: ignore[arg-type]
-        usable = near or usable
-    return tuple(dict.fromkeys(i.ip for i in usable))
 
 
 def _stopped(words: Mapping[str, str]) -> tuple[State, Fault | None]:

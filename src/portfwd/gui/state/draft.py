@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from portfwd.client.sentences import clients, entrances, target, until
 from portfwd.client.shorthand import Lookup, Options, Service, free_ports, new_rule, parse_service
+from portfwd.client.status import Interface, usable_addresses
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
-from portfwd.wire.values import IPAddress, PortRange, Proto, QubeName, SourceWord
+from portfwd.wire.values import Family, PortRange, Proto, QubeName, SourceWord
 
 
 class Reach(enum.Enum):
@@ -87,12 +88,16 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the qube of a draft is: its entrances as far as they are known, and what is taken there already."""
+    """Where the qube of a draft is: its entrances as far as they are known, and what is taken there already.
+
+    `families` are those of its way, `uplinks` those of its outermost net qube.
+    """
 
     qube: QubeName
     net_qube: QubeName | None = None
     outermost: QubeName | None = None
-    addresses: tuple[IPAddress, ...] = ()
+    families: frozenset[Family] = frozenset((Family.V4,))
+    uplinks: tuple[Interface, ...] = ()
     holders: tuple[Holder, ...] = ()
 
 
@@ -149,7 +154,8 @@ def sentence(rule: ForwardRule, place: Place, now: float) -> str:
     """What the rule would open: 'LAN hosts will reach work's port 8443 at tcp 192.168.1.10:443 until 15:30'."""
     internal = rule.forwardtype is ForwardType.INTERNAL
     entrance = place.net_qube if internal else place.outermost
-    where = entrances(rule, () if internal else place.addresses, entrance)
+    addresses = () if internal else usable_addresses(rule, place.families, place.uplinks)
+    where = entrances(rule, addresses, entrance)
     return f"{clients(rule, entrance)} will reach {target(place.qube, rule)} at {where}{until(rule, place.qube, now)}"
 
 

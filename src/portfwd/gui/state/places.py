@@ -5,22 +5,28 @@
 from collections.abc import Iterable
 
 from portfwd.client.network import Qube
-from portfwd.client.status import RuleStatus
+from portfwd.client.status import Interface, RuleStatus
 from portfwd.gui.state.draft import Holder, Place
 from portfwd.gui.state.picture import chain
 from portfwd.model.forward import ForwardType
-from portfwd.wire.values import IPAddress, QubeName
+from portfwd.wire.values import Family, QubeName
 
 
 def place_of(qube: QubeName, qubes: Iterable[Qube], statuses: Iterable[RuleStatus]) -> Place:
-    """What is known; a port is taken only where both qubes share the entrance."""
+    """What is known; a port is taken only where both qubes share the entrance.
+
+    Of other forwards only the uplinks of that entrance are taken: which of them this one's clients can use depends on
+    its own source and families.
+    """
     known = {each.name: each for each in qubes}
     above = chain(qube, known)[1:]
     outermost = above[-1] if above else None
-    told = tuple(statuses)
+    # The outermost net qube itself needs no IPv6 from Qubes: it has that of its network.
+    ip6 = all(name in known and known[name].ip6 for name in (qube, *above[:-1]))
+    families = frozenset(Family if ip6 else (Family.V4,))
     holders = []
-    addresses: tuple[IPAddress, ...] = ()
-    for status in told:
+    uplinks: tuple[Interface, ...] = ()
+    for status in statuses:
         others = chain(status.qube, known)[1:]
         internal = status.rule.forwardtype is ForwardType.INTERNAL
         if not above or not others or (others[0] != above[0] if internal else others[-1] != outermost):
@@ -28,6 +34,6 @@ def place_of(qube: QubeName, qubes: Iterable[Qube], statuses: Iterable[RuleStatu
         # One that is paused holds no port.
         if status.rule.enabled:
             holders.append(Holder(status.rule.forwardtype, status.rule.protos, status.rule.srcports, status.qube))
-        if not internal and status.addresses:
-            addresses = status.addresses
-    return Place(qube, above[0] if above else None, outermost, addresses, tuple(holders))
+        if not internal and status.entrance == outermost and status.uplinks:
+            uplinks = status.uplinks
+    return Place(qube, above[0] if above else None, outermost, families, uplinks, tuple(holders))
