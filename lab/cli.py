@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from lab.client import Lab, LabError
 from lab.events import FLUSHES, NotConvergedError
+from lab.gui import screen
 from lab.hypervisor.state import names
 from lab.qubesd.client import ApiError as CloneError
 from portfwd.wire.errors import RefusedError
@@ -122,9 +123,9 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     elif command == "exec":
         if not rest:
             raise RefusedError("what to run is missing: exec MACHINE -- PROGRAM [ARGUMENTS]")
-        return lab.attach_terminal(arguments.machine, rest)
+        return lab.attach_terminal(arguments.machine, rest, _screen(lab, arguments.machine))
     elif command == "shell":
-        return lab.attach_terminal(arguments.machine, ["/bin/bash", "--norc"])
+        return lab.attach_terminal(arguments.machine, ["/bin/bash", "--norc"], _screen(lab, arguments.machine))
     elif command == "logs":
         print(lab.log(arguments.machine), end="")
     elif command == "set":
@@ -143,6 +144,11 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         said = event(lab, *(getattr(arguments, word) for word in positionals))
         print(f"{said}\n" if said else "", end="")
     return 0
+
+
+def _screen(lab: Lab, machine: str) -> dict[str, str]:
+    """dom0 has the screen of whoever plays with it, as the real one has."""
+    return screen(lab, os.environ) if machine == "dom0" else {}
 
 
 def _up(lab: Lab) -> None:

@@ -247,10 +247,10 @@ class Lab(Events):
                     ns.leave(status)
             return Call(pid)
 
-    def attach_terminal(self, machine: str, argv: Sequence[str]) -> int:
+    def attach_terminal(self, machine: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
         """Run a program in a machine on this process's terminal; its exit code."""
         with self._namespaces(machine) as fds:
-            return enter.run_attached(fds, argv)
+            return enter.run_attached(fds, argv, env)
 
     def api(self, dest: str, method: str, arg: str = "", payload: str | bytes = b"") -> str:
         """One Admin API call from dom0. Raises ApiError for an exception, or when there was no answer."""

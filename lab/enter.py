@@ -139,10 +139,10 @@ def _fork_into_pid_namespace_keeping(write_end: int) -> None:
     os._exit(0)
 
 
-def run_attached(namespaces: Sequence[int], argv: Sequence[str]) -> int:
+def run_attached(namespaces: Sequence[int], argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
     """Run a program inside on the caller's own terminal and give its exit code (127: it cannot be started)."""
     try:
-        process = popen(namespaces, argv)
+        process = popen(namespaces, argv, env)
     except (FileNotFoundError, PermissionError) as error:
         print(f"{argv[0]}: {error.strerror}", file=sys.stderr)
         return 127

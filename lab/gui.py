@@ -33,10 +33,10 @@ def add_forwards(lab: Lab) -> None:
 
 
 def screen(lab: Lab, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a program in dom0 that may use the screen of this session."""
-    env = {
-        name: environ[name] for name in ("DISPLAY", "LANG", "QT_SCALE_FACTOR", "QT_STYLE_OVERRIDE") if name in environ
-    }
+    """The environment of a program in dom0 that may use the screen of this session; empty when it has none."""
+    if "DISPLAY" not in environ:
+        return {}
+    env = {name: environ[name] for name in _PASSED if name in environ}
     cookie = Path(environ.get("XAUTHORITY", Path.home() / ".Xauthority"))
     if cookie.is_file():
         lab.call("dom0", AUTHORITY.write_bytes, cookie.read_bytes())

@@ -11,7 +11,7 @@ from PyQt6.QtGui import QColor, QPalette
 from PyQt6.QtWidgets import QWidget
 
 from portfwd.client.adminapi import AdminClient, SocketTransport
-from portfwd.gui.app import make_application
+from portfwd.gui.widgets.program import make_application
 from portfwd.gui.widgets.tasks import Tasks
 from portfwd.gui.widgets.watch import Watch
 
