@@ -89,23 +89,68 @@ def test_what_is_over_or_cannot_be_read_is_left_out(caplog: pytest.LogCaptureFix
         rule("action=accept"), rule(f"{WEB} expire=1000") + rule(f"{WEB} expire=reboot") + rule("action=forward")
     )
     assert (vm.rules, vm.calls) == ([{"action": "accept"}], [])
-    (said,) = caplog.messages
-    assert said.startswith("A port forward of the backup is not restored: ")
-    assert "forwardtype" in said
+    head = "A port forward of the backup is not restored: "
+    over, reboot, unreadable = caplog.messages
+    assert over == f"{head}{WEB} expire=1000: its time is over"
+    assert reboot == f"{head}{WEB} expire=reboot: it was to end with the next reboot"
+    assert unreadable.startswith(f"{head}'action=forward': ")
+    assert "forwardtype" in unreadable
+
+
+class QubesValueError(ValueError):
+    """As the stock's client raises it when dom0 says that it does not take a value."""
+
+
+class Refusing(Restored):
+    """dom0 takes only some forwards."""
+
+    def __init__(self, error: Exception, *taken: int) -> None:
+        super().__init__()
+        self.error, self.taken = error, taken
+        self.stored = ""
+
+    def qubesd_call(self, *call: Any) -> None:
+        super().qubesd_call(*call)
+        if not self.taken or any(f"srcports={port}-{port} " in call[3].decode() for port in self.taken):
+            raise self.error
+        self.stored = call[3].decode()
+
+
+def restore_ports(vm: Refusing, ports: range) -> list[str]:
+    """The ports that dom0 has in the end."""
+    module = importlib.import_module("qubesadmin.backup.core3")
+    forwards = "".join(rule(WEB.replace("443-443", f"{port}-{port}", 1)) for port in ports)
+    text = f'<firewall version="2"><rules>{rule("action=drop")}</rules><forwards>{forwards}</forwards></firewall>'
+    module.Core3VM().handle_firewall_xml(vm, io.BytesIO(text.encode()))
+    assert vm.rules == [{"action": "drop"}]
+    return [line.partition("srcports=")[2].partition("-")[0] for line in vm.stored.splitlines()]
 
 
 @pytest.mark.usefixtures("stock")
-def test_a_dom0_that_refuses_the_forwards_keeps_the_rules(caplog: pytest.LogCaptureFixture) -> None:
-    class Refusing(Restored):
-        def qubesd_call(self, *call: Any) -> None:
-            raise OSError(f"no such thing: {call}")
+@pytest.mark.parametrize("taken", [(1,), (2,), (8,), (1, 2), (3, 7), tuple(range(1, 9))])
+def test_f12_one_forward_that_is_taken_costs_no_other(caplog: pytest.LogCaptureFixture, taken: tuple[int, ...]) -> None:
+    vm = Refusing(QubesValueError("srcports is taken"), *taken)
+    assert restore_ports(vm, range(1, 9)) == [str(port) for port in range(1, 9) if port not in taken]
+    lines = [record.getMessage() for record in caplog.records]
+    head = "A port forward of the backup is not restored: "
+    assert lines == [f"{head}{WEB.replace('443-443', f'{p}-{p}', 1)}: srcports is taken" for p in taken]
+    # One line each for the user, and no traceback.
+    assert not any(record.exc_info for record in caplog.records)
 
-    module = importlib.import_module("qubesadmin.backup.core3")
-    vm = Refusing()
-    text = f'<firewall version="2"><rules>{rule("action=drop")}</rules><forwards>{rule(WEB)}</forwards></firewall>'
-    module.Core3VM().handle_firewall_xml(vm, io.BytesIO(text.encode()))
-    assert vm.rules == [{"action": "drop"}]
-    assert "Failed to restore the port forwards" in caplog.text
+
+@pytest.mark.usefixtures("stock")
+def test_f12_a_restore_that_dom0_takes_whole_is_one_call_and_one_that_policy_refuses_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where policy asks the user, each call is a question."""
+    vm = Refusing(OSError("never"), 99)
+    assert len(restore_ports(vm, range(1, 9))) == 8
+    refused = Refusing(OSError("Request refused"))
+    assert restore_ports(refused, range(1, 9)) == []
+    assert (len(vm.calls), len(refused.calls)) == (1, 1)
+    assert len(caplog.messages) == 8
+    assert all(line.endswith(": dom0 has not confirmed it: Request refused") for line in caplog.messages)
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_a_function_that_fails_leaves_the_module_as_it_is(

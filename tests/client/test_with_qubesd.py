@@ -2,15 +2,22 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The tool against the laboratory's qubesd with the real extension: what the two say to each other is right."""
 
+import importlib
+import io
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from portfwd.client import restoring
 from portfwd.client.adminapi import AdminClient, ApiError, SocketTransport
 from portfwd.client.qvm_firewall import main
 from portfwd.model.forward import Token
 from portfwd.wire.values import QubeName
+from tests.client.test_hook import STAND_IN, rule
 from tests.qubesd.world import World, chain
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
@@ -66,3 +73,45 @@ def test_a_list_that_is_out_of_date_is_refused(socket: Path, tool: Tool) -> None
     with pytest.raises(ApiError, match="changed by someone else"):
         AdminClient(SocketTransport(socket)).set_forwards(QubeName("work"), [], Token("0" * 32))
     assert WEB in tool("--raw", "work")[1]
+
+
+class Restored:
+    """A qube whose backup is being restored, as the stock's client has it: its calls reach the real extension."""
+
+    def __init__(self, transport: SocketTransport, name: str) -> None:
+        self._transport, self._name = transport, name
+        self.rules: list[dict[str, str]] = []
+        self.log = logging.getLogger("restored")
+
+    def qubesd_call(self, dest: str | None, method: str, arg: str, payload: bytes) -> bytes:
+        try:
+            return self._transport.call(dest or self._name, method, arg, payload)
+        except ApiError as error:
+            assert error.exception == "QubesValueError"
+            raise ValueError(str(error)) from None
+
+
+@pytest.fixture
+def core3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    module = importlib.import_module("qubesadmin.backup.core3")
+    restoring.extend(module)
+    yield module
+    for name in [name for name in sys.modules if name.partition(".")[0] == "qubesadmin"]:
+        del sys.modules[name]
+
+
+def test_f12_a_restore_brings_back_every_forward_that_nobody_else_has_taken(
+    socket: Path, tool: Tool, core3: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tool("work", "add", *WEB.split())
+    udp = "action=forward forwardtype=external proto=udp srcports=443-443 dstports=8443-8443"
+    ssh = "action=forward forwardtype=external proto=tcp srcports=22-22 dstports=22-22 srchost=192.168.1.20/32"
+    text = f'<firewall version="2"><rules/><forwards>{rule(WEB)}{rule(udp)}{rule(ssh)}</forwards></firewall>'
+    core3.Core3VM().handle_firewall_xml(Restored(SocketTransport(socket), "personal"), io.BytesIO(text.encode()))
+    assert tool("--raw", "personal")[1] == f"action=accept\n{udp}\n{ssh}\n"
+    assert WEB in tool("--raw", "work")[1]
+    (line,) = caplog.messages
+    assert line.startswith(f"A port forward of the backup is not restored: {WEB}: ")
+    assert "'443' is taken" in line
+    assert "'work'" in line

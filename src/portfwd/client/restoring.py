@@ -3,16 +3,19 @@
 """A backup's firewall.xml: its forwards are restored, too, and never cost an ordinary rule.
 
 The stock restores no rule at all when a single one of the list is unknown to it, and a qube without rules may send
-everything. So it gets the list without forwards.
+everything. So it gets the list without forwards. Each forward is restored by itself: one that another qube has taken
+meanwhile costs no other, and each that is not restored is a line with the reason.
 """
 
 import functools
 import io
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forward
+from portfwd.wire.errors import shown
 from portfwd.wire.limits import API_REQUEST_MAX
 
 
@@ -23,30 +26,31 @@ def extend(module: Any) -> None:
     @functools.wraps(stock)
     def handle_firewall_xml(self: Any, vm: Any, stream: Any) -> None:
         data: bytes = stream.read()
-        forwards: tuple[ForwardRule, ...] = ()
+        divided = Divided(data)
         try:
-            data, forwards, refused = divide(module.lxml.etree, data, time.time())
-            for reason in refused:
-                vm.log.error("A port forward of the backup is not restored: %s", reason)
-        except Exception:
-            vm.log.exception("Failed to read the port forwards of the backup")
-        stock(self, vm, io.BytesIO(data))
-        if forwards:
-            try:
-                payload = format_forwards(forwards).encode()
-                vm.qubesd_call(None, "admin.vm.firewall.Set", "forward", payload)
-            except Exception:
-                vm.log.exception("Failed to restore the port forwards")
+            divided = divide(module.lxml.etree, data, time.time())
+        except Exception as error:
+            vm.log.error("The port forwards of the backup cannot be read, and are not restored: %s", error)
+        stock(self, vm, io.BytesIO(divided.data))
+        for lost in [*divided.lost, *store(divided.forwards, functools.partial(_set, vm))]:
+            vm.log.error("A port forward of the backup is not restored: %s: %s", lost.line, lost.reason)
 
     module.Core3VM.handle_firewall_xml = handle_firewall_xml
 
 
+class Lost(NamedTuple):
+    """A forward that is not restored, and why."""
+
+    line: str
+    reason: str
+
+
 class Divided(NamedTuple):
-    """The file without forwards; those that still mean something; what is wrong with those that cannot be read."""
+    """The file without forwards; those that still mean something; those that do not, or cannot be read."""
 
     data: bytes
-    forwards: tuple[ForwardRule, ...]
-    refused: tuple[str, ...]
+    forwards: tuple[ForwardRule, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
 
 def divide(etree: Any, data: bytes, now: float) -> Divided:
@@ -58,7 +62,7 @@ def divide(etree: Any, data: bytes, now: float) -> Divided:
         raise ValueError("the firewall file is too long")
     root = etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
     found: dict[str, ForwardRule] = {}
-    refused = []
+    lost = []
     for element in [*root.findall("./rules/rule"), *root.findall("./forwards/rule")]:
         words = {p.get("name", ""): p.text or "" for p in element.findall("./properties/property")}
         if words.get("action") != "forward":
@@ -69,9 +73,42 @@ def divide(etree: Any, data: bytes, now: float) -> Divided:
         try:
             rule = parse_forward(f"{line} comment={comment}" if comment else line)
         except RuleError as error:
-            refused.append(str(error))
+            lost.append(Lost(shown(line), str(error)))
             continue
-        ended = isinstance(rule.expire, Lifetime) or (rule.expire is not None and rule.expire <= now)
-        if not ended:
+        if isinstance(rule.expire, Lifetime):
+            lost.append(Lost(str(rule), f"it was to end with the next {rule.expire}"))
+        elif rule.expire is not None and rule.expire <= now:
+            lost.append(Lost(str(rule), "its time is over"))
+        else:
             found.setdefault(rule.does, rule)
-    return Divided(etree.tostring(root), tuple(found.values()), tuple(refused))
+    return Divided(etree.tostring(root), tuple(found.values()), tuple(lost))
+
+
+def store(forwards: Sequence[ForwardRule], save: Callable[[Sequence[ForwardRule]], None]) -> Iterator[Lost]:
+    """Have save(list) store as many of the forwards as it takes, in their order; those that it does not take.
+
+    A ValueError is dom0's no to what stands in the list, so the list is halved until it is known whose fault that is.
+    Whatever else comes concerns all of them alike, and dom0 is not asked again.
+    """
+    kept: tuple[ForwardRule, ...] = ()
+    parts = [tuple(forwards)] if forwards else []
+    while parts:
+        part = parts.pop()
+        try:
+            save((*kept, *part))
+        except ValueError as error:
+            if len(part) == 1:
+                yield Lost(str(part[0]), str(error))
+            else:
+                half = len(part) // 2
+                parts += [part[half:], part[:half]]
+        except Exception as error:
+            for rule in (rule for rest in (part, *reversed(parts)) for rule in rest):
+                yield Lost(str(rule), f"dom0 has not confirmed it: {error}")
+            return
+        else:
+            kept += part
+
+
+def _set(vm: Any, rules: Sequence[ForwardRule]) -> None:
+    vm.qubesd_call(None, "admin.vm.firewall.Set", "forward", format_forwards(rules).encode())
