@@ -103,6 +103,7 @@ class App(Holder):
         self.boot_id = boot_id
         self.xen = xen
         self.databases = databases
+        self.notes: Path | None = None
         self.network_lock = asyncio.Lock()
         self.log = logging.getLogger("app")
         self.domains = Domains()

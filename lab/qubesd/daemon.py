@@ -23,6 +23,7 @@ from lab.qubesd.methods import stock_methods
 from lab.qubesd.server import Server
 from lab.qubesd.xen import Xen
 from lab.qubesdb.daemon import POLL
+from portfwd.dom0.forwards import NOTES
 
 log = logging.getLogger("qubesd")
 
@@ -60,6 +61,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     boot_id = _boot_id(arguments.boot_id)
     databases = Databases(arguments.qubesdb, arguments.link, arguments.poll)
     app = App(arguments.base, Xen(arguments.xen), databases, boot_id)
+    app.notes = arguments.qubesdb / NOTES
     api = Server(app, stock_methods())
     PortForwardExtension(app, api, boot_id, arguments.qubesdb)
     known = json.loads((app.state_file if app.state_file.exists() else arguments.topology).read_text())

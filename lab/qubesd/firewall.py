@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portfwd.dom0.store import Contents, StoredForward, StoreError, load, save
+from portfwd.dom0.forwards import Forwards, UnstoredError
+from portfwd.dom0.store import StoredForward, StoreError, load, properties_of
 from portfwd.model.ordinary import OrdinaryRule
 
 if TYPE_CHECKING:
@@ -27,16 +28,21 @@ class Firewall:
     def __init__(self, vm: Qube, path: Path) -> None:
         self._vm = vm
         self._path = path
-        self._contents = load(path)
+        self._kept = Forwards(path, lambda: properties_of(self.live_rules()), vm.app.notes)
+        self._kept.read()
         self._timer: asyncio.TimerHandle | None = None
-        self.rules: list[OrdinaryRule] = list(self._contents.rules)
+        self._saving = False
+        self.rules: list[OrdinaryRule] = list(load(path).rules)
 
     @property
     def forwards(self) -> tuple[StoredForward, ...]:
         """The forwards; StoreError when the file holds some that cannot be read."""
-        if self._contents.damage:
-            raise StoreError(self._contents.damage)
-        return self._contents.forwards
+        return self._kept.present
+
+    @property
+    def unstored(self) -> str:
+        """Why the file does not hold the forwards that are in force, or ''."""
+        return self._kept.unstored
 
     @property
     def ordinary(self) -> tuple[OrdinaryRule, ...]:
@@ -54,13 +60,34 @@ class Firewall:
 
     def save(self) -> None:
         """Write the present rules with the forwards as they are."""
-        self._write(self.forwards)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._kept.save()
+        self._changed()
 
     def save_forwards(self, forwards: Iterable[StoredForward]) -> None:
-        """Replace the forwards."""
-        if self._contents.damage:
-            raise StoreError(self._contents.damage)
-        self._write(tuple(forwards))
+        """Replace the forwards. Raises StoreError, with nothing changed, and UnstoredError."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._kept.save(forwards)
+        except UnstoredError:
+            self._changed()
+            raise
+        self._changed()
+
+    def begin_anew(self, forwards: Iterable[StoredForward]) -> Path | None:
+        """Replace forwards that cannot be read; where the file is kept."""
+        kept = self._kept.begin_anew(forwards)
+        self._changed()
+        return kept
+
+    def write_again(self) -> None:
+        """Have the file follow what is in force. Raises StoreError."""
+        self._kept.write_again()
+
+    def reread(self) -> None:
+        """Take the forwards that somebody has written into the file by hand."""
+        if not self._saving:
+            self._kept.reread()
 
     def clone(self, other: Firewall) -> None:
         """Take over the ordinary rules of another qube, without saving. Forwards are not inherited."""
@@ -86,13 +113,12 @@ class Firewall:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _write(self, forwards: tuple[StoredForward, ...]) -> None:
-        rules = self.live_rules()
-        contents = Contents(tuple(rules), forwards)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        save(self._path, contents)
-        self._contents = contents
-        self._vm.fire_event("firewall-changed")
+    def _changed(self) -> None:
+        self._saving = True
+        try:
+            self._vm.fire_event("firewall-changed")
+        finally:
+            self._saving = False
         self._arm()
 
     def _arm(self) -> None:

@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from portfwd.dom0.store import Contents, StoredForward, load, save
-from portfwd.model.ordinary import OrdinaryRule
+from portfwd.dom0.forwards import NOTES, Forwards
+from portfwd.dom0.store import StoredForward, load, properties_of
+from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from tests.fakes.qubesdb import FakeConnection, FakeQubesDB
 
 
@@ -19,26 +20,43 @@ class FakeFeatures(dict[str, str]):
 
 
 class FakeFirewall:
-    """The forwards of one qube in its real firewall.xml."""
+    """The ordinary rules and the forwards of one qube in its real firewall.xml."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.saves = 0
+        self._rules = load(path).rules if path.exists() else (parse_ordinary("action=accept"),)
+        self._kept = Forwards(path, lambda: properties_of(self._rules), path.parent / NOTES)
+        self._kept.read()
 
     @property
     def forwards(self) -> tuple[StoredForward, ...]:
-        return load(self.path).forwards
+        return self._kept.present
+
+    @property
+    def unstored(self) -> str:
+        return self._kept.unstored
 
     @property
     def ordinary(self) -> tuple[OrdinaryRule, ...]:
-        return load(self.path).rules
+        return self._rules
 
     def set_rules(self, *rules: OrdinaryRule) -> None:
-        save(self.path, Contents(rules, self.forwards))
+        self._rules = rules
+        self._kept.save()
 
     def save_forwards(self, forwards: tuple[StoredForward, ...]) -> None:
         self.saves += 1
-        save(self.path, Contents(load(self.path).rules, forwards))
+        self._kept.save(forwards)
+
+    def begin_anew(self, forwards: tuple[StoredForward, ...]) -> Path | None:
+        return self._kept.begin_anew(forwards)
+
+    def write_again(self) -> None:
+        self._kept.write_again()
+
+    def reread(self) -> None:
+        self._kept.reread()
 
 
 class FakeVM:

@@ -30,5 +30,6 @@ class Service(ForwardService):
         work = self.prepare()
         if work is None:
             return None
-        self.published({name: work.publish(name, database) for name, database in work.databases.items()})
-        return work.planned
+        orders = work.plan()
+        self.published({name: orders.publish(name, database) for name, database in work.databases.items()})
+        return orders.planned

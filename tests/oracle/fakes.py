@@ -11,7 +11,6 @@ import os
 import shutil
 
 from portfwd.dom0 import store
-from portfwd.dom0.store import Contents
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
@@ -50,10 +49,7 @@ class FakeHome(FakeComputer):
 
     def set_ordinary(self, qube: str, drop: bool) -> None:
         """See Driver."""
-        path = self.vms[qube].firewall.path
-        store.save(
-            path, Contents((parse_ordinary(f"action={'drop' if drop else 'accept'}"),), store.load(path).forwards)
-        )
+        self.vms[qube].firewall.set_rules(parse_ordinary(f"action={'drop' if drop else 'accept'}"))
         self._refresh()
 
     def reload(self, qube: str) -> None:

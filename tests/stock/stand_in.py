@@ -157,6 +157,13 @@ def _firewall(q: Any, _: str) -> None:
             else:
                 self.rules = [Rule(line="action=accept")]
 
+        def clone(self, other: Any) -> None:
+            self.rules = list(other.rules)
+
+        def _expire_rules(self) -> None:
+            self.load()
+            self.save()
+
         def load_v2(self, root: etree._Element) -> None:
             for element in root.find("rules"):  # type: ignore[union-attr]
                 self.rules.append(Rule(element))
@@ -268,6 +275,13 @@ def _admin(q: Any, release: str) -> None:
             rules = [q.qubes_firewall.Rule(line=line) for line in untrusted_payload.decode("ascii").splitlines()]
             self.dest.firewall.rules = rules
             self.dest.firewall.save()
+
+        @q.qubes_api.method(  # type: ignore[untyped-decorator, unused-ignore]
+            "admin.vm.firewall.Reload", **words, **({"wants_payload": False} if newest else {"no_payload": True})
+        )
+        async def vm_firewall_reload(self) -> None:
+            self.enforce(newest or not self.arg)
+            self.dest.fire_event("firewall-changed")
 
     if newest:
         QubesAdminAPI.list_methods = classmethod(  # type: ignore[method-assign, assignment]

@@ -8,10 +8,10 @@ verdict=open | verdict=QUBE:CAUSE                        (left out where neither
 
 from typing import Any
 
+from portfwd.dom0.changes import qube_of
 from portfwd.dom0.check import Case, diagnose, verdict
 from portfwd.dom0.plan import Plan, Problem, is_over
 from portfwd.dom0.probe import Prober, Trace, names_of
-from portfwd.dom0.service import qube_of
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.status import StatusService
 from portfwd.dom0.store import StoredForward

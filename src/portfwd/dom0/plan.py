@@ -84,7 +84,7 @@ class Claim:
     @property
     def order(self) -> tuple[int, QubeName, RuleId]:
         """Who came first; the same on every run."""
-        return (self.stored.added, self.qube, self.rule.id(self.qube))
+        return (self.stored.since, self.qube, self.rule.id(self.qube))
 
     @property
     def ways(self) -> list[tuple[Family, Proto]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from portfwd.dom0.checking import CheckService
 from portfwd.dom0.databases import Connections, Workers
+from portfwd.dom0.forwards import UnstoredError
 from portfwd.dom0.service import ForwardService
 from portfwd.dom0.snapshot import hears_tunnel
 from portfwd.dom0.status import StatusService
@@ -48,11 +49,16 @@ APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "prop
 _ENDS = "port-forward-ends"
 """Ends of rules on a clock that cannot be set; outlives qubesd, not the host."""
 _KILL = "kill"
+_ANEW = "anew"
 _CHECK = "check."
 _SLEEP_MIN = 1.0
 """Seconds until the next try when a rule that has ended could not be removed."""
 _RETRY_SECONDS = 5.0
 """Seconds until the next try when some qube could not be told, unless an event comes before."""
+_STORE_SECONDS_MAX = 80.0
+"""Seconds between two tries to write a file for which there was no room, once they have failed for long."""
+_CHANGES_MAX = 5
+"""Tries to change a list that something else changes at the same time."""
 _TOLD_SECONDS = 5.0
 """Seconds that the answer to a change waits for qubes to be told: two commands to a daemon that hangs."""
 _WORD_SECONDS = 0.2
@@ -89,7 +95,9 @@ class Running:
         self._clock = ClockWatch()
         self._loop = loop
         loop.add_reader(self._clock, self._on_clock)
-        self._asked = False
+        self._asked = self._read_in = False
+        self._store_wait = _RETRY_SECONDS
+        self._changing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looks: dict[str, asyncio.TimerHandle] = {}
@@ -155,21 +163,40 @@ class Running:
             return await self.check.check(vm, name.removeprefix(_CHECK), _text(untrusted_payload))
         raise UnexpectedError("unexpected argument")
 
-    async def set(self, vm: Any, arg: str, untrusted_payload: bytes) -> None:
+    async def set(self, vm: Any, arg: str, untrusted_payload: bytes) -> str | None:
         """admin.vm.firewall.Set+ARG. Raises UnexpectedError, RefusedError."""
         name, dot, untrusted_token = arg.partition(".")
         if name != ARGUMENT:
             raise UnexpectedError("unexpected argument")
         if untrusted_token == _KILL:
             await self.status.kill(vm, _text(untrusted_payload))
-            return
+            return None
+        answer = None
         try:
-            self.service.set(vm, _text(untrusted_payload), untrusted_token if dot else None)
+            async with self._changing:
+                if untrusted_token == _ANEW:
+                    answer = self.service.begin_anew(vm, _text(untrusted_payload))
+                else:
+                    await self._change(vm, _text(untrusted_payload), untrusted_token if dot else None)
+        except UnstoredError:
+            # What is shut is to be shut everywhere before that is said.
+            self.ask()
+            await self.told()
+            raise
         except RuntimeError as error:
             # The list is stored by now. qubesd's own handler of firewall-changed failed: some QubesDB is gone.
             log.warning("port forwarding: a QubesDB could not be told: %s", error)
         self.ask()
         await self.told()
+        return answer
+
+    async def _change(self, vm: Any, untrusted_text: str, untrusted_token: str | None) -> None:
+        for _ in range(_CHANGES_MAX):
+            change = self.service.asked(vm, untrusted_text, untrusted_token)
+            # To hold a list against thousands of others takes long: not on qubesd's loop.
+            if self.service.store(vm, change, await self._workers.run(change.settled)):
+                return
+        raise RefusedError("forwards are being changed all the time; nothing was done")
 
     def _look_at(self, name: str) -> None:
         now = self._loop.time()
@@ -198,9 +225,14 @@ class Running:
         """Make every qube's QubesDB equal to the plan."""
         service = self.service
         service.hear(await self._workers.each(hears_tunnel, service.speakers()))
+        if not self._read_in:
+            for _ in service.read_in():
+                await asyncio.sleep(0)
+            self._read_in = True
         work = service.prepare()
         if work is not None:
-            service.published(await self._workers.each(work.publish, work.databases))
+            orders = await self._workers.run(work.plan)
+            service.published(await self._workers.each(orders.publish, work.databases))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -208,6 +240,9 @@ class Running:
         waits = [] if deadline is None else [max(_SLEEP_MIN, deadline - self._now())]
         if work is None or service.unwritten:
             waits.append(_RETRY_SECONDS)
+        self._store_wait = min(_STORE_SECONDS_MAX, self._store_wait * 2) if service.unstored else _RETRY_SECONDS
+        if service.unstored:
+            waits.append(self._store_wait)
         if waits:
             self._timer = self._loop.call_later(min(waits), self._on_deadline)
         self._wake_for_silence()

@@ -7,9 +7,9 @@ get and set answer the Admin API; what is only looked at is in status.py. The wo
 written beside qubesd's loop; all else here touches only dom0's files.
 """
 
+import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -17,12 +17,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from portfwd.dom0.plan import Claim, Entrances, Plan, claim_of, claims, is_over, plan
+from portfwd.dom0.changes import Change, alive, dates_after, qube_of
+from portfwd.dom0.forwards import UnstoredError, remedy
+from portfwd.dom0.plan import Plan, is_over, plan
 from portfwd.dom0.publish import Publisher
 from portfwd.dom0.snapshot import Qube, Snapshot, may_run, speaks, take_snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.dom0.tunnels import Tunnels
-from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forwards, token
+from portfwd.model.forward import Lifetime, format_forwards, parse_forwards, token
 from portfwd.wire import limits
 from portfwd.wire.clock import Moment
 from portfwd.wire.ends import Ends
@@ -37,18 +39,32 @@ DatabasesOf = Callable[[Iterable[Any]], Mapping[QubeName, Store]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Work:
-    """A plan, and the databases of all running qubes, which are to be brought to it."""
+class Orders:
+    """A plan, and what brings a database to it. Uses nothing of qubesd, so that threads can."""
 
     planned: Plan
-    databases: Mapping[QubeName, Store]
     again: Container[QubeName]
     publisher: Publisher
 
     def publish(self, name: QubeName, database: Store) -> str:
-        """Bring one of them; why that failed, or ''. Uses nothing of qubesd, so that a thread can do it."""
+        """Bring one of them; why that failed, or ''."""
         entries = self.planned.entries.get(name, ())
         return self.publisher.publish(name, database, entries, again=name in self.again)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be planned, and the databases of all running qubes, which are to be brought to it."""
+
+    snapshot: Snapshot
+    databases: Mapping[QubeName, Store]
+    reloaded: Container[str]
+    publisher: Publisher
+
+    def plan(self) -> Orders:
+        """Long for many rules: done by a thread, beside qubesd's loop."""
+        planned = plan(self.snapshot)
+        return Orders(planned, _named_hops(planned, self.reloaded), self.publisher)
 
 
 class ForwardService:
@@ -77,6 +93,8 @@ class ForwardService:
         self._tunnels = Tunnels(boot)
         self._unwritten: dict[QubeName, str] = {}
         self._reloaded: set[str] = set()
+        self._damage: dict[QubeName, str] = {}
+        self._unstored = False
 
     def get(self, vm: Any) -> str:
         """The live forward rules of a qube, a line each (Get+forward)."""
@@ -89,6 +107,11 @@ class ForwardService:
         Raises RefusedError, with nothing changed, for a rule that is not accepted, a rule that wants a port which is
         taken, or a token that is not that of the present list.
         """
+        change = self.asked(vm, untrusted_text, untrusted_token)
+        self.store(vm, change, change.settled())
+
+    def asked(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None) -> Change:
+        """The first third of set: what is wanted, and of which state. Raises RefusedError."""
         rules = parse_forwards(untrusted_text)
         del untrusted_text
         snapshot = self.snapshot()
@@ -96,16 +119,37 @@ class ForwardService:
         present = format_forwards(stored.rule for stored in alive(qube, snapshot))
         if untrusted_token is not None and untrusted_token != token(present):
             raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
-        vm.firewall.save_forwards(self._changed(rules, qube, snapshot))
+        return Change(qube, rules, snapshot)
 
-    def candidate(self, vm: Any, untrusted_text: str) -> Snapshot:
-        """The snapshot as it would be with that list; stores nothing. Raises RefusedError as set does."""
+    def store(self, vm: Any, change: Change, forwards: tuple[StoredForward, ...]) -> bool:
+        """The last third: store what Change.settled, the second one, has made of it.
+
+        False, with nothing done, when the state is another one by now. Raises StoreError, UnstoredError.
+        """
+        if tuple(vm.firewall.forwards) != change.qube.forwards:
+            return False
+        vm.firewall.save_forwards(forwards)
+        return True
+
+    def begin_anew(self, vm: Any, untrusted_text: str) -> str:
+        """Replace forwards that cannot be read (Set+forward.anew): the file is kept, its new name is the answer.
+
+        Raises RefusedError, with nothing changed.
+        """
         rules = parse_forwards(untrusted_text)
         del untrusted_text
         snapshot = self.snapshot()
-        qube = qube_of(vm, snapshot)
-        changed = dataclasses.replace(qube, forwards=self._changed(rules, qube, snapshot))
-        return dataclasses.replace(snapshot, qubes=MappingProxyType({**snapshot.qubes, qube.name: changed}))
+        qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+        if qube is None:
+            raise RefusedError(f"'{vm.name}' cannot be read")
+        if not qube.damage:
+            raise RefusedError(f"forwards of '{vm.name}' can be read; there is nothing to begin anew")
+        kept = vm.firewall.begin_anew(Change(qube, rules, snapshot).settled())
+        return f"kept={kept}\n" if kept is not None else ""
+
+    def candidate(self, vm: Any, untrusted_text: str) -> Change:
+        """What the qube would have with that list; stores nothing. Raises RefusedError."""
+        return self.asked(vm, untrusted_text)
 
     @property
     def unwritten(self) -> Mapping[QubeName, str]:
@@ -129,15 +173,16 @@ class ForwardService:
         return self._tunnels.due()
 
     def prepare(self) -> Work | None:
-        """Bring the rules up to date and plan them. Never raises."""
+        """Bring the rules up to date. Never raises."""
         try:
             snapshot = self.snapshot()
-            if self._drop_over(snapshot) | self._adopt_sessions(snapshot):
+            self._note_damage(snapshot)
+            self._store_again(snapshot)
+            if self._drop_over(snapshot) | self._adopt(snapshot):
                 snapshot = self.snapshot()
             self._remember_tunnels(snapshot)
-            planned = plan(snapshot)
-            again, self._reloaded = _named_hops(planned, self._reloaded), set()
-            return Work(planned, self.databases(snapshot), again, self._publisher)
+            reloaded, self._reloaded = self._reloaded, set()
+            return Work(snapshot, self.databases(snapshot), reloaded, self._publisher)
         except Exception:
             log.exception("port forwarding: refresh failed")
             return None
@@ -151,8 +196,22 @@ class ForwardService:
             log.info("port forwarding: QubesDB of '%s' can be written again, or is gone", name)
 
     def reload(self, vm: Any) -> None:
-        """Have every hop of this qube's rules resolve host names anew, with the next refresh."""
+        """Take what somebody has written into the file, and have every hop of the rules resolve host names anew."""
         self._reloaded.add(str(vm.name))
+        vm.firewall.reread()
+
+    def read_in(self) -> Iterator[None]:
+        """Have the file of each qube read that has not been yet, one at each step: at a start there are many."""
+        for vm in list(self._app.domains):
+            with contextlib.suppress(Exception):
+                # What is wrong with it, the next snapshot says.
+                _ = vm.firewall.forwards
+            yield
+
+    @property
+    def unstored(self) -> bool:
+        """Whether the file of some qube does not hold what is in force yet."""
+        return self._unstored
 
     def stopped(self, vm: Any) -> None:
         """End the rules of a qube that live until its shutdown, and forget what its agent said. Never raises."""
@@ -194,10 +253,11 @@ class ForwardService:
             if isinstance(stored.rule.expire, int)
         }
         moment = Moment(self._now(), self._boot(), 0.0)
+        lost = {*snapshot.unread, *(qube.name for qube in snapshot.qubes.values() if qube.damage)}
         left = self._ends.left(
             {f"{qube}/{rule}": expire for (qube, rule), expire in expires.items()},
             moment,
-            unread=lambda key: key.partition("/")[0] in snapshot.unread,
+            unread=lambda key: key.partition("/")[0] in lost,
         )
         return {(qube, rule): left[f"{qube}/{rule}"] for qube, rule in expires}
 
@@ -205,62 +265,36 @@ class ForwardService:
         """The databases of all running qubes, also of those that could not be read: theirs are emptied."""
         return self._databases_of([vm for vm in self._app.domains if _runs(vm, snapshot)])
 
-    def _changed(self, rules: Iterable[ForwardRule], qube: Qube, snapshot: Snapshot) -> tuple[StoredForward, ...]:
-        """A new list of a qube as it is to be stored. Raises RefusedError when one of them wants what is taken."""
-        known = {stored.rule.id(qube.name): stored for stored in alive(qube, snapshot)}
-        # Strictly later than every rule there is, also within one second and after the clock was set back.
-        latest = max((s.added for q in snapshot.qubes.values() for s in q.forwards), default=0)
-        later = itertools.count(max(int(self._now()), latest + 1))
-        changed = tuple(self._stored(rule, known.get(rule.id(qube.name)), qube, later) for rule in rules)
-        self._refuse_clashes(qube, changed, known, snapshot)
-        return changed
-
-    def _stored(
-        self, rule: ForwardRule, known: StoredForward | None, qube: Qube, later: Iterator[int]
-    ) -> StoredForward:
-        session = ""
-        if rule.expire is Lifetime.REBOOT:
-            session = self._boot_id
-        elif rule.expire is Lifetime.SHUTDOWN:
-            session = qube.session
-        return StoredForward(rule, known.added if known else next(later), session)
-
-    def _refuse_clashes(
-        self, qube: Qube, changed: Iterable[StoredForward], known: dict[RuleId, StoredForward], snapshot: Snapshot
-    ) -> None:
-        """Refuse a new or newly enabled rule whose port is taken; what stood before is the planner's business."""
-        taken = Entrances()
-        fresh: list[Claim] = []
-        standing = [claim for claim in claims(snapshot) if claim.qube != qube.name]
-        for stored in changed:
-            if not stored.rule.enabled:
-                continue
-            before = known.get(stored.rule.id(qube.name))
-            claim = claim_of(qube, stored, snapshot)
-            if before is not None and before.rule.enabled:
-                standing.append(claim)
-            else:
-                fresh.append(claim)
-        # In the planner's order: of two that clash since the network changed, the same one holds the port here.
-        for claim in sorted(standing, key=lambda c: c.order):
-            taken.take(claim)
-        for claim in fresh:
-            clash = taken.take(claim)
-            if clash is not None:
-                raise RefusedError(f"{clash.word} is taken at '{clash.at}' by {clash.owner.describe()}")
-
-    def _adopt_sessions(self, snapshot: Snapshot) -> bool:
-        """A rule until shutdown that was added to a halted qube begins with the qube's next run."""
+    def _adopt(self, snapshot: Snapshot) -> bool:
+        """Give rules what they can only get now: a date, and that of a halted qube until shutdown its first run."""
         adopted = False
+        later = dates_after(snapshot)
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-            if qube is None or not qube.running:
+            if qube is None:
                 continue
-            waiting = [s for s in qube.forwards if s.rule.expire is Lifetime.SHUTDOWN and not s.session]
-            if waiting:
-                forwards = (dataclasses.replace(s, session=qube.session) if s in waiting else s for s in qube.forwards)
-                adopted |= self._save(vm, tuple(forwards))
+            forwards = tuple(_adopted(stored, qube, later) for stored in qube.forwards)
+            if forwards != qube.forwards:
+                adopted |= self._save(vm, forwards)
         return adopted
+
+    def _note_damage(self, snapshot: Snapshot) -> None:
+        """Say it once."""
+        before, self._damage = self._damage, {q.name: q.damage for q in snapshot.qubes.values() if q.damage}
+        for name, damage in self._damage.items():
+            if before.get(name) != damage:
+                log.warning("port forwarding: forwards of %s cannot be read: %s; %s", name, damage, remedy(name))
+
+    def _store_again(self, snapshot: Snapshot) -> None:
+        """Have files follow that could not be written when something was shut."""
+        self._unstored = False
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is not None and not qube.damage and vm.firewall.unstored:
+                try:
+                    vm.firewall.write_again()
+                except RefusedError:
+                    self._unstored = True
 
     def _remember_tunnels(self, snapshot: Snapshot) -> None:
         """A VPN qube stays one while its tunnel is down, and before it comes up at the next start.
@@ -287,13 +321,22 @@ class ForwardService:
         return len(kept) != len(forwards) and self._save(vm, kept)
 
     def _save(self, vm: Any, forwards: tuple[StoredForward, ...]) -> bool:
-        """Whether it could be saved; what could not is tried again at the next event."""
+        """Whether that counts now; what could not be saved is tried again at the next event."""
         try:
             vm.firewall.save_forwards(forwards)
+        except UnstoredError as error:
+            log.warning("port forwarding: rules of %s that have begun or ended: %s", vm.name, error)
+            self._unstored = True
         except Exception:
             log.exception("port forwarding: rules of %s that have begun or ended could not be saved", vm.name)
             return False
         return True
+
+
+def _adopted(stored: StoredForward, qube: Qube, later: Iterator[int]) -> StoredForward:
+    if stored.rule.expire is Lifetime.SHUTDOWN and not stored.session and qube.running:
+        stored = dataclasses.replace(stored, session=qube.session)
+    return stored if stored.added else dataclasses.replace(stored, added=next(later))
 
 
 def _runs(vm: Any, snapshot: Snapshot) -> bool:
@@ -304,21 +347,7 @@ def _runs(vm: Any, snapshot: Snapshot) -> bool:
     return qube is not None and qube.running
 
 
-def _named_hops(planned: Plan, targets: set[str]) -> set[QubeName]:
+def _named_hops(planned: Plan, targets: Container[str]) -> set[QubeName]:
     """The hops whose entries for these qubes hold host names: they look at them when a commit comes."""
     paths = (path for path in planned.paths.values() if path[-1][0] in targets)
     return {name for path in paths for name, entry in path if isinstance(entry.source, HostName)}
-
-
-def qube_of(vm: Any, snapshot: Snapshot) -> Qube:
-    """What the snapshot has of a qube. Raises RefusedError when it could not be read."""
-    qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-    if qube is None:
-        raise RefusedError(f"forwards of '{vm.name}' cannot be read")
-    found: Qube = qube
-    return found
-
-
-def alive(qube: Qube, snapshot: Snapshot) -> list[StoredForward]:
-    """The rules of a qube whose time is not over, in their order."""
-    return [stored for stored in qube.forwards if not is_over(stored, qube, snapshot)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from portfwd.dom0.store import StoredForward
 from portfwd.wire import limits
+from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.qdb_client import Store
 from portfwd.wire.status import WAY_OUT, WayOut
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
@@ -42,6 +43,8 @@ class Qube:
     """The user lets external forwards cross it all the same."""
     session: str = ""
     forwards: tuple[StoredForward, ...] = ()
+    damage: str = ""
+    """Why its own forwards cannot be read: none of them is open. Those of others pass it all the same."""
 
     def address(self, family: Family) -> IPAddress | None:
         """The qube's own address as its net qube sees it, in that family."""
@@ -63,12 +66,12 @@ class Snapshot:
 
     def path(self, name: QubeName) -> tuple[Qube, ...]:
         """The net qubes above a qube, its own first and the outermost last. Ends at an unknown qube or a loop."""
-        path: list[Qube] = []
+        path: dict[QubeName, Qube] = {}
         hop = self.qubes[name].netvm
-        while hop is not None and hop in self.qubes and self.qubes[hop] not in path:
-            path.append(self.qubes[hop])
-            hop = self.qubes[hop].netvm
-        return tuple(path)
+        while hop is not None and hop in self.qubes and hop not in path:
+            path[hop] = self.qubes[hop]
+            hop = path[hop].netvm
+        return tuple(path.values())
 
 
 def take_snapshot(app: Any, now: int, boot_id: str, tunnels: Container[str] = ()) -> Snapshot:
@@ -101,6 +104,7 @@ def _read(vm: Any, tunnels: Container[str]) -> Qube:
     agent = bool(vm.features.check_with_template(limits.FEATURE_AGENT, None))
     vpn = vm.features.check_with_template(limits.FEATURE_VPN, None)
     says_tunnel = running and agent and str(vm.name) in tunnels
+    forwards, damage = _forwards(vm)
     return Qube(
         name=QubeName(str(vm.name)),
         netvm=QubeName(str(netvm.name)) if netvm is not None else None,
@@ -114,8 +118,17 @@ def _read(vm: Any, tunnels: Container[str]) -> Qube:
         vpn=vpn,
         transit=bool(vm.features.check_with_template(limits.FEATURE_TRANSIT, None)),
         session=session_of(vm) if running else "",
-        forwards=tuple(vm.firewall.forwards),
+        forwards=forwards,
+        damage=damage,
     )
+
+
+def _forwards(vm: Any) -> tuple[tuple[StoredForward, ...], str]:
+    """The forwards of a qube; none, and why, when they cannot be read: that says nothing of its part as a hop."""
+    try:
+        return tuple(vm.firewall.forwards), ""
+    except Exception as error:
+        return (), shown(error) if not isinstance(error, RefusedError) else str(error)
 
 
 def runs(vm: Any) -> bool:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from portfwd.dom0 import views
+from portfwd.dom0.changes import alive, qube_of
 from portfwd.dom0.look import Look, confirmed, look_at
 from portfwd.dom0.outbound import Outbound, outbound
 from portfwd.dom0.plan import Plan, plan
 from portfwd.dom0.pull import Puller, ask
-from portfwd.dom0.service import ForwardService, alive, qube_of
+from portfwd.dom0.service import ForwardService
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardType
@@ -71,14 +72,17 @@ class StatusService:
         """How the forwards of one qube fare, or of all (Get+forward.status)."""
         survey = await self.survey(vm)
         reports = await self._puller.pull(self.worth_asking(survey))
-        return views.status_view(survey.lists, survey.planned, survey.look, reports, self.kept_out(survey))
+        unread = views.unread_view(survey.snapshot) if vm is None else ""
+        refused = self.kept_out(survey)
+        told = await self._beside(views.status_view, survey.lists, survey.planned, survey.look, reports, refused)
+        return f"{told}{unread}"
 
     async def survey(self, vm: Any = None) -> Survey:
         """Look at everything that concerns the forwards of one qube, or of all. Raises RefusedError."""
         snapshot = self._service.snapshot()
         qubes = list(snapshot.qubes.values()) if vm is None else [qube_of(vm, snapshot)]
         lists = tuple((qube, tuple(alive(qube, snapshot))) for qube in qubes if qube.forwards)
-        planned = plan(snapshot)
+        planned: Plan = await self._beside(plan, snapshot)
         rules = [one.rule.id(qube.name) for qube, stored in lists for one in stored if one.rule.enabled]
         concerned = {name for rule in rules for name, _ in planned.paths.get(rule, ())}
         databases = self._service.databases(snapshot) if concerned else {}
@@ -119,11 +123,13 @@ class StatusService:
 
         Raises RefusedError for a list that Set+forward would refuse. Stores nothing.
         """
-        snapshot = self._service.candidate(vm, untrusted_list) if untrusted_list else self._service.snapshot()
+        snapshot = self._service.snapshot()
+        if untrusted_list:
+            snapshot = await self._beside(self._service.candidate(vm, untrusted_list).candidate)
         del untrusted_list
         qube = qube_of(vm, snapshot)
         stored = alive(qube, snapshot)
-        planned = plan(snapshot)
+        planned: Plan = await self._beside(plan, snapshot)
         entries: dict[QubeName, list[Entry]] = {}
         for one in stored:
             for name, entry in planned.paths.get(one.rule.id(qube.name), ()):
@@ -146,7 +152,7 @@ class StatusService:
         """
         snapshot = self._service.snapshot()
         qube = qube_of(vm, snapshot)
-        planned = plan(snapshot)
+        planned: Plan = await self._beside(plan, snapshot)
         databases = self._service.databases(snapshot)
         unwritten = self._service.unwritten
 

@@ -3,7 +3,8 @@
 """firewall.xml: the ordinary rules and the forwards of one qube, read and written together.
 
 load takes a path and gives Contents; save writes both lists as one file, at once and durably. Between words and XML
-there are only `key=value` words of the wire line, so this module knows no key of the rule language.
+there are only `key=value` words of the wire line, so this module knows no key of the rule language. What is in force
+while a file cannot be written or read is the business of forwards.py.
 
     <firewall version="2">
       <rules><rule><properties><property name="action">accept</property>...</properties></rule></rules>
@@ -12,12 +13,15 @@ there are only `key=value` words of the wire line, so this module knows no key o
 
 Also read: version 1 (Qubes before 4.0), and forward rules among the ordinary ones, which the next save moves.
 
-Damage closes. When the ordinary rules cannot be read, load raises. When only forwards cannot, the ordinary rules are
-returned for reading, there is no forward, and `Contents.damage` says what is wrong. In both cases save refuses, so
-nothing in a file is ever overwritten before somebody has repaired it.
+Damage closes. When the ordinary rules cannot be read, load raises. When one forward cannot, its neighbours in the file
+are in doubt as well (nobody knows what else was changed): the ordinary rules are returned for reading, there is no
+forward, and `Contents.damage` says what is wrong. In both cases save refuses, so nothing in a file is ever overwritten
+before somebody has repaired it or has had it set aside.
 """
 
 import contextlib
+import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -27,10 +31,14 @@ from typing import Any, NamedTuple
 
 from lxml import etree
 
+from portfwd.dom0.store_v1 import lines_v1
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
+from portfwd.wire import limits
 from portfwd.wire.entry import parse_number
 from portfwd.wire.errors import RefusedError, shown
+
+log = logging.getLogger(__name__)
 
 _MODE = 0o664
 _NEW = ".new"
@@ -50,17 +58,36 @@ class StoreError(RefusedError):
     """A firewall file that cannot be read or written; it has been left as it was."""
 
 
+class DamageError(StoreError):
+    """A firewall file whose forwards cannot be read."""
+
+
+class Identity(NamedTuple):
+    """Tells whether a file is still the one that was read or written here, without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+    """Nanoseconds since the epoch."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredForward:
     """A forward rule with what only dom0 knows of it.
 
-    `added` is in epoch seconds (0: not known). `session` is '' for a rule without such a lifetime, else the id of the
-    run of the host or of the qube with which the rule ends.
+    `added` is in epoch seconds, 1 to limits.ADDED_MAX (0: not known). `session` is '' for a rule without such a
+    lifetime, else the id of the run of the host or of the qube with which the rule ends.
     """
 
     rule: ForwardRule
     added: int = 0
     session: str = ""
+
+    @property
+    def since(self) -> int:
+        """The age of the rule for comparison: what has no date is the youngest."""
+        return self.added or limits.ADDED_MAX + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +113,9 @@ def load(path: Path) -> Contents:
     root = _parse(path, data)
     version = root.get("version", "1")
     if version == "1":
-        return Contents(_read(path, _lines_v1(path, root)))
+        with _placed(path, "version 1"):
+            lines = list(lines_v1(root))
+        return Contents(_read(path, lines))
     if version == "2":
         return _load_v2(path, root)
     raise StoreError(f"firewall file {shown(path)}: version {shown(version)} is not known")
@@ -99,69 +128,103 @@ def save(path: Path, contents: Contents) -> None:
     """
     damage = contents.damage or load(path).damage
     if damage:
-        raise StoreError(damage)
-    root = etree.Element("firewall", version="2")
-    rules = etree.SubElement(root, "rules")
-    for ordinary in contents.rules:
+        raise DamageError(damage)
+    replace(path, properties_of(contents.rules), contents.forwards)
+
+
+def properties_of(rules: Iterable[OrdinaryRule]) -> Iterator[etree._Element]:
+    """The <properties> of ordinary rules, in the stock's order."""
+    for ordinary in rules:
         words = dict(_words(ordinary.api_line()))
-        _append(rules, sorted(words.items(), key=lambda word: _STOCK_ORDER.index(word[0])))
-    _write(path, root, contents.forwards)
+        yield _properties(sorted(words.items(), key=lambda word: _STOCK_ORDER.index(word[0])))
 
 
 class Beside(NamedTuple):
-    """What of a file is ours. `rules_alone`: the file, cleared of what among its rules is none of the stock's."""
+    """What of a file is ours. `rules_alone`: the file, cleared of what among its rules is none of the stock's.
 
-    forwards: tuple[StoredForward, ...]
-    damage: str
-    rules_alone: etree._Element | None
+    `digest` names what stood in the file ('' where there was none), `identity` the file, if it is one that we write.
+    """
+
+    forwards: tuple[StoredForward, ...] = ()
+    damage: str = ""
+    rules_alone: etree._Element | None = None
+    digest: str = ""
+    identity: Identity | None = None
 
 
 def read_forwards(path: Path) -> Beside:
     """The forwards of a file whose ordinary rules somebody else reads. A file that is none has no forwards."""
     try:
-        root = _parse(path, path.read_bytes())
-    except (OSError, StoreError):
+        # Before the file: a change in between is then seen as one.
+        identity = identity_of(path)
+        data = path.read_bytes()
+    except OSError:
         # Its owner finds that out, and says so in its own way.
-        return Beside((), "", None)
+        return Beside()
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        root = _parse(path, data)
+    except StoreError:
+        return Beside(digest=digest)
     if root.get("version", "1") != "2":
-        return Beside((), "", None)
+        return Beside(digest=digest)
     forwards, damage = _forwards(path, root)
     rules = root.find("rules")
     # XML comments are no rules either, but the stock takes every child for one.
     mixed = [] if rules is None else [e for e in rules if not isinstance(e.tag, str) or _is_forward(e)]
     for element in mixed:
         element.getparent().remove(element)  # type: ignore[union-attr]
-    return Beside(forwards, damage, root if mixed else None)
+    return Beside(forwards, damage, root if mixed else None, digest, identity)
 
 
-def save_stock(path: Path, rules: Iterable[etree._Element], forwards: tuple[StoredForward, ...]) -> None:
-    """Write ordinary rules, given as their <properties>, and forwards in one step. Raises StoreError, as save does."""
-    damage = ""
-    # A file that is no firewall file is no reason to write one over it.
-    with contextlib.suppress(FileNotFoundError):
+def identity_of(path: Path) -> Identity | None:
+    """Which file stands there now; None where there is none. Raises OSError."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def check(path: Path) -> None:
+    """Raise StoreError when what stands in the file must not be written over."""
+    try:
         damage = _forwards(path, _parse(path, path.read_bytes()))[1]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"firewall file {shown(path)} cannot be read: {shown(error.strerror)}") from None
     if damage:
-        raise StoreError(damage)
+        raise DamageError(damage)
+
+
+def replace(path: Path, rules: Iterable[etree._Element], forwards: Iterable[StoredForward]) -> Identity | None:
+    """Write ordinary rules, given as their <properties>, and forwards in one step, whatever stands there.
+
+    Gives the identity of the new file. Raises StoreError when it cannot be written.
+    """
     root = etree.Element("firewall", version="2")
     among = etree.SubElement(root, "rules")
     for properties in rules:
         etree.SubElement(among, "rule").append(properties)
-    _write(path, root, forwards)
-
-
-def _write(path: Path, root: etree._Element, stored_forwards: tuple[StoredForward, ...]) -> None:
-    if stored_forwards:
-        forwards = etree.SubElement(root, "forwards")
-        for stored in stored_forwards:
-            rule = _append(forwards, _words(str(stored.rule)))
-            rule.set("added", str(stored.added))
-            if stored.session:
-                rule.set("session", stored.session)
+    put_forwards(root, forwards)
     data = etree.tostring(root, xml_declaration=True, encoding="UTF-8", pretty_print=True)
     try:
         _replace(path, data)
+        return identity_of(path)
     except OSError as error:
         raise StoreError(f"firewall file {shown(path)} cannot be written: {shown(error.strerror)}") from None
+
+
+def put_forwards(root: etree._Element, stored_forwards: Iterable[StoredForward]) -> None:
+    """Append <forwards>, if there are any."""
+    forwards: etree._Element | None = None
+    for stored in stored_forwards:
+        forwards = etree.SubElement(root, "forwards") if forwards is None else forwards
+        rule = etree.SubElement(forwards, "rule", added=str(stored.added))
+        rule.append(_properties(_words(str(stored.rule))))
+        if stored.session:
+            rule.set("session", stored.session)
 
 
 def _parse(path: Path, data: bytes) -> etree._Element:
@@ -199,18 +262,19 @@ def _forwards(path: Path, root: etree._Element) -> tuple[tuple[StoredForward, ..
     forward = [(f"rule {number}", element) for number, element in numbered if _is_forward(element)]
     for beside in root.findall("forwards"):
         forward += [(f"forward {number}", element) for number, element in enumerate(_elements(beside))]
-    stored: list[StoredForward] = []
-    damage = ""
+    stored: dict[str, StoredForward] = {}
     try:
-        for place, element in forward:
-            with _placed(path, place):
+        for number, (place, element) in enumerate(forward):
+            with _placed(path, f"line {element.sourceline}, {place}"):
+                if number >= limits.FORWARDS_MAX:
+                    raise RefusedError(f"a qube has at most {limits.FORWARDS_MAX} forwards, this has {len(forward)}")
                 one = _stored(element)
-                if any(one.rule.does == other.rule.does for other in stored):
+                if one.rule.does in stored:
                     raise RefusedError("does the same as a rule before it")
-                stored.append(one)
+                stored[one.rule.does] = one
     except StoreError as error:
-        stored, damage = [], str(error)
-    return tuple(stored), damage
+        return (), str(error)
+    return tuple(stored.values()), ""
 
 
 def _is_forward(element: etree._Element) -> bool:
@@ -221,7 +285,9 @@ def _stored(element: etree._Element) -> StoredForward:
     session = element.get("session", "")
     if not _SESSION.fullmatch(session):
         raise RefusedError(f"session {shown(session)} is not accepted")
-    return StoredForward(parse_forward(_line(element)), parse_number(element.get("added", "0")), session)
+    added = parse_number(element.get("added", "0"))
+    # A date that no clock has shown is none: later ones would have no room above it.
+    return StoredForward(parse_forward(_line(element)), added if added <= limits.ADDED_MAX else 0, session)
 
 
 def _line(element: etree._Element) -> str:
@@ -242,38 +308,6 @@ def _line(element: etree._Element) -> str:
         else:
             comment = value
     return " ".join([*words, f"comment={comment}"] if comment else words)
-
-
-def _lines_v1(path: Path, root: etree._Element) -> Iterator[tuple[int, str]]:
-    """Version 1 in today's words: rules of the opposite action between the two special ones and the policy."""
-    policy = root.get("policy")
-    if policy not in ("allow", "deny"):
-        raise StoreError(f"firewall file {shown(path)}: policy {shown(policy)} is not known")
-    accepts = {key: root.get(key, policy) == "allow" for key in ("dns", "icmp")}
-    yield 0, f"action={'accept' if accepts['dns'] else 'drop'} specialtarget=dns"
-    yield 1, f"action={'accept' if accepts['icmp'] else 'drop'} proto=icmp"
-    number = 1
-    for number, element in enumerate(_elements(root), start=2):
-        yield number, " ".join(_words_v1(element, "drop" if policy == "allow" else "accept"))
-    if policy == "allow":
-        yield number + 1, "action=accept"
-
-
-def _words_v1(element: etree._Element, action: str) -> Iterator[str]:
-    yield f"action={action}"
-    attributes = {str(key): str(value) for key, value in element.attrib.items()}
-    address, netmask = attributes.get("address", ""), attributes.get("netmask", "32")
-    if address:
-        is_host = not re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", address)
-        yield f"dsthost={address}" if is_host or "/" in address else f"dsthost={address}/{netmask}"
-    port, toport = attributes.get("port", ""), attributes.get("toport", "")
-    proto = attributes.get("proto") or ("tcp" if port else "any")
-    if proto != "any":
-        yield f"proto={proto}"
-    if port:
-        yield f"dstports={port}-{toport}" if toport else f"dstports={port}"
-    if attributes.get("expire"):
-        yield f"expire={attributes['expire']}"
 
 
 def _read(path: Path, lines: Iterable[tuple[int, str]]) -> tuple[OrdinaryRule, ...]:
@@ -315,12 +349,11 @@ def _words(line: str) -> Iterator[tuple[str, str]]:
         yield "comment", comment
 
 
-def _append(parent: etree._Element, words: Iterable[tuple[str, str]]) -> etree._Element:
-    rule = etree.SubElement(parent, "rule")
-    properties = etree.SubElement(rule, "properties")
+def _properties(words: Iterable[tuple[str, str]]) -> etree._Element:
+    properties = etree.Element("properties")
     for key, value in words:
         etree.SubElement(properties, "property", name=key).text = value
-    return rule
+    return properties
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -344,5 +377,8 @@ def _replace(path: Path, data: bytes) -> None:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        # The new file stands there: to say that it does not would leave memory and disk apart.
+        log.warning("firewall file %s may be the one of before after a power cut: %s", path, error)
     finally:
         os.close(folder)

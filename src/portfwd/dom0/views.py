@@ -9,6 +9,7 @@
     rule=ID hop=QUBE state=paused
     rule=ID sibling=QUBE outbound=refused|partly|unknown                                     (status, internal rules)
     entrance=QUBE uplinks=ADDRESS/BITS,...                                              (status, after all the rules)
+    unread=QUBE text=free text to the end of the line                      (status of all: whose forwards are not told)
     hop=QUBE internal=yes|no confirmed=yes|no                                                                   (hops)
     hop=QUBE element=TEXT, hop=QUBE elements=unknown                                        (plan, after all the rules)
     rule=ID family=4 proto=tcp client=ADDRESS port=N to=PORT, more=N                                     (connections)
@@ -19,10 +20,11 @@ says is printed anew, as numbers, addresses and words of ours; only nft elements
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
+from portfwd.dom0.forwards import remedy
 from portfwd.dom0.look import Look
 from portfwd.dom0.outbound import Outbound
 from portfwd.dom0.plan import Plan, Problem
-from portfwd.dom0.snapshot import Qube
+from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.wire.connections import Connections
 from portfwd.wire.entry import Entry
@@ -77,6 +79,13 @@ def status_view(
         addresses = ",".join(str(address) for address in look.uplinks.get(entrance, ()))
         lines.append(f"entrance={entrance} uplinks={addresses or UNKNOWN}")
     return _text(lines)
+
+
+def unread_view(snapshot: Snapshot) -> str:
+    """The qubes whose forwards cannot be read: none of them is open, and none is told of."""
+    told = {str(q.name): f"{q.damage}; {remedy(q.name)}" for q in snapshot.qubes.values() if q.damage}
+    told |= dict.fromkeys(snapshot.unread, "the qube cannot be read, see the journal of qubesd in dom0")
+    return _text(f"unread={name} text={text}" for name, text in told.items())
 
 
 def hops_view(confirmed: Mapping[QubeName, bool], internal: Container[QubeName | None]) -> str:

@@ -10,10 +10,11 @@ the same. Everything that is not named here is refused.
 """
 
 import enum
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType, Self, TypeVar
 
 from portfwd.model.errors import RuleError, closest
@@ -61,6 +62,7 @@ class Lifetime(enum.StrEnum):
 
 Token = NewType("Token", str)
 """Names one state of a list of forwards: the first 32 hexadecimal digits of a SHA-256 over its text."""
+_Does = NewType("_Does", str)
 Choice = TypeVar("Choice", bound=enum.StrEnum)
 
 
@@ -80,6 +82,7 @@ class ForwardRule:
     enabled: bool = True
     expire: int | Lifetime | None = None
     comment: Comment | None = None
+    _does: _Does = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.dstports) not in (1, len(self.srcports)):
@@ -89,6 +92,8 @@ class ForwardRule:
             raise RuleError(f"expire={self.expire}", f"a time is at most {limits.EXPIRE_MAX} seconds since 1970")
         if isinstance(self.srchost, HostName) and self.srchost in _WORDS_FOR_SOURCES:
             raise RuleError(f"srchost={self.srchost}", "this word is not a host name")
+        # Asked for many times: among other things it is what the id is made of.
+        object.__setattr__(self, "_does", _Does(" ".join(self._doing())))
 
     @property
     def protos(self) -> tuple[Proto, ...]:
@@ -98,14 +103,14 @@ class ForwardRule:
     @property
     def does(self) -> str:
         """What the rule does, in canonical words: neither whether it is enabled, nor until when, nor why."""
-        return " ".join(self._doing())
+        return self._does
 
     def id(self, qube: QubeName) -> RuleId:
         """The stable id of this rule at that qube: the first 16 hexadecimal digits of a SHA-256."""
-        return RuleId(hashlib.sha256(f"{qube}\n{self.does}".encode()).hexdigest()[:16])
+        return _id(qube, self._does)
 
     def __str__(self) -> str:
-        words = [f"action={ACTION}", *self._doing()]
+        words = [f"action={ACTION}", self._does]
         if not self.enabled:
             words.append("enabled=no")
         if self.expire is not None:
@@ -151,6 +156,11 @@ class ForwardRule:
         )
 
 
+@functools.lru_cache(maxsize=1 << 15)
+def _id(qube: QubeName, does: str) -> RuleId:
+    return RuleId(hashlib.sha256(f"{qube}\n{does}".encode()).hexdigest()[:16])
+
+
 def parse_forward(line: str) -> ForwardRule:
     """Read one line of the Admin API, without its line end. Raises RuleError."""
     return ForwardRule.from_words(split_line(line))
@@ -159,11 +169,15 @@ def parse_forward(line: str) -> ForwardRule:
 def parse_forwards(text: str) -> tuple[ForwardRule, ...]:
     """Read a whole list, each line with its line end.
 
-    Raises RuleError, with the line number, for a rule that is not accepted and for two rules that do the same.
+    Raises RuleError, with the line number, for a rule that is not accepted, for two rules that do the same, and for the
+    first one of too many.
     """
     *lines, rest = text.split("\n")
     if rest:
         raise RuleError(rest, "the last line has no line end", line=len(lines) + 1)
+    if len(lines) > limits.FORWARDS_MAX:
+        reason = f"a qube has at most {limits.FORWARDS_MAX} forwards, these are {len(lines)}"
+        raise RuleError(lines[limits.FORWARDS_MAX], reason, line=limits.FORWARDS_MAX + 1)
     rules: dict[str, ForwardRule] = {}
     for number, line in enumerate(lines, start=1):
         try:

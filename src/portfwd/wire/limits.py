@@ -16,6 +16,10 @@ PORT_MAX = 65535
 HOST_NAME_MAX = 253
 EXPIRE_MAX = 253402300799
 """Epoch seconds: the last second of the year 9999."""
+ADDED_MAX = 1 << 33
+"""Epoch seconds, in the year 2242: a later date of a rule is no date, so that there is always room above."""
+FORWARDS_MAX = 500
+"""Forwards of one qube: a list of so many fits into one Admin API request unless many have long comments."""
 
 PROTOCOL_VERSION = 1
 BASE = "/qubes-port-forward"

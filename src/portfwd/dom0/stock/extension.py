@@ -13,6 +13,7 @@ import qubes
 import qubes.ext
 import qubes.vm.qubesvm
 
+from portfwd.dom0.forwards import NOTES
 from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WAY_OUT_PATH, Running
 from portfwd.dom0.stock import api, firewall
 
@@ -43,7 +44,7 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        firewall.extend()
+        firewall.extend(_RUN / NOTES)
         api.extend(ready)
 
     # The first parameter is not called vm: some events have a word of that name.

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""A new list of forwards, as it is to be stored. Pure: for many rules it takes long, so that a thread does it."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from types import MappingProxyType
+from typing import Any
+
+from portfwd.dom0.forwards import remedy
+from portfwd.dom0.plan import Claim, Entrances, claim_of, claims, is_over
+from portfwd.dom0.snapshot import Qube, Snapshot
+from portfwd.dom0.store import StoredForward
+from portfwd.model.forward import ForwardRule, Lifetime
+from portfwd.wire import limits
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import RuleId
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """The list that a qube is to have, and everything as it was when that was asked for."""
+
+    qube: Qube
+    rules: tuple[ForwardRule, ...]
+    snapshot: Snapshot
+
+    def settled(self) -> tuple[StoredForward, ...]:
+        """The list as it is to be stored. Raises RefusedError when one of the rules wants what is taken."""
+        known = {stored.rule.id(self.qube.name): stored for stored in alive(self.qube, self.snapshot)}
+        later = dates_after(self.snapshot)
+        changed = tuple(self._stored(rule, known.get(rule.id(self.qube.name)), later) for rule in self.rules)
+        self._refuse_clashes(changed, known)
+        return changed
+
+    def candidate(self) -> Snapshot:
+        """The snapshot as it would be with that list. Raises RefusedError as settled does."""
+        changed = dataclasses.replace(self.qube, forwards=self.settled())
+        qubes = MappingProxyType({**self.snapshot.qubes, self.qube.name: changed})
+        return dataclasses.replace(self.snapshot, qubes=qubes)
+
+    def _stored(self, rule: ForwardRule, known: StoredForward | None, later: Iterator[int]) -> StoredForward:
+        session = ""
+        if rule.expire is Lifetime.REBOOT:
+            session = self.snapshot.boot_id
+        elif rule.expire is Lifetime.SHUTDOWN:
+            session = self.qube.session
+        return StoredForward(rule, known.added if known else next(later), session)
+
+    def _refuse_clashes(self, changed: Iterable[StoredForward], known: dict[RuleId, StoredForward]) -> None:
+        """Refuse a new or newly enabled rule whose port is taken; what stood before is the planner's business."""
+        taken = Entrances()
+        fresh: list[Claim] = []
+        standing = [claim for claim in claims(self.snapshot) if claim.qube != self.qube.name]
+        for stored in changed:
+            if not stored.rule.enabled:
+                continue
+            before = known.get(stored.rule.id(self.qube.name))
+            claim = claim_of(self.qube, stored, self.snapshot)
+            if before is not None and before.rule.enabled:
+                standing.append(claim)
+            else:
+                fresh.append(claim)
+        # In the planner's order: of two that clash since the network changed, the same one holds the port here.
+        for claim in sorted(standing, key=lambda c: c.order) if fresh else ():
+            taken.take(claim)
+        for claim in fresh:
+            clash = taken.take(claim)
+            if clash is not None:
+                raise RefusedError(f"{clash.word} is taken at '{clash.at}' by {clash.owner.describe()}")
+
+
+def dates_after(snapshot: Snapshot) -> Iterator[int]:
+    """Dates for new rules: strictly later than that of every rule there is, also after the clock was set back.
+
+    A date that leaves no room above it (nobody but an editor of the file has made it) holds up no other qube's rules.
+    """
+    latest = max((s.added for q in snapshot.qubes.values() for s in q.forwards), default=0)
+    first = max(snapshot.now, latest + 1)
+    room = limits.ADDED_MAX - limits.FORWARDS_MAX
+    return itertools.count(first if first <= room else min(snapshot.now, room))
+
+
+def qube_of(vm: Any, snapshot: Snapshot) -> Qube:
+    """What the snapshot has of a qube. Raises RefusedError when it, or its forwards, could not be read."""
+    qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+    if qube is None:
+        raise RefusedError(f"forwards of '{vm.name}' cannot be read")
+    found: Qube = qube
+    if found.damage:
+        raise RefusedError(f"forwards of '{vm.name}' cannot be read: {found.damage}; {remedy(found.name)}")
+    return found
+
+
+def alive(qube: Qube, snapshot: Snapshot) -> list[StoredForward]:
+    """The rules of a qube whose time is not over, in their order."""
+    return [stored for stored in qube.forwards if not is_over(stored, qube, snapshot)]
