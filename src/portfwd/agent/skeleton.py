@@ -53,6 +53,9 @@ FORWARD_RULE = (
     f'accept comment "{COMMENT}"'
 )
 INPUT_RULE = f'ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} accept comment "{COMMENT}"'
+ASTRAY_RULE = f"oifgroup != 2 ct status dnat ct mark & 0x{MARK_OURS | 0x04000000:08x} == 0x{MARK_OURS:08x} counter drop"
+"""While the destination's interface is not there, its route is the default one: to the uplink's network, which must not
+answer in its place. A chain of type nat sees the first packet of a connection only, so others pay nothing."""
 BASE_RULES = {"custom-forward": FORWARD_RULE, "custom-input": INPUT_RULE}
 """The only rules outside our table: chain of the base table -> rule."""
 
@@ -161,6 +164,10 @@ def table(family: Family) -> str:
   chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
     meta l4proto {{ tcp, udp }} fib daddr type local jump entrance
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat - 1; policy accept;
+    {ASTRAY_RULE}
   }}
   chain input {{
     type filter hook input priority filter - 1; policy accept;

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""A hop without an interface to what is behind it: as while a vif comes up, and after its script has failed."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chain.world import SHUT, SYS_NET, SYS_NET6, Ask, World
+
+RULE = "forwardtype=external proto=tcp srcports=443 dstports=8443 srchost=any"
+
+
+@pytest.fixture
+def impostor(world: World) -> Iterator[None]:
+    """The home router takes itself for work: it has work's addresses, and servers."""
+    addresses = [f"{world.ip['work']}/32", f"{world.ip6['work']}/128"]
+    with contextlib.ExitStack() as stack:
+        for address in addresses:
+            world.output("router", "ip", "address", "add", address, "dev", "lan")
+            stack.callback(world.output, "router", "ip", "address", "del", address, "dev", "lan")
+        world.serve("router", words=("--tcp", "8443", "--udp", "8443"), stack=stack)
+        yield
+
+
+@pytest.mark.usefixtures("impostor")
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+def test_f28_clients_of_a_qube_without_interface_are_not_sent_to_the_lan(world: World, proto: str) -> None:
+    """The packet left by the default route, towards whoever in the LAN takes itself for the qube."""
+    world.add("work", RULE.replace("tcp", proto))
+    world.lab.ask("detach", name="work")
+    try:
+        world.expect({Ask("laptop", SYS_NET, 443, proto): SHUT, Ask("laptop", SYS_NET6, 443, proto): SHUT})
+    finally:
+        world.lab.set("work", "netvm", "sys-firewall")
