@@ -36,10 +36,11 @@ def exchange(request: bytes) -> bytes:
 
 def gather() -> dict[str, dict[str, str]]:
     """What a drawing needs of every qube, by name: state, netvm, ip, ip6, label, forwards (lines)."""
-    return {name: {"state": state, **_properties(name), "forwards": _forwards(name)} for name, state in _qubes()}
+    return {name: {"state": state, **_properties(name), "forwards": _forwards(name)} for name, state in list_qubes()}
 
 
-def _qubes() -> Iterator[tuple[str, str]]:
+def list_qubes() -> Iterator[tuple[str, str]]:
+    """Each qube's name and state."""
     listed = exchange(b"admin.vm.List+ dom0 name dom0\0")
     for line in listed.partition(b"\0")[2].decode("ascii", "replace").splitlines():
         name, *words = line.split(" ")
@@ -78,7 +79,7 @@ def converge(seconds: float, dead: frozenset[str]) -> list[str]:
 
 
 def _missing(dead: frozenset[str]) -> Iterator[str]:
-    qubes = dict(_qubes())
+    qubes = dict(list_qubes())
     silent = dead | {name for name, state in qubes.items() if state == "Paused"}
     for name, state in qubes.items():
         # Not the status: for that dom0 asks every qube on the way what its programs do.

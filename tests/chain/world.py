@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lab import probes
 from lab.client import Lab
-from lab.dom0 import exchange, gather
+from lab.dom0 import exchange, gather, list_qubes
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit
 from portfwd.wire.qdb_client import Error, QubesDB
@@ -257,8 +257,8 @@ def late_qubes(seconds: float) -> list[str]:
 
 
 def databases() -> list[str]:
-    """In dom0: the qubes that have a QubesDB, thus run."""
-    return sorted(path.name.split(".")[1] for path in Path("/run/qubes").glob("qubesdb.*.sock"))
+    """In dom0: the qubes that run and have a QubesDB; that of one that has ended may still be served."""
+    return [n for n, state in list_qubes() if state != "Halted" and Path(f"/run/qubes/qubesdb.{n}.sock").exists()]
 
 
 def _acknowledged(name: str) -> bool:

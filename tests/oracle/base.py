@@ -254,7 +254,7 @@ class Base(RuleBasedStateMachine):
 
     def end(self, qube: Qube) -> None:
         """A qube is not running any more."""
-        qube.running = qube.paused = False
+        qube.running = qube.paused = qube.unplugged = False
         qube.silent = None
         qube.rules = [placed for placed in qube.rules if placed[1].expire != "shutdown"]
         if qube.disposable:

@@ -35,7 +35,7 @@ class Fault(enum.StrEnum):
     QUBESDB = "qubesdb"
 
 
-EVENTS = frozenset({"arm", "die", "reboot", "tunnel", "disposable"})
+EVENTS = frozenset({"arm", "die", "reboot", "tunnel", "disposable", "detach"})
 """What not every driver can do."""
 
 

@@ -48,7 +48,7 @@ class House(HouseNet):
     ports = PORTS
     targets = TARGETS
     mischiefs = tuple(_FLUSHES)
-    can = frozenset({"disposable"})
+    can = frozenset({"disposable", "detach"})
 
     def __init__(self, seconds: list[float]) -> None:
         self._stack = contextlib.ExitStack()

@@ -64,6 +64,7 @@ class Qube:
 
     `agent`: it is installed. `silent`: the home as it was when the agent fell silent (it died, or the qube was paused):
     since then the kernel can only let rules end. `fake`: Qubes gives it another IPv4 address, and then no IPv6.
+    `unplugged`: it runs, and so does its net qube, but qubesd has taken its interface away and gives it no new one.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Qube:
     tunnel: bool = False
     transit: bool = False
     silent: "Home | None" = None
+    unplugged: bool = False
 
     @property
     def addresses(self) -> dict[int, str]:
@@ -210,6 +212,7 @@ class Home:
     def reached(self, clients: list[Client]) -> dict[tuple[str, str, Way], tuple[str, int]]:
         """(client, entrance, way) -> (qube, port), for all that reach anything."""
         found = {}
+        unplugged = {qube.name for qube in self.qubes.values() if qube.unplugged}
         for qube, hops, rule, way, to in self.open():
             entrance = hops[-1].name
             for client in clients:
@@ -217,6 +220,7 @@ class Home:
                 if (
                     client.qube != qube.name
                     and all(one.base and not one.paused for one in (qube, *hops))
+                    and unplugged.isdisjoint({client.qube, qube.name, *(hop.name for hop in hops)})
                     and self._may(client, entrance, rule, way[0])
                 ):
                     found[client.name, entrance, way] = qube.name, to

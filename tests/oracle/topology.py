@@ -15,7 +15,7 @@ class NetworkEvents(Base):
     def switch(self, data: st.DataObject) -> None:
         if qube := self.pick(data, self.may_change_netvm):
             new = data.draw(st.sampled_from([None, *self.net_qubes(qube)]), "netvm")
-            qube.netvm, qube.by_default = new, False
+            qube.netvm, qube.by_default, qube.unplugged = new, False, False
             kind = "switch while paused" if qube.paused else "switch"
             self.happen(kind, lambda: self.driver.set_netvm(qube.name, new), {qube.name}, f"{qube.name} to {new}")
 
@@ -25,6 +25,7 @@ class NetworkEvents(Base):
         if qube := self.pick(data, lambda q: self.may_change_netvm(q) and not q.provides and not q.by_default):
             if self.default not in self.net_qubes(qube):
                 return
+            qube.unplugged = qube.unplugged and qube.netvm == self.default
             qube.netvm, qube.by_default = self.default, True
             self.happen("default net qube", lambda: self.driver.follow_default(qube.name, self.default), {qube.name})
 
@@ -38,6 +39,12 @@ class NetworkEvents(Base):
         if possible:
             self.default = data.draw(st.sampled_from(possible), "netvm")
             for qube in followers:
+                if qube.netvm != self.default:
+                    qube.unplugged = False
+                elif "detach" in self.driver.can and qube.running and not qube.paused:
+                    # So it is in qubesd (4.2 to 4.4): property-pre-set:netvm detaches, and property-reset:netvm, which
+                    # should attach, finds nothing changed.
+                    qube.unplugged = qube.unplugged or self.home.qubes[self.default].running
                 qube.netvm = self.default
             names = [q.name for q in followers]
             self.happen(
@@ -122,6 +129,9 @@ class QubeEvents(Base):
             halted = [qube, *(hop for hop in self.home.above(qube.name) if not hop.running)]
             for one in halted:
                 one.running = one.base = True
+                one.unplugged = False
+                for name in self.home.behind(one.name):
+                    self.home.qubes[name].unplugged = False
 
             def start() -> None:
                 for one in reversed(halted):

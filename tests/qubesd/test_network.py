@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Changes of the net qube of running and paused qubes, with their events and QubesDB entries."""
 
+import pytest
+
 from tests.qubesd.world import World
 
 SET_NETVM = "admin.vm.property.Set+netvm"
@@ -78,6 +80,35 @@ def test_a_new_default_moves_those_that_follow_it(world: World) -> None:
     assert world.xen.cables["work"]["backend"] == "sys-other"
     assert world.xen.cables["sys-firewall"]["backend"] == "sys-net"
     assert world.firewall_of("sys-other", "10.137.0.4") == {"policy": "drop", "0000": "action=accept"}
+
+
+def test_f25_default_netvm_set_to_its_present_value_detaches_its_followers(world: World) -> None:
+    """As in qubesd 4.2 to 4.4: property-pre-set:netvm detaches, and property-reset:netvm finds nothing changed."""
+    world.api("work", "admin.vm.property.Reset+netvm")
+    assert "work" in world.xen.cables
+    world.api("dom0", "admin.property.Set+default_netvm", "sys-firewall")
+    assert "work" not in world.xen.cables
+    assert "sys-firewall" in world.xen.cables
+    # What brings the interface back: the property itself set anew, or a restart of either qube.
+    world.set("work", "netvm", "sys-firewall")
+    assert world.xen.cables["work"]["backend"] == "sys-firewall"
+
+
+@pytest.mark.parametrize("method", ["Set", "Reset"])
+def test_f25_a_net_qube_set_to_its_present_value_stays_attached(world: World, method: str) -> None:
+    world.api("work", "admin.vm.property.Reset+netvm")
+    world.api("work", f"admin.vm.property.{method}+netvm", "sys-firewall" if method == "Set" else "")
+    assert world.xen.cables["work"]["backend"] == "sys-firewall"
+
+
+def test_f25_a_paused_follower_is_attached_again_when_it_goes_on(world: World) -> None:
+    world.api("work", "admin.vm.property.Reset+netvm")
+    world.api("work", "admin.vm.Pause")
+    world.api("dom0", "admin.property.Set+default_netvm", "sys-firewall")
+    assert world.xen.cables["work"]["backend"] == "sys-firewall"
+    asked = len(world.xen.asked)
+    world.api("work", "admin.vm.Unpause")
+    assert [op for op, who in world.xen.asked[asked:] if who == "work"] == ["unpause", "detach", "attach"]
 
 
 def test_a_paused_qube_moves_when_it_goes_on(world: World) -> None:
