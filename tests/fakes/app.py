@@ -31,6 +31,8 @@ class FakeFirewall:
 
     @property
     def forwards(self) -> tuple[StoredForward, ...]:
+        """What the file says now: nobody tells of an edit by hand."""
+        self._kept.reread()
         return self._kept.present
 
     @property
@@ -43,6 +45,7 @@ class FakeFirewall:
 
     def set_rules(self, *rules: OrdinaryRule) -> None:
         self._rules = rules
+        self._kept.reread()
         self._kept.save()
 
     def save_forwards(self, forwards: tuple[StoredForward, ...]) -> None:

@@ -153,19 +153,20 @@ class Beside(NamedTuple):
 
 
 def read_forwards(path: Path) -> Beside:
-    """The forwards of a file whose ordinary rules somebody else reads. A file that is none has no forwards."""
+    """The forwards of a file whose ordinary rules somebody else reads, and complains of. Never raises."""
     try:
         # Before the file: a change in between is then seen as one.
         identity = identity_of(path)
         data = path.read_bytes()
-    except OSError:
-        # Its owner finds that out, and says so in its own way.
+    except FileNotFoundError:
         return Beside()
+    except OSError as error:
+        return Beside(damage=f"firewall file {shown(path)} cannot be read: {shown(error.strerror)}")
     digest = hashlib.sha256(data).hexdigest()
     try:
         root = _parse(path, data)
-    except StoreError:
-        return Beside(digest=digest)
+    except StoreError as error:
+        return Beside(damage=str(error), digest=digest)
     if root.get("version", "1") != "2":
         return Beside(digest=digest)
     forwards, damage = _forwards(path, root)
