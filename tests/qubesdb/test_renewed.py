@@ -7,6 +7,7 @@ import time
 from portfwd.agent.desired import Reporter, read_desired, withdraw
 from portfwd.dom0.publish import Publisher
 from portfwd.wire import limits
+from portfwd.wire.qdb_client import ANSWER_MAX
 from portfwd.wire.status import Result, State
 from portfwd.wire.values import QubeName
 from tests.agent.world import relay
@@ -64,3 +65,19 @@ def test_a_new_dom0_end_takes_from_the_qube_what_is_no_longer_wanted(daemons: Da
     renew_dom0_end(daemons)
     assert Publisher().publish(work, daemons.dom0(), (kept,)) == ""
     eventually(lambda: read_desired(qube).complete and read_desired(qube).entries == (kept,))
+
+
+def test_f19_a_database_that_its_qube_has_filled_is_emptied_and_written(daemons: DaemonPair) -> None:
+    """More than dom0 reads stands there: nothing of ours may stay, and what is wanted must come."""
+    publisher, work, (first, second) = Publisher(), QubeName("work"), (relay(443), relay(80))
+    assert publisher.publish(work, daemons.dom0(), (first,)) == ""
+    qube = daemons.qube()
+    eventually(lambda: read_desired(qube).entries)
+    for wanted in ((second,), ()):
+        for number in range(ANSWER_MAX // 3000):
+            qube.write(f"{limits.ENTRIES}filled-{number}", "x" * 3000)
+        dom0 = daemons.dom0()
+        eventually(lambda: dom0.read(f"{limits.ENTRIES}filled-{ANSWER_MAX // 3000 - 1}") is not None)  # noqa: B023
+        assert publisher.publish(work, dom0, wanted) == ""
+        eventually(lambda: read_desired(qube).complete and read_desired(qube).entries == wanted)  # noqa: B023
+        assert len(dom0.list(limits.ENTRIES)) == len(wanted)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.qdb_client import Store
+from portfwd.wire.qdb_client import Store, TooLongError
 from portfwd.wire.values import QubeName
 
 
@@ -43,12 +43,23 @@ class Publisher:
         return ""
 
     def _bring(self, database: Store, wanted: Mapping[str, str], *, again: bool, told: bool) -> None:
-        """`told`: the qube has had entries from us, and may have them still where its database here is empty."""
-        untrusted_now = database.multiread(limits.ENTRIES)
+        """`told`: the qube has had entries from us, and may have them still where its database here is empty.
+
+        Emptying needs no reading, so that nothing a qube puts there keeps it open.
+        """
         untrusted_commit = database.read(limits.BASE)
+        if not wanted:
+            if told or again or not (untrusted_commit is None or _is_commit_of(untrusted_commit, wanted)):
+                _clear(database)
+                self._commit(database, wanted)
+            return
+        try:
+            untrusted_now = database.multiread(limits.ENTRIES)
+        except TooLongError:
+            # Not ours alone, since we write no more than can be read.
+            _clear(database)
+            untrusted_now, untrusted_commit = {}, None
         if untrusted_commit is None and not untrusted_now:
-            if not told:
-                return
             _clear(database)
         keep = {limits.ENTRIES + key: value.encode() for key, value in wanted.items()}
         extra = [path for path in untrusted_now if path not in keep]
@@ -58,13 +69,16 @@ class Publisher:
         _remove(database, extra)
         for path in differing:
             database.write(path, keep[path])
+        self._commit(database, wanted)
+
+    def _commit(self, database: Store, wanted: Mapping[str, str]) -> None:
         with self._lock:
             self._generation = generation = max(int(self._now() * 1000), self._generation + 1)
         database.write(limits.BASE, str(Commit.over(generation, wanted)))
 
 
 def _clear(database: Store) -> None:
-    """Have the qube's own database lose what it may still hold of an earlier one of ours.
+    """Remove all that is below, and have the qube's own database lose what it may still hold of an earlier one of ours.
 
     A daemon that is started anew on dom0's side gives the running qube its keys, but takes away none. A removal goes
     to the qube only where it removes something here.

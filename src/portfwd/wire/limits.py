@@ -9,6 +9,12 @@ QDB_PATH_MAX = 63
 """Bytes in a QubesDB path, without the terminating NUL."""
 QDB_VALUE_MAX = 3071
 """Bytes in a QubesDB value: the daemon refuses 3072."""
+SUBTREE_MAX = 4 << 20
+"""Bytes of all keys and values below a path that are read together, each with its QubesDB header of 72 bytes."""
+SHIFTED_PORTS_MAX = 1024
+"""Ports of a range that leads to another range, in one rule: each costs the net qube next to the target an element."""
+SHIFTED_ELEMENTS_MAX = 16384
+"""Such elements in one qube, over all rules, protocols and families: 40 MB of an agent, half a second at its start."""
 API_REQUEST_MAX = 65536
 """Bytes of a whole Admin API request, header included."""
 QUBE_NAME_MAX = 31

@@ -20,14 +20,14 @@ import struct
 import time
 from typing import Protocol
 
-from portfwd.wire import qdb
+from portfwd.wire import limits, qdb
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.qdb import HEADER_SIZE, Message, MessageType
 
 SOCKET_DIRECTORY = "/var/run/qubes"
 TIMEOUT = 5.0
 """Seconds that a command may take, connecting included."""
-ANSWER_MAX = 4 * 1024 * 1024
+ANSWER_MAX = limits.SUBTREE_MAX
 """Bytes of one answer to list or multiread, headers included."""
 EVENTS_MAX = 1024
 """Different paths in the queue of events; more of them end the connection."""
@@ -47,6 +47,10 @@ class DisconnectedError(Error):
 
 class SilentError(Error):
     """The daemon did not answer in time."""
+
+
+class TooLongError(Error):
+    """There is more below a path than is read."""
 
 
 class Store(Protocol):
@@ -188,7 +192,7 @@ class QubesDB:
             parts.append(part)
             size += HEADER_SIZE + len(part.data)
             if size > ANSWER_MAX:
-                raise Error(f"the answer for {shown(path)} is longer than {ANSWER_MAX} bytes")
+                raise TooLongError(f"the answer for {shown(path)} is longer than {ANSWER_MAX} bytes")
         return parts
 
     def _send(self, kind: MessageType, path: str, data: bytes, deadline: float) -> None:
