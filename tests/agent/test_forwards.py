@@ -263,6 +263,38 @@ def test_expired_entry_opens_nothing(world: World) -> None:
     check(world, shut=[Attempt(LAPTOP, 443)])
 
 
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("proto", list(Proto))
+def test_f17_a_shifted_range_that_is_too_wide_is_refused_alone(world: World, proto: Proto, family: Family) -> None:
+    wide = relay("1001-2025", "8001-9025", proto=proto, family=family)
+    free = [
+        relay("2026-3049", "8001-9024", proto=proto, family=family),
+        relay("9001-9020", proto=proto, family=family),
+        relay("10000-60000", 443, proto=proto, family=family),
+    ]
+    door = accept("1-65535", proto=proto, family=family)
+    applied = world.apply([wide, *free, door])
+    assert applied.hop == {wide.key: Result.REFUSED} | dict.fromkeys((entry.key for entry in free), Result.OK)
+    reached = {2105: 8080, 9003: 9003, 33333: 443}
+    check(
+        world,
+        {Attempt(LAPTOP, port, proto, family): there for port, there in reached.items()},
+        [Attempt(LAPTOP, port, proto, family) for port in (1001, 1080, 2025)],
+    )
+
+
+def test_f17_shifted_ranges_beyond_the_room_of_a_qube_are_refused_and_harm_no_other(world: World) -> None:
+    ranges = [relay(f"{1 + 1024 * n}-{1024 + 1024 * n}", "8000-9023") for n in range(17)]
+    plain = relay(60000, 443)
+    applied = world.apply([*ranges, plain, accept("1-65535")])
+    refused = [entry for entry in ranges if applied.hop[entry.key] is Result.REFUSED]
+    assert len(refused) == 1
+    assert {r for key, r in applied.hop.items() if key != refused[0].key} == {Result.OK}
+    kept = next(entry for entry in ranges if entry not in refused)
+    opens = {Attempt(LAPTOP, kept.listen.first + 80): 8080, Attempt(LAPTOP, 60000): 443}
+    check(world, opens, [Attempt(LAPTOP, refused[0].listen.first + 80)])
+
+
 def test_many_forwards(world: World) -> None:
     many = [relay(port, 443) for port in range(10000, 11200)]
     world.apply([*many, accept(443)])

@@ -15,6 +15,7 @@ from portfwd.wire.connections import Ended, parse_result
 from portfwd.wire.preview import Preview, format_request
 from portfwd.wire.report import Report
 from portfwd.wire.status import Acknowledgement, State
+from portfwd.wire.values import Family, Proto
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.machine import run
 from tests.agent.process import RunningAgent
@@ -245,6 +246,28 @@ def test_expiry_cuts_by_itself(agent: RunningAgent) -> None:
     agent.world.wait_until(lambda: agent.dom0.read(key) == b"expired", 20)
     assert agent.world.client_speaks(handle) is Life.RESET
     check(agent.world, shut=[OPEN])
+
+
+def memory(agent: RunningAgent) -> int:
+    """Megabytes that the agent holds."""
+    lines = Path(f"/proc/{agent.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) >> 10
+
+
+def test_f17_no_shifted_range_makes_the_agent_grow(agent: RunningAgent) -> None:
+    agent.publish([relay(22)])
+    before = memory(agent)
+    wide = [relay("1-30000", "30001-60000", proto=proto, family=family) for proto in Proto for family in Family]
+    agent.publish(wide)
+    assert memory(agent) - before < 10
+    begin = time.monotonic()
+    assert Preview.parse(agent.ask(limits.PREVIEW_SERVICE, format_request(wide))).elements == ()
+    assert time.monotonic() - begin < 1
+    ways = [(proto, family) for proto in Proto for family in Family]
+    for first in range(1, 41):
+        ports = (f"{first}-{first + 1023}", f"{first + 5000}-{first + 6023}")
+        agent.publish([relay(*ports, proto=proto, family=family) for proto, family in ways])
+    assert memory(agent) - before < 40, "what is gone is not kept"
 
 
 @pytest.mark.parametrize("lost", ["no database", "half a set", "an empty database"])

@@ -126,3 +126,14 @@ def test_the_list_says_what_a_user_would_like_to_know() -> None:
     assert edited.move(0, -1) == edited
     assert edited.move(0, 1).move(0, 1) == edited
     assert check_outbound(OutboundDraft(host="1.2.3.4"), NOW, lookup_service).sentence == "Accept everything to 1.2.3.4"
+
+
+def test_f17_a_range_that_shifts_too_many_ports_is_told_in_the_dialog() -> None:
+    """One that stands already can still be edited in its other fields."""
+    draft = Draft(ports="31001-61000", entrance="1001-31000")
+    checked = check(draft, PLACE, NOW, lookup_service)
+    assert checked.rule is None
+    assert "1024 ports" in checked.errors[Field.ENTRANCE]
+    assert check(Draft(ports="31001-32024", entrance="1001-2024"), PLACE, NOW, lookup_service).rule is not None
+    old = parse_forward("action=forward forwardtype=external proto=tcp srcports=1001-31000 dstports=31001-61000")
+    assert check(draft_of(old), PLACE, NOW, lookup_service).rule == old

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from portfwd.agent.skeleton import RELAY_SIDES
 from portfwd.wire.entry import Entry
-from portfwd.wire.limits import PORT_MAX
+from portfwd.wire.limits import PORT_MAX, SHIFTED_ELEMENTS_MAX, SHIFTED_PORTS_MAX
 from portfwd.wire.status import Result
 from portfwd.wire.values import (
     Family,
@@ -31,6 +31,8 @@ from portfwd.wire.values import (
 
 _REMEMBERED = 1 << 15
 """Relays whose elements are kept: more than one of each port, family and protocol is not usual."""
+_SHIFTED_REMEMBERED = SHIFTED_ELEMENTS_MAX // SHIFTED_PORTS_MAX
+"""The same of those with an element for each port: no more of them than may stand."""
 
 
 class Network(NamedTuple):
@@ -79,17 +81,22 @@ def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, dic
     results: dict[str, Result] = {}
     accepts: list[Entry] = []
     taken: dict[tuple[Family, str, Proto], list[tuple[int, int]]] = {}
+    shifted = 0
     relays: dict[Family, dict[str, dict[str, Element]]] = {family: {} for family in Family}
     for entry in sorted(entries, key=operator.attrgetter("key")):
+        if entry.shifted > min(SHIFTED_PORTS_MAX, SHIFTED_ELEMENTS_MAX - shifted):
+            results[entry.key] = Result.REFUSED
+            continue
         results[entry.key] = result = _judge(entry, around, taken)
         if result is not Result.OK:
             continue
+        shifted += entry.shifted
         if entry.kind is Kind.ACCEPT:
             accepts.append(entry)
             continue
         found = around.names.get(entry.source, ()) if isinstance(entry.source, HostName) else ()
         places = relays[entry.family]
-        for name, key, element in _relay(entry, around.end_of(entry), found):
+        for name, key, element in (_shifted_relay if entry.shifted else _relay)(entry, around.end_of(entry), found):
             places.setdefault(name, {})[key] = element
     elements |= {(family, name): keys for family, places in relays.items() for name, keys in places.items()}
     for family in Family:
@@ -134,8 +141,7 @@ def _add(elements: Elements, family: Family, name: str, key: str, element: Eleme
     elements.setdefault((family, name), {})[key] = element
 
 
-@functools.lru_cache(maxsize=_REMEMBERED)
-def _relay(entry: Entry, end: float | None, found: tuple[IPAddress, ...]) -> list[tuple[str, str, Element]]:
+def _made(entry: Entry, end: float | None, found: tuple[IPAddress, ...]) -> list[tuple[str, str, Element]]:
     """The elements of one relay: set or map, key, element. Remembered, since most entries stay as they are.
 
     `found` are the addresses of its source where that is a name.
@@ -144,6 +150,10 @@ def _relay(entry: Entry, end: float | None, found: tuple[IPAddress, ...]) -> lis
     names = {entry.source: found} if isinstance(entry.source, HostName) else {}
     _add_relay(elements, entry, Surroundings(0, names=names, ends={} if end is None else {entry.key: end}))
     return [(name, key, element) for (_, name), keys in elements.items() for key, element in keys.items()]
+
+
+_relay = functools.lru_cache(maxsize=_REMEMBERED)(_made)
+_shifted_relay = functools.lru_cache(maxsize=_SHIFTED_REMEMBERED)(_made)
 
 
 def _add_relay(elements: Elements, entry: Entry, around: Surroundings) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 from portfwd.dom0.forwards import remedy
 from portfwd.dom0.plan import Claim, Entrances, claim_of, claims, is_over
+from portfwd.dom0.room import Room
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
-from portfwd.model.forward import ForwardRule, Lifetime
+from portfwd.model.errors import RuleError
+from portfwd.model.forward import ForwardRule, Lifetime, too_wide
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import RuleId
@@ -27,8 +29,9 @@ class Change:
     snapshot: Snapshot
 
     def settled(self) -> tuple[StoredForward, ...]:
-        """The list as it is to be stored. Raises RefusedError when one of the rules wants what is taken."""
+        """The list as it is to be stored. Raises RefusedError for one that wants what is taken, or too much."""
         known = {stored.rule.id(self.qube.name): stored for stored in alive(self.qube, self.snapshot)}
+        self._refuse_wide(known)
         later = dates_after(self.snapshot)
         changed = tuple(self._stored(rule, known.get(rule.id(self.qube.name)), later) for rule in self.rules)
         self._refuse_clashes(changed, known)
@@ -48,9 +51,20 @@ class Change:
             session = self.qube.session
         return StoredForward(rule, known.added if known else next(later), session)
 
+    def _refuse_wide(self, known: dict[RuleId, StoredForward]) -> None:
+        """Refuse a new or newly enabled rule that shifts too many ports. One that stands can be kept and edited."""
+        for line, rule in enumerate(self.rules, start=1):
+            before = known.get(rule.id(self.qube.name))
+            stands = before is not None and (before.rule.enabled or not rule.enabled)
+            if not stands and (reason := too_wide(rule)) is not None:
+                raise RuleError(f"dstports={rule.dstports}", reason, line=line)
+
     def _refuse_clashes(self, changed: Iterable[StoredForward], known: dict[RuleId, StoredForward]) -> None:
-        """Refuse a new or newly enabled rule whose port is taken; what stood before is the planner's business."""
-        taken = Entrances()
+        """Refuse a new or newly enabled rule whose port is taken, or that finds no room.
+
+        What stood before is the planner's business.
+        """
+        taken, room = Entrances(), Room(self.snapshot)
         fresh: list[Claim] = []
         standing = [claim for claim in claims(self.snapshot) if claim.qube != self.qube.name]
         for stored in changed:
@@ -65,10 +79,14 @@ class Change:
         # In the planner's order: of two that clash since the network changed, the same one holds the port here.
         for claim in sorted(standing, key=lambda c: c.order) if fresh else ():
             taken.take(claim)
+            room.take(claim.rule, claim.hops, claim.families)
         for claim in fresh:
             clash = taken.take(claim)
             if clash is not None:
                 raise RefusedError(f"{clash.word} is taken at '{clash.at}' by {clash.owner.describe()}")
+            full = room.take(claim.rule, claim.hops, claim.families)
+            if full is not None:
+                raise RefusedError(f"{full.word}: {full.text}")
 
 
 def dates_after(snapshot: Snapshot) -> Iterator[int]:

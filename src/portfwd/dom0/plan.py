@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+from portfwd.dom0.room import Room
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
@@ -43,6 +44,8 @@ class ProblemKind(enum.StrEnum):
     VPN = "vpn"
     NO_ADDRESS = "no-address"
     CONFLICT = "conflict"
+    TOO_WIDE = "too-wide"
+    TOO_MANY = "too-many"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class Claim:
     def rule(self) -> ForwardRule:
         """The rule itself."""
         return self.stored.rule
+
+    @property
+    def hops(self) -> tuple[QubeName, ...]:
+        """The rule's qube and the net qubes up to its entrance; the qube alone where it leads nowhere."""
+        return (self.qube,) if self.entrance == self.qube else (self.qube, *self.inner, self.entrance)
 
     @property
     def order(self) -> tuple[int, QubeName, RuleId]:
@@ -197,7 +205,7 @@ def plan(snapshot: Snapshot) -> Plan:
     entries: dict[QubeName, list[Entry]] = {}
     paths: dict[RuleId, tuple[tuple[QubeName, Entry], ...]] = {}
     problems: list[Problem] = []
-    entrances = Entrances()
+    entrances, room = Entrances(), Room(snapshot)
     for claim in sorted(claims(snapshot), key=lambda c: c.order):
         qube = snapshot.qubes[claim.qube]
         rule_id = claim.rule.id(qube.name)
@@ -206,6 +214,9 @@ def plan(snapshot: Snapshot) -> Plan:
             if clash is not None:
                 text = f"port is taken at '{clash.at}' by {clash.owner.describe()}"
                 raise _StopError(ProblemKind.CONFLICT, clash.at, text)
+            if (full := room.take(claim.rule, claim.hops, claim.families)) is not None:
+                kind = ProblemKind.TOO_WIDE if full.wide else ProblemKind.TOO_MANY
+                raise _StopError(kind, full.at, full.text)
             paths[rule_id] = tuple(_entries(claim, qube, snapshot))
             for name, entry in paths[rule_id]:
                 entries.setdefault(name, []).append(entry)

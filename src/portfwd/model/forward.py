@@ -101,6 +101,11 @@ class ForwardRule:
         return tuple(Proto) if self.proto is None else (self.proto,)
 
     @property
+    def shifted(self) -> int:
+        """How many ports lead to other ports one by one; 0 where a range keeps its ports or leads to one."""
+        return len(self.srcports) if len(self.dstports) > 1 and self.dstports != self.srcports else 0
+
+    @property
     def does(self) -> str:
         """What the rule does, in canonical words: neither whether it is enabled, nor until when, nor why."""
         return self._does
@@ -188,6 +193,19 @@ def parse_forwards(text: str) -> tuple[ForwardRule, ...]:
             raise error.at(number) from None
         rules[rule.does] = rule
     return tuple(rules.values())
+
+
+def too_wide(rule: ForwardRule) -> str | None:
+    """Why a rule shifts more ports than one may, whatever else there is; None when it does not.
+
+    A rule that stands already may be kept so, and opens nothing.
+    """
+    if rule.shifted <= limits.SHIFTED_PORTS_MAX:
+        return None
+    return (
+        f"a range that leads to other ports has at most {limits.SHIFTED_PORTS_MAX} ports; there is no limit for the "
+        f"same range on both sides (dstports={rule.srcports}) and for a range that leads to one port"
+    )
 
 
 def format_forwards(rules: Iterable[ForwardRule]) -> str:

@@ -114,6 +114,11 @@ class Entry:
         }
         return " ".join(f"{k}={v}" for k, v in words.items() if v is not None)
 
+    @property
+    def shifted(self) -> int:
+        """How many ports a relay leads to other ports one by one; 0 where a range keeps its ports or leads to one."""
+        return len(self.listen) if self.ports is not None and len(self.ports) > 1 and self.ports != self.listen else 0
+
     def maps_to(self, port: int) -> int | None:
         """The port at the next hop for an entrance port (accept: the same); None when it is not ours."""
         if port not in self.listen:

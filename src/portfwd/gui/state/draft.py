@@ -11,7 +11,7 @@ from portfwd.client.sentences import clients, entrances, target, until
 from portfwd.client.shorthand import Lookup, Options, Service, free_ports, new_rule, parse_service
 from portfwd.client.status import Interface, usable_addresses
 from portfwd.model.errors import RuleError
-from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
+from portfwd.model.forward import ForwardRule, ForwardType, Lifetime, too_wide
 from portfwd.wire.values import Family, PortRange, Proto, QubeName, SourceWord
 
 
@@ -144,6 +144,8 @@ def check(draft: Draft, place: Place, now: float, lookup: Lookup) -> Checked:
             rule = dataclasses.replace(rule, expire=kept.expire)
         if draft.reach is Reach.KEEP:
             rule = dataclasses.replace(rule, srchost=kept.srchost, forwardtype=kept.forwardtype)
+    if (kept is None or kept.does != rule.does) and (wide := too_wide(rule)) is not None:
+        return Checked(None, errors={Field.ENTRANCE: wide})
     taken = _taken(rule, place, kept)
     if taken is not None:
         return Checked(None, errors={Field.ENTRANCE: taken})
