@@ -11,7 +11,6 @@ with Lab("name") as lab:                       # comes up, goes down
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -34,6 +33,9 @@ R = TypeVar("R")
 
 # Seconds.
 DOWN_DEADLINE = 20.0
+# What the hypervisor does for an answer is bounded, too: a function inside a machine takes CALL_DEADLINE at most.
+ANSWER_DEADLINE = enter.CALL_DEADLINE + 30.0
+UP_DEADLINE = 150.0
 
 
 class LabError(RuntimeError):
@@ -53,11 +55,18 @@ class Call:
     """A function that runs inside a machine, in the background."""
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
+        self.pid = pid
 
-    def wait(self) -> int:
-        """Wait for its end; 0 if it returned, 1 if it raised."""
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+    def wait(self, seconds: float = enter.CALL_DEADLINE) -> int:
+        """Wait for its end; 0 if it returned, 1 if it raised. One that does not end is ended: 137."""
+        status = enter.end(self.pid, seconds)
+        if status is None:
+            raise LabError(f"process {self.pid} cannot be ended")
+        return os.waitstatus_to_exitcode(status)
+
+    def stop(self) -> int:
+        """End it now."""
+        return self.wait(0.0)
 
 
 class Lab(Events):
@@ -118,7 +127,11 @@ class Lab(Events):
                 start_new_session=True,
             ) as process:
                 os.close(read_end)
-                self._follow(process, text, report)
+                try:
+                    self._follow(process, text, report)
+                except BaseException:
+                    process.kill()
+                    raise
             self._lifeline = write_end
         except BaseException:
             os.close(write_end)
@@ -130,7 +143,7 @@ class Lab(Events):
             raise LabError("no pipes to the hypervisor")
         process.stdin.write(text)
         process.stdin.close()
-        for line in process.stdout:
+        for line in _lines(process.stdout.fileno(), UP_DEADLINE):
             message = json.loads(line)
             if "step" in message:
                 report(message["step"])
@@ -138,7 +151,7 @@ class Lab(Events):
                 raise LabError(f"{message['failed']}{self._last_words()}")
             else:
                 return
-        raise LabError(f"the hypervisor died while it started{self._last_words()}")
+        raise LabError(f"the hypervisor died, or stood still, while it started{self._last_words()}")
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -224,8 +237,19 @@ class Lab(Events):
         self, machine: str, main: Callable[[], int], env: Mapping[str, str], streams: tuple[int, int, int]
     ) -> int:
         """Run a Python main() in a machine in the background, with these standard streams; its process id."""
+
+        def prepare() -> None:
+            for place, stream in enumerate(streams):
+                os.dup2(stream, place)
+
+        def alone() -> int:
+            ns.keep_only(())
+            os.environ.clear()
+            os.environ.update(enter.environment(env))
+            return main()
+
         with self._namespaces(machine) as fds:
-            return enter.start(fds, main, env, streams)
+            return enter.start(fds, alone, prepare)
 
     def call(self, machine: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a Python function in a machine, and give its result or raise its exception."""
@@ -234,18 +258,15 @@ class Lab(Events):
 
     def start_call(self, machine: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Call:
         """Run a Python function in a machine in the background; it shares the caller's open descriptors."""
+
+        def main() -> int:
+            if self._lifeline is not None:
+                os.close(self._lifeline)
+            function(*args, **kwargs)
+            return 0
+
         with self._namespaces(machine) as fds:
-            pid = ns.fork()
-            if pid == 0:
-                if self._lifeline is not None:
-                    os.close(self._lifeline)
-                status = 1
-                try:
-                    enter.call(fds, function, *args, **kwargs)
-                    status = 0
-                finally:
-                    ns.leave(status)
-            return Call(pid)
+            return Call(enter.start(fds, main))
 
     def attach_terminal(self, machine: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
         """Run a program in a machine on this process's terminal; its exit code."""
@@ -290,7 +311,12 @@ class Lab(Events):
                 raise LabError(f"laboratory {self.name} is not up") from None
         self._control.sendall(json.dumps(request).encode() + b"\n")
         fds: list[int] = []
+        deadline = time.monotonic() + ANSWER_DEADLINE
         while b"\n" not in self._received:
+            if not _readable(self._control.fileno(), deadline):
+                self._control.close()
+                self._control, self._received = None, b""
+                raise LabError(f"laboratory {self.name} does not answer: {request}")
             data, new, _, _ = socket.recv_fds(self._control, 65536, fds_wanted)
             fds += new
             if not data:
@@ -307,6 +333,24 @@ def _end(pidfd: int, deadline: float) -> None:
     """End the hypervisor, by force after the deadline; back when it and all its processes are gone."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not _readable(pidfd, deadline):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            select.select([pidfd], [], [], DOWN_DEADLINE)
+            _readable(pidfd, time.monotonic() + DOWN_DEADLINE)
+
+
+def _readable(fd: int, deadline: float) -> bool:
+    """Whether there is something to read before the deadline. Meanwhile, the dead that wait for us are reaped."""
+    while not ns.readable(fd, min(0.2, deadline - time.monotonic())):
+        if time.monotonic() > deadline:
+            return False
+        ns.reap_adopted()
+    return True
+
+
+def _lines(fd: int, seconds: float) -> Iterator[str]:
+    """The lines that come in within that time."""
+    deadline = time.monotonic() + seconds
+    received = b""
+    while _readable(fd, deadline) and (data := os.read(fd, 65536)):
+        *lines, received = (received + data).split(b"\n")
+        yield from (line.decode() for line in lines)

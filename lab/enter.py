@@ -10,13 +10,20 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from lab import namespaces as ns
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+CALL_DEADLINE = 120.0
+"""Seconds that a function inside a machine may take. The longest that anybody waits for takes some ten."""
+END_DEADLINE = 10.0
+"""Seconds for a process that has answered, or was told to end."""
+_AWAITED = (signal.SIGCHLD, signal.SIGTERM)
 
 # What a login as root gives (environ(7)); the caller's own environment stays outside.
 ENVIRONMENT = {
@@ -35,10 +42,18 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**ENVIRONMENT, **terminal, **(extra or {})}
 
 
+class Program(subprocess.Popen[Any]):
+    """A program inside. Outside, a process stands by, which reaps it and passes its exit code on."""
+
+    def kill(self) -> None:
+        """End the program at once; the process that stands by reaps it, and ends then."""
+        self.terminate()
+
+
 def popen(
     namespaces: Sequence[int], argv: Sequence[str], env: Mapping[str, str] | None = None, **options: Any
-) -> subprocess.Popen[Any]:
-    """Start a program inside; options are those of subprocess.Popen. Killing the Popen kills the program.
+) -> Program:
+    """Start a program inside; options are those of subprocess.Popen. terminate() and kill() both end it by SIGKILL.
 
     A program that ends by signal N has the exit code 128 + N, as in a shell. OSError if it cannot be started.
     """
@@ -46,29 +61,43 @@ def popen(
     def enter() -> None:
         ns.join(namespaces)
         _fork_into_pid_namespace()
-        ns.die_with_parent()
 
-    return subprocess.Popen(argv, env=environment(env), preexec_fn=enter, **options)
+    return Program(argv, env=environment(env), preexec_fn=enter, **options)
 
 
 def _fork_into_pid_namespace() -> None:
-    """Go on as a child, since only children are in the joined PID namespace; the parent waits and ends as it does."""
+    """Go on as a child, since only children are in the joined PID namespace; the parent waits and ends as it does.
+
+    Who forks into a machine reaps: until then, a dead process keeps the machine's first one, and so the machine.
+    """
+    # Before the fork: the default of SIGCHLD is to be ignored, and to set it throws away one that has come.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        ns.die_with_parent()
         return
     # Only the program answers the terminal's signals; the parent must live to pass its exit code on.
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+    code = os.waitstatus_to_exitcode(_stand_by(child))
     os._exit(code if code >= 0 else 128 - code)
 
 
-def start(
-    namespaces: Sequence[int], main: Callable[[], int], env: Mapping[str, str], streams: tuple[int, int, int]
-) -> int:
-    """Run main() inside, in a forked process with these standard streams and environment; its process id.
+def _stand_by(child: int) -> int:
+    """Wait for the child's end, and end it when told to (SIGTERM); its status."""
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status
+        if signal.sigwait(_AWAITED) == signal.SIGTERM:
+            os.kill(child, signal.SIGKILL)
+
+
+def start(namespaces: Sequence[int], main: Callable[[], int], prepare: Callable[[], None] = lambda: None) -> int:
+    """Run main() inside, in a forked process that first prepares itself outside; the id of the process that stands by.
 
     Quicker than popen() of an interpreter by the interpreter's start. Its exit status is what main() returns.
     """
@@ -77,15 +106,12 @@ def start(
         return child
     status = 1
     try:
-        for place, stream in enumerate(streams):
-            os.dup2(stream, place)
+        prepare()
         ns.join(namespaces)
         _fork_into_pid_namespace()
-        ns.die_with_parent()
-        ns.keep_only(())
-        os.environ.clear()
-        os.environ.update(environment(env))
         status = main()
+    except Exception:
+        traceback.print_exc()
     finally:
         ns.leave(status)
 
@@ -93,19 +119,30 @@ def start(
 def call(namespaces: Sequence[int], function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a Python function inside, in a forked process, and give its result or raise its exception here.
 
-    Result and exception must be picklable; a process that dies without an answer is a ChildProcessError.
+    Result and exception must be picklable; a process that dies without an answer is a ChildProcessError, one that
+    takes longer than CALL_DEADLINE a TimeoutError.
     """
     read_end, write_end = os.pipe()
-    child = ns.fork()
-    if child == 0:
-        os.close(read_end)
-        _call_child(namespaces, write_end, lambda: function(*args, **kwargs))
+
+    def answer() -> int:
+        with os.fdopen(write_end, "wb") as pipe:
+            pipe.write(_outcome(lambda: function(*args, **kwargs)))
+        return 0
+
+    child = start(namespaces, answer, lambda: os.close(read_end))
     os.close(write_end)
-    with os.fdopen(read_end, "rb") as answer:
-        data = answer.read()
-    os.waitpid(child, 0)
+    name = getattr(function, "__name__", "function")
+    patience = 0.0
+    try:
+        data = ns.read_all(read_end, CALL_DEADLINE)
+        patience = END_DEADLINE
+    except TimeoutError:
+        raise TimeoutError(f"{name} did not end within {CALL_DEADLINE:.0f} s inside the machine") from None
+    finally:
+        os.close(read_end)
+        end(child, patience)
     if not data:
-        raise ChildProcessError(f"{getattr(function, '__name__', 'function')} died inside the machine")
+        raise ChildProcessError(f"{name} died inside the machine")
     good, value = pickle.loads(data)  # noqa: S301 - written by our own child
     if not good:
         raise value
@@ -113,30 +150,25 @@ def call(namespaces: Sequence[int], function: Callable[P, R], *args: P.args, **k
     return result
 
 
-def _call_child(namespaces: Sequence[int], write_end: int, work: Callable[[], object]) -> NoReturn:
+def end(child: int, patience: float) -> int | None:
+    """The wait status of a process of start(), which is ended after `patience` seconds; None: it does not end."""
+    for number, seconds in ((None, patience), (signal.SIGTERM, END_DEADLINE), (signal.SIGKILL, END_DEADLINE)):
+        if number is not None:
+            os.kill(child, number)
+        if ns.wait_for_end(child, seconds):
+            return os.waitpid(child, 0)[1]
+    return None
+
+
+def _outcome(work: Callable[[], object]) -> bytes:
     try:
-        ns.join(namespaces)
-        _fork_into_pid_namespace_keeping(write_end)
         answer: tuple[bool, object] = (True, work())
     except BaseException as error:
         answer = (False, error)
     try:
-        data = pickle.dumps(answer)
+        return pickle.dumps(answer)
     except Exception as error:
-        data = pickle.dumps((False, TypeError(f"the result cannot leave the machine: {error}")))
-    with os.fdopen(write_end, "wb") as pipe:
-        pipe.write(data)
-    ns.leave(0)
-
-
-def _fork_into_pid_namespace_keeping(write_end: int) -> None:
-    child = os.fork()
-    if child == 0:
-        ns.die_with_parent()
-        return
-    os.close(write_end)
-    os.waitpid(child, 0)
-    os._exit(0)
+        return pickle.dumps((False, TypeError(f"the result cannot leave the machine: {error}")))
 
 
 def run_attached(namespaces: Sequence[int], argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:

@@ -9,7 +9,9 @@ pivot_root(2), mount_setattr(2), prctl(2).
 import contextlib
 import ctypes
 import os
+import select
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -162,6 +164,65 @@ def keep_only(fds: Iterable[int]) -> None:
     kept = sorted({0, 1, 2, *fds})
     for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
         os.closerange(low + 1, high)
+
+
+def readable(fd: int, seconds: float) -> bool:
+    """Whether there is something to read, or the end, within that time. Any descriptor number will do."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
+def read_all(fd: int, seconds: float) -> bytes:
+    """Everything up to the end of file. TimeoutError when that does not come in time."""
+    deadline = time.monotonic() + seconds
+    data = b""
+    while readable(fd, deadline - time.monotonic()):
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            return data
+        data += chunk
+    raise TimeoutError("no end of file")
+
+
+def wait_for_end(pid: int, seconds: float) -> bool:
+    """Whether a child that has not been reaped ends within that time; the caller reaps it."""
+    fd = os.pidfd_open(pid)
+    try:
+        return readable(fd, seconds)
+    finally:
+        os.close(fd)
+
+
+def processes() -> list[int]:
+    """The ids of all processes of this /proc."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def process_state(pid: int) -> tuple[str, int, int]:
+    """The state letter, the parent and the kernel's flags of a process (proc(5)). OSError if there is none."""
+    state, parent, *_, flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:7]
+    return state, int(parent), int(flags)
+
+
+def reap_adopted() -> None:
+    """Reap the dead that this process has adopted out of deeper PID namespaces.
+
+    The first process of a container, or a subreaper, gets them when whoever forked them there was killed; until they
+    are reaped, the kernel keeps the first process of their namespace. Nobody else waits for such a one.
+    """
+    own, depth = os.getpid(), _depth(os.getpid())
+    for pid in processes():
+        with contextlib.suppress(OSError):
+            state, parent, _ = process_state(pid)
+            if (state, parent) == ("Z", own) and _depth(pid) > depth:
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _depth(pid: int) -> int:
+    """How many PID namespaces a process is in, counted from this /proc."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return len(next(line for line in status.splitlines() if line.startswith("NSpid:")).split())
 
 
 def fork() -> int:

@@ -158,8 +158,8 @@ class Hypervisor:
             for card in machine.plan.cards:
                 cards.connect(machine, card)
         except OSError:
-            machine.kill()
             del self._machines[machine.name]
+            machine.kill()
             raise
         self._loop.add(machine.channel.fileno(), lambda: self._heard(machine))
 

@@ -2,10 +2,12 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """A machine as the hypervisor holds it: its first process, its namespaces, its cable, whether it is paused."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +24,12 @@ from lab.inside.vif import Vif
 P = ParamSpec("P")
 R = TypeVar("R")
 Reply = Callable[[str | None], None]
+
+# Seconds. A loaded machine is slow, and nobody waits this long when all is well.
+CREATE_DEADLINE = 60.0
+KILL_DEADLINE = 20.0
+# PF_EXITING of the kernel (linux/sched.h), in the flags of /proc/PID/stat.
+_EXITING = 0x4
 
 # Before every other hook, so that nothing of a paused qube's own ruleset sees a packet.
 _FREEZE = """
@@ -113,15 +121,37 @@ class Running:
         self.state = "running"
 
     def kill(self) -> None:
-        """End all its processes, and let go of its namespaces. Returns when they are gone."""
+        """End all its processes, and let go of its namespaces. Returns when they have ended; OSError when they do not.
+
+        The first process stays until all that were forked into the machine from outside have been reaped, which is not
+        ours to do: hypervisor.reap() finds it later.
+        """
         _kill(self.pid, signal.SIGKILL)
+        deadline = time.monotonic() + KILL_DEADLINE
+        while not self._reaped() and not self._only_dead():
+            if time.monotonic() > deadline:
+                raise OSError(f"the processes of {self.name} do not end")
+        self.close()
+
+    def _reaped(self) -> bool:
         try:
-            os.waitpid(self.pid, 0)
-        except ChildProcessError:
+            return ns.wait_for_end(self.pid, 0.02) and bool(os.waitpid(self.pid, os.WNOHANG)[0])
+        except (ProcessLookupError, ChildProcessError):
             # The hypervisor's reaper was first.
-            return
-        finally:
-            self.close()
+            return True
+
+    def _only_dead(self) -> bool:
+        """Whether the first process is ending, and nothing lives beside it."""
+        try:
+            if not ns.process_state(self.pid)[2] & _EXITING:
+                return False
+            for pid in self._processes() - {self.pid}:
+                with contextlib.suppress(OSError):
+                    if ns.process_state(pid)[0] not in "ZX":
+                        return False
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of everything that keeps a dead machine's namespaces alive."""
@@ -155,9 +185,11 @@ def launch(plan: init.Machine, domid: int, log: Path) -> Running:
         _launch_helper(plan, theirs, log, write_end)
     os.close(write_end)
     theirs.close()
-    os.waitpid(helper, 0)
-    with os.fdopen(read_end) as pipe:
-        pid = pipe.read()
+    pid = b""
+    with contextlib.suppress(TimeoutError):
+        pid = ns.read_all(read_end, CREATE_DEADLINE)
+    os.close(read_end)
+    enter.end(helper, enter.END_DEADLINE if pid else 0.0)
     if not pid:
         ours.close()
         raise OSError(f"the kernel gave no namespaces for {plan.name}")
@@ -189,8 +221,11 @@ def wait_created(machine: Running) -> None:
     """Wait until the machine has its root and network namespace. OSError with the machine's own words."""
     errors: list[str | None] = []
     machine.waiting.append(errors.append)
+    deadline = time.monotonic() + CREATE_DEADLINE
     while not errors:
-        if not machine.take_answers() and not errors:
+        if not ns.readable(machine.channel.fileno(), deadline - time.monotonic()):
+            errors.append(f"did not get ready within {CREATE_DEADLINE:.0f} s")
+        elif not machine.take_answers() and not errors:
             errors.append("died while it was created")
     machine.state = "created"
     if errors[0] is not None:

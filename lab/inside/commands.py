@@ -6,10 +6,21 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+# Seconds for a program of the system; the slowest takes some hundredths.
+PATIENCE = 60.0
+
+
+def run_to_end(*argv: str, text: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a program with this input. OSError only when it does not end."""
+    try:
+        return subprocess.run(argv, input=text, text=True, capture_output=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{' '.join(argv)}: did not end within {PATIENCE:.0f} s") from None
+
 
 def run(*argv: str, text: str | None = None) -> None:
     """Run a program with this input. OSError with its own words."""
-    done = subprocess.run(argv, input=text, text=True, capture_output=True, check=False)
+    done = run_to_end(*argv, text=text)
     if done.returncode != 0:
         raise OSError(f"{' '.join(argv)}: {done.stderr.strip()}" + (f" in: {text}" if text else ""))
 
@@ -21,9 +32,7 @@ def ip(*lines: str) -> None:
 
 def ip_if_there(*lines: str) -> None:
     """As ip(), but a line that fails (what it removes is gone already) does not matter."""
-    subprocess.run(
-        ["ip", "-force", "-batch", "-"], input="\n".join(lines) + "\n", text=True, capture_output=True, check=False
-    )
+    run_to_end("ip", "-force", "-batch", "-", text="\n".join(lines) + "\n")
 
 
 def nft(text: str) -> None:
@@ -33,8 +42,7 @@ def nft(text: str) -> None:
 
 def nft_if_there(text: str) -> bool:
     """As nft(), and tell whether it was accepted."""
-    done = subprocess.run(["nft", "-f", "-"], input=text, text=True, capture_output=True, check=False)
-    return done.returncode == 0
+    return run_to_end("nft", "-f", "-", text=text).returncode == 0
 
 
 def purge_connections(addresses: Iterable[str]) -> None:
@@ -42,7 +50,7 @@ def purge_connections(addresses: Iterable[str]) -> None:
     for address in addresses:
         for side in ("-s", "-d"):
             # Exit status 1 is "none found"; anything worse would show in the connections themselves.
-            subprocess.run(["conntrack", "-D", side, address], capture_output=True, check=False)
+            run_to_end("conntrack", "-D", side, address)
 
 
 def sysctl(**values: int | str) -> None:

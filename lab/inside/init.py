@@ -24,6 +24,7 @@ from lab import namespaces as ns
 from lab import vpn
 from lab.hypervisor import root
 from lab.inside import network
+from lab.inside.commands import PATIENCE
 from lab.inside.services import Service, Services, log
 from portfwd.wire.qdb_client import Error as QubesDBError
 from portfwd.wire.qdb_client import QubesDB
@@ -182,6 +183,10 @@ def set_up_uplink_again() -> None:
 def _run_rc_local() -> None:
     script = Path("/rw/config/rc.local")
     if os.access(script, os.X_OK):
-        done = subprocess.run([script], check=False)
+        try:
+            done = subprocess.run([script], check=False, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            log(f"rc.local was ended after {PATIENCE:.0f} s")
+            return
         if done.returncode != 0:
             log(f"rc.local ended with {done.returncode}")

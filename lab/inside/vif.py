@@ -5,13 +5,14 @@
 The work of vif-route-qubes (core-agent-linux, network/; qubes documentation, networking). Run inside the net qube.
 """
 
+import contextlib
 import os
 import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.inside.commands import ip, ip_if_there, nft, nft_if_there, purge_connections, run, sysctl
+from lab.inside.commands import PATIENCE, ip, ip_if_there, nft, nft_if_there, purge_connections, run, sysctl
 
 # The largest domain id of Xen; a later qube (a larger id) gets the better route.
 MAX_DOMID = 32752
@@ -147,4 +148,5 @@ def _hooks(event: str, vif: Vif) -> None:
     for hook in sorted(folder.iterdir()):
         if os.access(hook, os.X_OK):
             for address in vif.addresses:
-                subprocess.run([hook, event, vif.name, "vif", address], check=False)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    subprocess.run([hook, event, vif.name, "vif", address], check=False, timeout=PATIENCE)
