@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import probes
-from lab.client import Lab
+from lab.client import Call, Lab
 from lab.dom0 import exchange, gather, list_qubes
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit
 from portfwd.wire.qdb_client import Error, QubesDB
 from portfwd.wire.status import Acknowledgement, State
 from tests.chain.held import Held
+from tests.leaks import lasting
 
 TOPOLOGY = str(Path(__file__).parent / "chains.toml")
 DEADLINE = 15.0
@@ -79,10 +80,11 @@ class World:
         Without words it serves what it always does there. It ends with `stack`, or with the laboratory.
         """
         servers = []
-        for machine in machines:
-            served = words or (HOPS_SERVICES if machine in HOPS else SERVICES)
-            argv = [sys.executable, "-I", "-m", "lab.services", *served]
-            servers.append(self.lab.popen(machine, argv, stdout=subprocess.PIPE, text=True))
+        with lasting() if stack is None else contextlib.nullcontext():
+            for machine in machines:
+                served = words or (HOPS_SERVICES if machine in HOPS else SERVICES)
+                argv = [sys.executable, "-I", "-m", "lab.services", *served]
+                servers.append(self.lab.popen(machine, argv, stdout=subprocess.PIPE, text=True))
         for server in servers:
             (stack or self._stack).callback(_end, server)
         for machine, server in zip(machines, servers, strict=True):
@@ -170,20 +172,20 @@ class World:
 
     def ask(self, wanted: Mapping[Ask, str]) -> dict[Ask, str]:
         """The answers; what is expected to be shut is not waited for as long."""
-        waiting: list[tuple[list[Ask], int]] = []
+        waiting: list[tuple[list[Ask], int, Call]] = []
         for who in dict.fromkeys(ask.who for ask in wanted):
             asks = [ask for ask in wanted if ask.who == who]
             patience = [SHUT_PATIENCE if wanted[ask] == SHUT else probes.TIMEOUT for ask in asks]
             questions = [probes.Question(a.host, a.port, a.proto, p) for a, p in zip(asks, patience, strict=True)]
             read_end, write_end = os.pipe()
             call = self.lab.start_call(who, _tell_answers, write_end, questions)
-            self._stack.callback(call.wait)
             os.close(write_end)
-            waiting.append((asks, read_end))
+            waiting.append((asks, read_end, call))
         answers: dict[Ask, str] = {}
-        for asks, read_end in waiting:
+        for asks, read_end, call in waiting:
             with os.fdopen(read_end) as told:
                 answers |= dict(zip(asks, json.load(told), strict=True))
+            call.wait()
         return answers
 
     def hold(self, client: str, host: str, port: int, target: str, target_port: int) -> Held:

@@ -15,6 +15,7 @@ from lab import dom0, probes
 from lab.client import Lab
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
+from tests.leaks import lasting
 
 SYS_NET, SYS_NET6 = "192.168.1.10", "2001:db8:1::a"
 LAPTOP, LAPTOP6 = "192.168.1.20", "2001:db8:1::14"
@@ -84,7 +85,8 @@ class World:
         """Start the small server in qubes, again in those that were restarted."""
         argv = [sys.executable, "-I", "-m", "lab.services", *SERVICES]
         for qube in qubes:
-            server: subprocess.Popen[str] = self.lab.popen(qube, argv, stdout=subprocess.PIPE, text=True)
+            with lasting():
+                server: subprocess.Popen[str] = self.lab.popen(qube, argv, stdout=subprocess.PIPE, text=True)
             if qube not in self.served:
                 self._stack.callback(self._end, qube)
             else:

@@ -82,8 +82,8 @@ def test_a_service_that_thinks_before_it_answers_is_heard_to_its_end(qube: Qube)
             assert (ours.recv(16), ours.recv(16), ours.recv(16)) == (b"started", b"0", b"")
 
 
-def test_a_service_loses_its_connection_when_the_caller_is_gone(qube: Qube) -> None:
-    with qube.provide("s.Sock") as listener, qube.call(b"work\0s.Sock", read_end_of_silence()) as (ours, theirs, _):
+def test_a_service_loses_its_connection_when_the_caller_is_gone(qube: Qube, silence: int) -> None:
+    with qube.provide("s.Sock") as listener, qube.call(b"work\0s.Sock", silence) as (ours, theirs, _):
         assert qube.switchboard.take(theirs, qube.root_of)
         server, _ = listener.accept()
         server.settimeout(DEADLINE)
@@ -93,9 +93,13 @@ def test_a_service_loses_its_connection_when_the_caller_is_gone(qube: Qube) -> N
             assert server.recv(4096) == b""
 
 
-def read_end_of_silence() -> int:
-    """A pipe into which nobody writes; both ends live as long as the test process."""
-    return os.pipe()[0]
+@pytest.fixture
+def silence() -> Iterator[int]:
+    """The end to read of a pipe into which nobody writes."""
+    read_end, write_end = os.pipe()
+    yield read_end
+    for end in (read_end, write_end):
+        os.close(end)
 
 
 def test_a_program_an_unknown_service_a_halted_qube_and_nonsense_are_left_to_the_router(qube: Qube) -> None:
