@@ -94,10 +94,9 @@ def dates_after(snapshot: Snapshot) -> Iterator[int]:
 
     A date that leaves no room above it (nobody but an editor of the file has made it) holds up no other qube's rules.
     """
-    latest = max((s.added for q in snapshot.qubes.values() for s in q.forwards), default=0)
-    first = max(snapshot.now, latest + 1)
     room = limits.ADDED_MAX - limits.FORWARDS_MAX
-    return itertools.count(first if first <= room else min(snapshot.now, room))
+    latest = max((s.added for q in snapshot.qubes.values() for s in q.forwards if s.added < room), default=0)
+    return itertools.count(max(min(snapshot.now, room), latest + 1))
 
 
 def qube_of(vm: Any, snapshot: Snapshot) -> Qube:
