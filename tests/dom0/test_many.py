@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""5,000 forwards: what dom0 does for them, and for how long it holds qubesd's loop.
+
+Times are those of the processor for the thread that is looked at, so that a loaded machine changes nothing.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from portfwd.dom0 import running
+from portfwd.dom0.running import Running
+from portfwd.dom0.store import Contents, StoredForward, StoreError, load, save
+from portfwd.model.errors import RuleError
+from portfwd.model.forward import parse_forwards
+from portfwd.model.ordinary import parse_ordinary
+from portfwd.wire import limits
+from tests.fakes.app import FakeApp, FakeVM
+from tests.fakes.service import their_own
+
+QUBES, EACH = 50, 100
+SLICE = 0.05
+"""Seconds of qubesd's loop that we may hold at once."""
+
+
+def lines(first: int, number: int) -> str:
+    return "".join(
+        f"action=forward forwardtype=external proto=tcp srcports={port}\n" for port in range(first, first + number)
+    )
+
+
+def contents(first: int, number: int) -> Contents:
+    stored = (StoredForward(rule, 1_000_000 + n) for n, rule in enumerate(parse_forwards(lines(first, number))))
+    return Contents((parse_ordinary("action=accept"),), tuple(stored))
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Seconds of this thread, the least of five runs."""
+    found = []
+    for _ in range(5):
+        gc.collect()
+        begin = time.thread_time()
+        work()
+        found.append(time.thread_time() - begin)
+    return min(found)
+
+
+def test_f18_a_qube_has_at_most_500_forwards_and_the_one_too_many_is_named(tmp_path: Path) -> None:
+    assert limits.FORWARDS_MAX == 500
+    assert len(parse_forwards(lines(1000, 500))) == 500
+    with pytest.raises(RuleError, match=r"line 501: .*srcports=1500.*at most 500 forwards, these are 501"):
+        parse_forwards(lines(1000, 501))
+    path = tmp_path / "firewall.xml"
+    save(path, contents(1000, 500))
+    text = path.read_text()
+    one = text[text.rindex("<rule ") : text.index("</forwards>")]
+    path.write_text(text.replace("</forwards>", one.replace("1499", "1500") + "</forwards>"))
+    assert "forward 500: a qube has at most 500 forwards, this has 501" in load(path).damage
+    with pytest.raises(StoreError, match="at most 500"):
+        save(path, contents(1000, 1))
+
+
+@pytest.mark.parametrize("what", ["parse", "load", "save"])
+def test_f18_twice_as_many_forwards_take_about_twice_as_long(tmp_path: Path, what: str) -> None:
+    """Mistake: each is compared with all before it; 960 took 2.3 s."""
+    path = tmp_path / "firewall.xml"
+
+    def run(number: int) -> float:
+        held, text = contents(1000, number), lines(1000, number)
+        save(path, held)
+        works: dict[str, Callable[[], object]] = {
+            "parse": lambda: parse_forwards(text),
+            "load": lambda: load(path),
+            "save": lambda: save(path, held),
+        }
+        return fastest(works[what])
+
+    assert run(480) < 7 * run(120)
+    assert run(480) < SLICE
+
+
+class Loop:
+    """An event loop that notes the longest time of the processor that it was held at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.longest = 0.0
+        self.what = ""
+        run = asyncio.events.Handle._run  # type: ignore[attr-defined]
+
+        def timed(handle: Any) -> None:
+            begin = time.thread_time()
+            run(handle)
+            took = time.thread_time() - begin
+            if took > self.longest:
+                self.longest, self.what = took, repr(handle)
+
+        monkeypatch.setattr(asyncio.events.Handle, "_run", timed)
+
+    def held(self, during: str) -> None:
+        assert self.longest < SLICE, f"{self.longest * 1000:.0f} ms during {during}: {self.what}"
+        self.longest = 0.0
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> FakeApp:
+    app = FakeApp(tmp_path)
+    far = FakeVM(tmp_path / "sys-far", "sys-far", app.firewall, "10.137.0.8")
+    qubes = []
+    for number in range(QUBES):
+        folder = tmp_path / f"qube-{number}"
+        folder.mkdir()
+        save(folder / "firewall.xml", contents(1000 + number * EACH, EACH))
+        qubes.append(FakeVM(folder, f"qube-{number}", far, f"10.137.1.{number + 1}"))
+        qubes[-1].provides_network = False
+    app.domains = [app.net, app.firewall, far, *qubes]
+    return app
+
+
+@pytest.fixture
+def no_daemons(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: object) -> None:
+        pass
+
+    fake = SimpleNamespace(of=their_own, keep=nothing, drop=nothing)
+    monkeypatch.setattr(running, "Connections", lambda _run: fake)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """The collector of garbage walks what all tests have left: that is not ours."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("no_daemons", "quiet")
+def test_f18_nobody_waits_while_5000_forwards_are_read_changed_and_listed(
+    many: FakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistake: admin.vm.List of somebody else waited for seconds."""
+    loop = Loop(monkeypatch)
+    last = many.domains[-1]
+
+    async def use() -> None:
+        ours = Running(many, asyncio.get_running_loop(), "boot-1", tmp_path)
+        try:
+            ours.ask()
+            assert ours._task is not None
+            await ours._task
+            assert len(many.net.database.multiread(limits.ENTRIES)) == QUBES * EACH
+            loop.held("the start")
+            present = await ours.get(last, "forward", b"")
+            more = f"{present}action=forward forwardtype=external proto=udp srcports=53\n"
+            await ours.set(last, "forward", more.encode())
+            loop.held("an addition")
+            await ours.set(last, "forward", present.encode())
+            loop.held("a removal")
+            told = await ours.get(None, "forward.status", b"")
+            assert told.count("\nqube=") == QUBES * EACH - 1
+            loop.held("the list of all")
+            await ours.get(last, "forward.plan", more.encode())
+            await ours.get(last, "forward.hops", b"")
+            loop.held("a preview")
+        finally:
+            ours.close()
+
+    asyncio.run(use())
