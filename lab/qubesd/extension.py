@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.qubesd.app import App
-from lab.qubesd.errors import ProtocolError, QubesValueError
+from lab.qubesd.errors import ForwardsUnstoredError, ProtocolError, QubesValueError
 from lab.qubesd.events import Level
 from lab.qubesd.server import Call, Method, Server
+from portfwd.dom0.forwards import UnstoredError
 from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WAY_OUT_PATH, Running, UnexpectedError
 from portfwd.wire.errors import RefusedError
 
@@ -79,9 +80,10 @@ class PortForwardExtension:
                 raise ProtocolError("expected payload")
             return await self._stock["Set"](call)
         try:
-            await self._running.set(call.dest, call.arg, call.untrusted_payload)
+            return await self._running.set(call.dest, call.arg, call.untrusted_payload)
         except UnexpectedError as error:
             raise ProtocolError(str(error)) from None
+        except UnstoredError as error:
+            raise ForwardsUnstoredError(str(error)) from None
         except RefusedError as error:
             raise QubesValueError(str(error)) from None
-        return None

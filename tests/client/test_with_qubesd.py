@@ -5,6 +5,7 @@
 import importlib
 import io
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from portfwd.client import restoring
 from portfwd.client.adminapi import AdminClient, ApiError, SocketTransport
 from portfwd.client.qvm_firewall import main
+from portfwd.client.qvm_port_forward import main as port_forward
 from portfwd.model.forward import Token
 from portfwd.wire.values import QubeName
 from tests.client.test_hook import STAND_IN, rule
@@ -115,3 +117,83 @@ def test_f12_a_restore_brings_back_every_forward_that_nobody_else_has_taken(
     assert line.startswith(f"A port forward of the backup is not restored: {WEB}: ")
     assert "'443' is taken" in line
     assert "'work'" in line
+
+
+@pytest.fixture
+def damaged() -> Iterator[tuple[World, Path]]:
+    """The second forward of `work` is unreadable; `personal` has one that is sound."""
+    world = World(chain(autostart=False))
+    world.api("work", "admin.vm.firewall.Set+forward", f"{WEB}\n{WEB.replace('443-443', '444-444', 1)}\n")
+    world.api("personal", "admin.vm.firewall.Set+forward", f"{WEB.replace('443-443', '445-445', 1)}\n")
+    world.stop()
+    path = world.firewall_file("work")
+    path.write_text(path.read_text().replace(">444<", ">99999<"))
+    world.start()
+    yield world, path
+    world.close()
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (main, "work list"),
+        (main, "--raw work"),
+        (main, "work add action=forward forwardtype=external proto=tcp srcports=80"),
+        (main, "work del --rule-no f0"),
+        (port_forward, "list"),
+        (port_forward, "list work"),
+        (port_forward, "list --json"),
+        (port_forward, "show work 443"),
+        (port_forward, "add work 80/tcp"),
+        (port_forward, "remove work 443"),
+        (port_forward, "edit work 443 --for 2h"),
+        (port_forward, "pause work 443"),
+        (port_forward, "resume work 443"),
+        (port_forward, "plan work add 80/tcp"),
+        (port_forward, "check work"),
+    ],
+)
+def test_f10_every_command_names_file_line_and_reason(
+    damaged: tuple[World, Path], capsys: pytest.CaptureFixture[str], program: Callable[..., int], words: str
+) -> None:
+    """Mistake: "No forwards.", exit code 0."""
+    world, path = damaged
+    before = path.read_text()
+    assert program(words.split(), SocketTransport(world.socket)) == 1
+    out, error = capsys.readouterr()
+    line = before[: before.index("99999")].count("\n") + 1
+    assert "firewall.xml" in error
+    (number,) = re.findall(r"line (\d+), forward 1: ", error)
+    assert 0 < line - int(number) < 12, "the line of that rule"
+    assert "99999" in error
+    assert "qvm-firewall work reset" in error
+    assert "No forwards" not in out
+    if words in ("list", "list --json"):
+        assert "445" in out, "those of others are listed"
+    assert path.read_text() == before
+
+
+def test_f10_a_reload_reads_a_file_that_was_mended_by_hand(
+    damaged: tuple[World, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    world, path = damaged
+    assert main(["--reload", "--raw", "work"], SocketTransport(world.socket)) == 1
+    assert "99999" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("99999", "446"))
+    assert main(["--reload", "--raw", "work"], SocketTransport(world.socket)) == 0
+    out, error = capsys.readouterr()
+    assert out == f"action=accept\n{WEB}\n{WEB.replace('443-443', '446-446', 1)}\n"
+    assert error == ""
+
+
+def test_f10_reset_works_and_loses_nothing(damaged: tuple[World, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    world, path = damaged
+    before = path.read_text()
+    assert main(["work", "reset"], SocketTransport(world.socket)) == 0
+    note = capsys.readouterr().err
+    kept = Path(note.rsplit(" ", 1)[1].strip())
+    assert kept.parent == path.parent
+    assert kept.read_text() == before
+    assert main(["--raw", "work"], SocketTransport(world.socket)) == 0
+    assert capsys.readouterr().out == "action=accept\n"
+    assert "99999" not in path.read_text()

@@ -12,7 +12,8 @@ from PyQt6.QtCore import Qt
 from PyQt6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
-from portfwd.client.adminapi import AdminClient, CallError, SocketTransport, Stream
+from portfwd.client.adminapi import AdminClient, CallError, SocketTransport
+from portfwd.client.streams import Stream
 from portfwd.gui.state.draft import Place
 from portfwd.gui.widgets.dashboard import Dashboard
 from portfwd.gui.widgets.feed import Feed

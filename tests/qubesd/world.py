@@ -71,15 +71,15 @@ class World:
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
-    def start(self, module: str = "lab.qubesd") -> None:
-        """Start qubesd, or a module that behaves like it, and wait until it answers."""
+    def start(self, module: str = "lab.qubesd", prefix: tuple[str, ...] = ()) -> None:
+        """Start qubesd, or a module that behaves like it, and wait until it answers. `prefix` runs it."""
         paths = {"topology": "topology.json", "socket": "qubesd.sock", "xen": "xen.sock", "base": "lib"}
         paths |= {"qubesdb": "run", "link": "link", "boot-id": "boot_id"}
         options = [word for key, name in paths.items() for word in (f"--{key}", str(self.folder / name))]
         options += ["--poll", str(self._poll)]
         log = (self.folder / "log").open("ab")
         with log:
-            command = [sys.executable, "-m", module, "--verbose", *options]
+            command = [*prefix, sys.executable, "-m", module, "--verbose", *options]
             self._process = subprocess.Popen(command, cwd=ROOT, stderr=log)
         eventually(self._answers, "the answer of qubesd")
 

@@ -6,7 +6,6 @@ Source: the Admin API of Qubes OS. A request is METHOD+ARG SOURCE name DEST NUL 
 an answer is 0 NUL CONTENT, or 2 NUL CLASS NUL TRACEBACK NUL MESSAGE NUL, or nothing at all.
 """
 
-import contextlib
 import os
 import select
 import socket
@@ -16,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from portfwd.client.streams import ProcessStream, SocketStream, Stream
 from portfwd.model.forward import ForwardRule, Token, format_forwards, parse_forwards, token
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import IPAddress, QubeName, RuleId
+from portfwd.wire.views import UNSTORED
 
 if TYPE_CHECKING:
-    import subprocess
+    pass
 
 QUBESD_SOCKET = Path("/var/run/qubesd.sock")
 QREXEC_CLIENT_VM = Path("/usr/bin/qrexec-client-vm")
@@ -56,6 +57,10 @@ class ApiError(CallError):
     def __init__(self, exception: str, message: str) -> None:
         self.exception = exception
         super().__init__(message or exception)
+
+
+class UnstoredError(ApiError):
+    """What the change shuts is shut, but dom0 could not store it: the text says what follows from that."""
 
 
 class NoExtensionError(CallError):
@@ -119,61 +124,6 @@ class SocketTransport:
             connection.close()
             raise CallError(f"Failed to connect to qubesd service: {error}") from None
         return SocketStream(connection)
-
-
-class Stream(Protocol):
-    """An answer that goes on and on. stop() is for another thread: read() then gives b''."""
-
-    def read(self) -> bytes:
-        """What came next; b'' at its end."""
-
-    def stop(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class SocketStream:
-    """From qubesd's own socket."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-
-    def read(self) -> bytes:
-        """What came next; b'' at its end."""
-        try:
-            return self._connection.recv(65536)
-        except ConnectionError:
-            return b""
-
-    def stop(self) -> None:
-        """Have read() end, from another thread."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._connection.close()
-
-
-class ProcessStream:
-    """From the standard output of qrexec-client-vm."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self._process = process
-
-    def read(self) -> bytes:
-        """What came next; b'' at its end."""
-        assert self._process.stdout is not None  # noqa: S101 - asked for where it is started
-        return os.read(self._process.stdout.fileno(), 65536)
-
-    def stop(self) -> None:
-        """Have read() end, from another thread."""
-        self._process.kill()
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._process.kill()
-        with self._process:
-            pass
 
 
 class QrexecTransport:
@@ -242,7 +192,8 @@ def parse_answer(answer: bytes) -> bytes:
         return content
     fields = [field.decode("utf-8", "replace") for field in content.split(b"\0")]
     if kind == b"2" and len(fields) >= 4:
-        raise ApiError(exception=fields[0], message=fields[2])
+        kind_of_error = UnstoredError if fields[0] == UNSTORED else ApiError
+        raise kind_of_error(exception=fields[0], message=fields[2])
     raise CallError("Invalid response format")
 
 
@@ -312,12 +263,22 @@ class AdminClient:
             attempts -= 1
             try:
                 return self.set_forwards(qube, change(present.rules), present.token)
+            except UnstoredError:
+                raise
             except ApiError:
                 newer = self.forwards(qube)
                 # Only a list that has changed can be the reason that a second attempt would remove.
                 if attempts <= 0 or newer.token == present.token:
                     raise
                 present = newer
+
+    def begin_anew(self, qube: QubeName) -> str:
+        """Have no forwards, where those in the file cannot be read; where dom0 keeps that file.
+
+        Raises ApiError, with nothing changed, also where they can be read.
+        """
+        answer = _text(self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.anew"))
+        return answer.removesuffix("\n").removeprefix("kept=")
 
     def problem(self, qube: QubeName, rule: ForwardRule) -> str | None:
         """Why a stored forward opens nothing at the moment, in a sentence; None when its whole path is planned."""

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 
-from portfwd.client.adminapi import AdminClient, ApiError
+from portfwd.client.adminapi import AdminClient, ApiError, UnstoredError
 from portfwd.client.arguments import lookup_service, options_of, qube_of
 from portfwd.client.codes import Exit
 from portfwd.client.connections import parse_connections, parse_peer
@@ -44,30 +44,30 @@ def add(client: AdminClient, args: argparse.Namespace) -> Exit:
 def remove(client: AdminClient, args: argparse.Namespace) -> Exit:
     """Remove a forward, and wait until every hop has confirmed it."""
     qube = qube_of(args)
-    rule, _ = _edit(client, qube, args.forward, edit_of("remove", args))
+    rule, _ = _edit(client, qube, args, edit_of("remove", args))
     good = f"{target(qube, rule)} is no longer reachable at {_entrance(rule)}; the forward is removed"
-    return _say_shut(client, qube, rule, args, good, "The forward is removed")
+    return _code(args, _say_shut(client, qube, rule, args, good, "The forward is removed"))
 
 
 def edit(client: AdminClient, args: argparse.Namespace) -> Exit:
     """Change what is given of a forward; it keeps its number."""
     qube = qube_of(args)
-    before, after = _edit(client, qube, args.forward, edit_of("edit", args))
-    return _report(client, qube, after or before, args)
+    before, after = _edit(client, qube, args, edit_of("edit", args))
+    return _code(args, _report(client, qube, after or before, args))
 
 
 def pause(client: AdminClient, args: argparse.Namespace) -> Exit:
     """Shut the port and keep the forward; wait until every hop has confirmed it."""
     qube = qube_of(args)
-    rule, _ = _edit(client, qube, args.forward, edit_of("pause", args))
+    rule, _ = _edit(client, qube, args, edit_of("pause", args))
     good = f"{target(qube, rule)} is not reachable at {_entrance(rule)} until you resume the forward"
-    return _say_shut(client, qube, rule, args, good, "The forward is paused")
+    return _code(args, _say_shut(client, qube, rule, args, good, "The forward is paused"))
 
 
 def resume(client: AdminClient, args: argparse.Namespace) -> Exit:
     """Open the port of a paused forward again."""
     qube = qube_of(args)
-    before, after = _edit(client, qube, args.forward, edit_of("resume", args))
+    before, after = _edit(client, qube, args, edit_of("resume", args))
     return _report(client, qube, after or before, args)
 
 
@@ -157,20 +157,33 @@ def _taken(client: AdminClient, qube: QubeName, rule: ForwardRule) -> list[PortR
     return [r.srcports for r in rules if r.forwardtype is rule.forwardtype and set(r.protos) & set(rule.protos)]
 
 
-def _edit(client: AdminClient, qube: QubeName, words: str, change: Edit) -> tuple[ForwardRule, ForwardRule | None]:
+def _edit(
+    client: AdminClient, qube: QubeName, args: argparse.Namespace, change: Edit
+) -> tuple[ForwardRule, ForwardRule | None]:
     """The forward that the words mean, before and after; None after its removal."""
     outcome: list[tuple[ForwardRule, ForwardRule | None]] = []
 
     def change_list(present: Rules) -> Rules:
-        found = find(words, qube, present, lookup_service)
+        found = find(args.forward, qube, present, lookup_service)
         if outcome and found.by_number:
             raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
         rules, after = edited(present, found.number, change)
         outcome[:] = [(present[found.number], after)]
         return rules
 
-    client.edit_forwards(qube, change_list)
+    try:
+        client.edit_forwards(qube, change_list)
+    except UnstoredError as error:
+        if not outcome:
+            raise
+        complain(f"Note: {error}")
+        args.unstored = True
     return outcome[0]
+
+
+def _code(args: argparse.Namespace, code: Exit) -> Exit:
+    """The exit code; that a change has not been stored is no success."""
+    return Exit.NOT_OPEN if code is Exit.DONE and getattr(args, "unstored", False) else code
 
 
 def _report(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> Exit:

@@ -15,7 +15,9 @@ class Exit(enum.IntEnum):
     USAGE = 2
     """The command line makes no sense, or names a qube or forward that does not exist; nothing has changed."""
     NOT_OPEN = 3
-    """Stored, but not open on every hop, or not yet. Removed or paused, but no hop has confirmed that.
+    """Stored, but not open on every hop, or not yet.
+
+    Removed or paused, but no hop has confirmed that, or dom0 could not store it.
 
     Or check could not find out whether packets pass.
     """

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from portfwd.client.adminapi import AdminClient, Change, NoExtensionError
+from portfwd.client.adminapi import AdminClient, ApiError, Change, NoExtensionError
 from portfwd.model.forward import ForwardRule
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.model.text import Rule
@@ -87,11 +87,19 @@ def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> Rules:
     return ()
 
 
-def reset(client: AdminClient, qube: QubeName) -> Rules:
-    """Accept everything outbound, forward nothing. Returns the forwards that are gone."""
+def reset(client: AdminClient, qube: QubeName, say: Callable[[str], None]) -> Rules:
+    """Accept everything outbound, forward nothing. Returns the forwards that are gone.
+
+    A file whose forwards cannot be read is kept under another name, which `say` is told.
+    """
     removed: Rules = ()
     try:
-        if client.forwards(qube).rules:
+        try:
+            present = client.forwards(qube).rules
+        except ApiError:
+            say(f"the forwards of {qube} cannot be read; their file is kept: {client.begin_anew(qube)}")
+            present = ()
+        if present:
             removed = _remove(client, qube, lambda _: (), once=False)
     except NoExtensionError:
         # Where there are no forwards there is nothing to remove.

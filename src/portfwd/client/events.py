@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from portfwd.client.adminapi import CallError, Stream, Transport, parse_answer
+from portfwd.client.adminapi import CallError, Transport, parse_answer
+from portfwd.client.streams import Stream
 from portfwd.wire.errors import RefusedError
 
 ESTABLISHED = "connection-established"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from portfwd.client.adminapi import AdminClient, NoExtensionError
 from portfwd.client.status import RuleStatus
-from portfwd.client.status_lines import parse_status
+from portfwd.client.status_lines import parse_status, parse_unread
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
@@ -16,7 +16,8 @@ _DOM0 = "dom0"
 def gather(client: AdminClient) -> tuple[list[RuleStatus], list[str]]:
     """Of all qubes: in one call where dom0 allows that, else qube by qube."""
     try:
-        return _sorted(parse_status(client.status(None))), []
+        told = client.status(None)
+        return _sorted(parse_status(told)), [f"{name}: {reason}" for name, reason in parse_unread(told).items()]
     except RefusedError:
         return gather_each(client, [name for name in client.qubes() if name != _DOM0])
 

@@ -142,7 +142,7 @@ def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: R
         meant = args.rule_no if match is None or args.rule_no is not None else match
         _note_open(client, qube, delete(client, qube, meant))
     elif args.command == "reset":
-        _note_open(client, qube, reset(client, qube))
+        _note_open(client, qube, reset(client, qube, lambda text: print(f"Note: {text}", file=sys.stderr)))
     elif isinstance(match, ForwardRule):
         add_forward(client, qube, match, args.before)
         if match.enabled and (problem := client.problem(qube, match)) is not None:
@@ -150,11 +150,25 @@ def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: R
     elif match is not None:
         add_ordinary(client, qube, match, args.before)
     else:
+        # A file that was mended by hand is to be listed as it is now.
+        mended = args.reload and _is_damaged(client, qube)
+        if mended:
+            client.reload(qube)
         code = _list(client, qube, now, raw=args.raw)
-        if args.reload:
+        if args.reload and not mended:
             client.reload(qube)
         return code
     return 0
+
+
+def _is_damaged(client: AdminClient, qube: QubeName) -> bool:
+    try:
+        client.forwards(qube)
+    except NoExtensionError:
+        return False
+    except RefusedError:
+        return True
+    return False
 
 
 def _note_open(client: AdminClient, qube: QubeName, removed: Sequence[ForwardRule]) -> None:

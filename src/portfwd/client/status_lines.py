@@ -60,6 +60,9 @@ def parse_status(text: str) -> tuple[RuleStatus, ...]:
             if current in heads:
                 raise RefusedError(f"{shown(line)}: this rule is told twice")
             heads[current], lines[current] = (number, rule), []
+        elif line.startswith("unread="):
+            # Of qubes, not of rules: parse_unread.
+            continue
         elif line.startswith("entrance="):
             words = _words(line, frozenset(("entrance", "uplinks")))
             uplinks[QubeName(words["entrance"])] = _uplinks(_need(words, "uplinks"))
@@ -84,6 +87,14 @@ def parse_status(text: str) -> tuple[RuleStatus, ...]:
         addresses = usable_addresses(rule, {hop.family for hop in hops}, entrance)
         found.append(RuleStatus(qube, number, rule_id, rule, hops, state, fault, addresses, entrance, siblings))
     return tuple(found)
+
+
+def parse_unread(text: str) -> dict[QubeName, str]:
+    """The qubes whose forwards dom0 cannot read, and why, from the status of all. Raises RefusedError."""
+    told = [
+        line.removeprefix("unread=").partition(" text=") for line in text.splitlines() if line.startswith("unread=")
+    ]
+    return {QubeName(name): reason for name, _, reason in told}
 
 
 def parse_plan(text: str, qube: QubeName, rules: Sequence[ForwardRule]) -> tuple[RuleStatus, ...]:

@@ -172,8 +172,8 @@ class Forwards:
     def _told(error: StoreError, *, kept: bool) -> str:
         until = "a restart of the computer" if kept else "a restart of qubesd or of the computer"
         return (
-            f"what was removed or paused is shut, but this could not be stored: {error}. It is stored as soon as that "
-            f"is possible; {until} before then opens it again"
+            f"the change counts now, since it only shuts, but it could not be stored: {error}. It is stored as soon as "
+            f"that is possible; {until} before then undoes it"
         )
 
     def _write_note(self) -> bool:

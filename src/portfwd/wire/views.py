@@ -4,6 +4,9 @@
 
 import enum
 
+UNSTORED = "ForwardsUnstoredError"
+"""The class of the error that says: what was to be shut is shut, but dom0 could not store it."""
+
 
 class HopState(enum.StrEnum):
     """How far one entry has come at its hop: by dom0's own knowledge, else by a word of the agent (wire.status)."""

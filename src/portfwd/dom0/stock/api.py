@@ -15,8 +15,10 @@ import qubes.api
 import qubes.api.admin
 import qubes.exc
 
+from portfwd.dom0.forwards import UnstoredError
 from portfwd.dom0.running import ARGUMENT, Running, UnexpectedError
 from portfwd.wire.errors import RefusedError
+from portfwd.wire.views import UNSTORED
 
 log = logging.getLogger("qubes.ext.port-forward")
 
@@ -49,8 +51,7 @@ def extend(running_of: RunningOf) -> None:
             raise _protocol_error("expected destination to not be AdminVM")
         self.fire_event_for_permission(forwards=untrusted_payload)
         with _told():
-            await _running(running_of, self).set(self.dest, self.arg, untrusted_payload)
-        return None
+            return await _running(running_of, self).set(self.dest, self.arg, untrusted_payload)
 
     admin.vm_firewall_get = _declare("admin.vm.firewall.Get", read=True)(vm_firewall_get)
     admin.vm_firewall_set = _declare("admin.vm.firewall.Set", write=True)(vm_firewall_set)
@@ -113,6 +114,9 @@ def _told() -> Iterator[None]:
         yield
     except UnexpectedError as error:
         raise _protocol_error(str(error)) from None
+    except UnstoredError as error:
+        # Clients that do not know the class show its text.
+        raise type(UNSTORED, (qubes.exc.QubesException,), {})(str(error)) from None
     except RefusedError as error:
         raise qubes.exc.QubesValueError(str(error)) from None
     except Exception as error:

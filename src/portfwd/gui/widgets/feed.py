@@ -6,8 +6,8 @@ import threading
 
 from PyQt6.QtCore import QObject, pyqtSignal
 
-from portfwd.client.adminapi import Stream
 from portfwd.client.events import ESTABLISHED, EventTransport, events
+from portfwd.client.streams import Stream
 from portfwd.wire.errors import RefusedError
 
 _PAUSE_FIRST, _PAUSE_MAX = 0.5, 10.0
