@@ -93,6 +93,7 @@ class FakeWorld:
         self._open: list[_Open] = []
         self._wanted: dict[Node, list[Entry]] = {node: [] for node in Node}
         self._near = tuple(Network("ens6", address.network) for address in ENS6.values())
+        self._home = self._near + tuple(Network("tun0", address.network) for address in TUN0.values())
         for family in Family:
             self.nft(Node.HOP, base_tables(family, CLIENTS))
             self.nft(Node.WORK, base_tables(family))
@@ -110,7 +111,7 @@ class FakeWorld:
             Node.HOP: [e for e in wanted if e.kind is Kind.RELAY],
             Node.WORK: [e for e in wanted if e.kind is Kind.ACCEPT],
         }
-        around = Surroundings(self._time if now is None else now, self._near, names or {})
+        around = Surroundings(self._time if now is None else now, self._near, names or {}, home=self._home)
         hop = self._agents[Node.HOP].bring(self._wanted[Node.HOP], around)
         away = Surroundings(around.now, (), around.names)
         return Applied(hop, self._agents[Node.WORK].bring(self._wanted[Node.WORK], away))

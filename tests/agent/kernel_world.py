@@ -17,9 +17,9 @@ from portfwd.agent.elements import Surroundings
 from portfwd.agent.firewall import Firewall
 from portfwd.agent.flows import Conntrack
 from portfwd.agent.netlink import NETLINK_NETFILTER, Netlink
+from portfwd.agent.networks import read_networks
 from portfwd.agent.nft import LibNft
 from portfwd.agent.skeleton import MARK_OURS
-from portfwd.agent.uplinks import neighbours
 from portfwd.wire.clock import read_clocks
 from portfwd.wire.entry import Entry
 from portfwd.wire.status import Result
@@ -62,7 +62,8 @@ def bring(
     """Command: Firewall.bring with the surroundings as they are."""
     agent: Firewall = machine.kept["agent"]
     machine.kept["entries"] = entries
-    return agent.bring(entries, Surroundings(now, neighbours(), names))
+    found = read_networks()
+    return agent.bring(entries, Surroundings(now, found.near, names, home=found.home, shut=found.shut))
 
 
 def ask(machine: Machine, service: str, payload: bytes) -> bytes:
@@ -146,6 +147,14 @@ class KernelWorld:
     def machine(self, name: str) -> Remote:
         """A namespace, for what only the kernel has."""
         return self._machines[name]
+
+    def add_address(self, name: str, device: str, address: IPAddress) -> None:
+        """Give a namespace one more address, without a network."""
+        self.machine(name).call(run, ["ip", "address", "add", str(address), "dev", device, *_nodad(address).split()])
+
+    def remove_address(self, name: str, device: str, address: IPAddress) -> None:
+        """Take it away again."""
+        self.machine(name).call(run, ["ip", "address", "del", str(address), "dev", device])
 
     def _build(self) -> bool:
         for machine in self._machines.values():

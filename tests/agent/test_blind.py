@@ -22,12 +22,12 @@ TARGETS = [accept(443), *(accept(80, proto=entry.proto, family=entry.family) for
 FLAKY = """
 import pathlib
 from portfwd.agent import __main__ as program
-real = program.uplink_addresses
+real = program.read_networks
 def flaky():
     if pathlib.Path("/run/qubes/blind").exists():
         raise OSError(105, "No buffer space available")
     return real()
-program.uplink_addresses = flaky
+program.read_networks = flaky
 program.main()
 """
 
@@ -99,6 +99,6 @@ def test_f26_addresses_that_cannot_be_read_are_no_lost_database(agent: RunningAg
     agent.publish([WIDE, *NEAR])
     assert word(agent, "uplinks") == ""
     assert "QubesDB" not in agent.log()
-    assert agent.log().count("addresses of the uplinks cannot be read") == 1
+    assert agent.log().count("networks of the uplinks cannot be read") == 1
     blind.unlink()
     agent.world.wait_until(lambda: word(agent, "uplinks") != "", 10)

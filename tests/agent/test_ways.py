@@ -6,7 +6,6 @@ To the network of world.py comes ens7, a second network card of hop, with a rout
 The default route is by ens6, so without help no answer reaches that client.
 """
 
-import ipaddress
 import signal
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ from portfwd.agent.skeleton import MARK_UP, TABLE, UPLINK_BITS
 from portfwd.wire import limits
 from portfwd.wire.values import Family, Proto, Side
 from tests.agent import sockets
+from tests.agent.cards import BEYOND, ENS7, NEXT, ROUTER, add_card, client, ip
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.machine import run
 from tests.agent.process import RunningAgent
@@ -26,7 +26,6 @@ from tests.agent.world import (
     TUNNEL,
     UPSTREAM,
     Attempt,
-    Client,
     Life,
     Node,
     accept,
@@ -36,17 +35,6 @@ from tests.agent.world import (
 )
 
 V4, V6 = Family.V4, Family.V6
-ENS7 = {V4: "10.0.5.2/24", V6: "2001:db8:5::2/64"}
-ROUTER = {V4: "10.0.5.1", V6: "2001:db8:5::1"}
-
-
-def client(name: str, v4: str, v6: str, dials: dict[Family, str]) -> Client:
-    addresses = {V4: ipaddress.ip_address(v4), V6: ipaddress.ip_address(v6)}
-    return Client(name, "ens7", addresses, {f: ipaddress.ip_interface(d).ip for f, d in dials.items()})
-
-
-BEYOND = client("beyond", "203.0.113.77", "2001:db8:77::7", ENS7)
-NEXT = client("beyond", ROUTER[V4], ROUTER[V6], ENS7)
 MOVED = client("beyond", "10.0.6.1", "2001:db8:6::1", {V4: "10.0.6.2", V6: "2001:db8:6::2"})
 EVERY = [(proto, family) for proto in Proto for family in Family]
 ANYONE = [entry for proto, family in EVERY for entry in through(relay(443, proto=proto, family=family))]
@@ -62,10 +50,6 @@ def world() -> Iterator[KernelWorld]:
     made.close()
 
 
-def ip(world: KernelWorld, machine: str, *lines: str) -> None:
-    world.machine(machine).call(run, ["ip", "-batch", "-"], "\n".join(lines))
-
-
 def shown(world: KernelWorld, *words: str) -> str:
     """What `ip` says in hop, in both families."""
     parts = [world.machine("hop").call(run, ["ip", f"-{int(family)}", *words]) for family in Family]
@@ -76,19 +60,6 @@ def ours(world: KernelWorld) -> str:
     """Our rules and routes."""
     routes = "".join(line for line in shown(world, "route", "show", "table", "all").splitlines(True) if "113" in line)
     return "".join(line for line in shown(world, "rule").splitlines(True) if "/0xf0000000" in line) + routes
-
-
-def add_card(world: KernelWorld, name: str = "ens7") -> None:
-    ip(world, "hop", f"link add {name} type veth peer name lan1 netns {world.pids['beyond']}", f"link set {name} up")
-    ip(world, "beyond", "link set lan1 up")
-    for family in Family:
-        nodad = " nodad" if family is V6 else ""
-        own = ENS7[family]
-        bits = own.rpartition("/")[2]
-        ip(world, "hop", f"address add {own} dev {name}{nodad}")
-        lines = [f"address add {ROUTER[family]}/{bits} dev lan1{nodad}"]
-        ip(world, "beyond", *lines, f"address add {BEYOND.addresses[family]}/{family.bits} dev lan1{nodad}")
-        ip(world, "hop", f"route add default via {ROUTER[family]} dev {name} metric 3000")
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ class Node:
             if card.group == 0
             for address in card.addresses
         )
-        results = self.firewall.bring(self._desired.entries, Surroundings(now, near))
+        results = self.firewall.bring(self._desired.entries, Surroundings(now, near, home=near))
         ends = [float(e.expire) for e in self._desired.entries if e.expire is not None and e.expire > now]
         half = [] if self._half is None else [self._half + _LATE]
         guard = self.firewall.tend(now)

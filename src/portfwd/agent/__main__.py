@@ -13,17 +13,17 @@ from portfwd.agent.firewall import Firewall
 from portfwd.agent.flows import Conntrack
 from portfwd.agent.inject import remove_device
 from portfwd.agent.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener
+from portfwd.agent.networks import read_networks
 from portfwd.agent.nft import LibNft
 from portfwd.agent.occupancy import Occupancy
 from portfwd.agent.requests import Requests
 from portfwd.agent.routes import Routes
 from portfwd.agent.systemd import notify
-from portfwd.agent.uplinks import GROUPS, neighbours, uplink_addresses
+from portfwd.agent.uplinks import GROUPS
 from portfwd.wire import limits
 from portfwd.wire.ends import Ends
 from portfwd.wire.qdb_client import QubesDB
 
-_UPLINKS_MAX = 32
 _DATABASE_SECONDS = 1.0
 """For one command. A daemon that has lost dom0's answers nobody until that is back; the C module waits as long."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -39,8 +39,7 @@ def main() -> int:
         firewall=firewall,
         routes=Routes(),
         open_database=lambda: QubesDB(timeout=_DATABASE_SECONDS),
-        near=neighbours,
-        uplinks=lambda: " ".join(str(address) for _, address in uplink_addresses()[:_UPLINKS_MAX]),
+        networks=read_networks,
         ruleset=Listener(NETLINK_NETFILTER, (NFT_GROUP,)),
         links=Listener(NETLINK_ROUTE, GROUPS),
         occupancy=Occupancy(),

@@ -6,6 +6,7 @@ Nothing is polled: every source of change is a file descriptor or a deadline. Si
 """
 
 import contextlib
+import dataclasses
 import logging
 import selectors
 import signal
@@ -17,10 +18,11 @@ from typing import TypeVar
 
 from portfwd.agent.answers import Answers
 from portfwd.agent.desired import GATEWAYS, Desired, Reporter, read_desired, read_gateways, read_results
-from portfwd.agent.elements import Network, Surroundings
+from portfwd.agent.elements import Surroundings
 from portfwd.agent.firewall import Firewall
 from portfwd.agent.names import REFRESH_SECONDS, RETRY_SECONDS, Resolver
 from portfwd.agent.netlink import Listener, Message
+from portfwd.agent.networks import Networks
 from portfwd.agent.nft import NftError
 from portfwd.agent.occupancy import Occupancy
 from portfwd.agent.requests import Requests
@@ -30,7 +32,7 @@ from portfwd.wire.clock import ClockWatch, read_clocks
 from portfwd.wire.ends import Ends
 from portfwd.wire.qdb_client import Database, SilentError
 from portfwd.wire.status import Result, State, WayOut
-from portfwd.wire.values import Family, HostName, IPAddress, Side, SourceWord
+from portfwd.wire.values import Family, HostName, IPAddress, Kind, Side, SourceWord
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,8 +57,7 @@ class Agent:
         firewall: Firewall,
         routes: Routes,
         open_database: Callable[[], Database],
-        near: Callable[[], tuple[Network, ...]],
-        uplinks: Callable[[], str],
+        networks: Callable[[], Networks],
         ruleset: Listener,
         links: Listener,
         occupancy: Occupancy,
@@ -68,7 +69,7 @@ class Agent:
     ) -> None:
         self._firewall, self._routes = firewall, routes
         self._open_database = open_database
-        self._near, self._uplinks, self._touched, self._ready = near, uplinks, touched, ready
+        self._read_networks, self._touched, self._ready = networks, touched, ready
         self._ruleset, self._links, self._occupancy = ruleset, links, occupancy
         self._requests, self._answers = requests, answers
         self._ends, self._clock = ends, ClockWatch()
@@ -82,6 +83,8 @@ class Agent:
         self._desired = Desired()
         self._gateways: dict[Family, IPAddress] = {}
         self._ways: Outcome | None = None
+        self._networks: Networks | None = None
+        self._told = Networks()
         self._unseen: set[str] = set()
         self._deadlines: dict[str, float] = {}
         self._fresh = True
@@ -242,14 +245,20 @@ class Agent:
         ends = {key: now + seconds for key, seconds in left.items()}
         self._find_ways()
         occupied = self._occupancy.check(self._desired.entries)
-        near = self._see("networks of the uplinks", self._near)
-        uplinks = self._see("addresses of the uplinks", self._uplinks)
-        numbers = self._ways.numbers if self._ways else {}
-        around = Surroundings(now, near or (), self._resolver.found, numbers, ends, occupied)
+        seen = self._see("networks of the uplinks", self._read_networks)
         unknown: set[str] = set()
-        if near is None:
+        if seen is None:
             # Shut: the networks of before may be those of another place.
             unknown = {e.key for e in self._desired.entries if e.source is SourceWord.NEIGHBOURS}
+            if self._networks is None:
+                unknown |= {e.key for e in self._desired.entries if e.kind is Kind.RELAY and e.side is not Side.INNER}
+                occupied |= unknown
+        else:
+            self._networks = seen
+        self._told = found = seen or dataclasses.replace(self._networks or Networks(), near=(), addresses=())
+        numbers = self._ways.numbers if self._ways else {}
+        names = self._resolver.found
+        around = Surroundings(now, found.near, names, numbers, ends, occupied, found.home, found.shut)
         if self._occupancy.blind:
             unknown |= occupied
         try:
@@ -268,7 +277,7 @@ class Agent:
         self._deadlines.pop("apply", None)
         if again:
             self._deadlines["apply"] = min(again)
-        self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED), uplinks or "")
+        self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED))
 
     def _see(self, what: str, read: Callable[[], T]) -> T | None:
         """What the kernel says; None where it cannot be read: that is not known, and is looked at again soon."""
@@ -298,14 +307,15 @@ class Agent:
         found = self._see("routes by which replies leave", lambda: self._routes.bring(families, self._gateways))
         self._ways = found or self._ways
 
-    def _report(self, state: State, results: dict[str, Result], uplinks: str) -> None:
+    def _report(self, state: State, results: dict[str, Result]) -> None:
         if self._reporter is None:
             return
         way_out = None
         if self._ways is not None:
             way_out = WayOut.TUNNEL if self._ways.tunnel else WayOut.UPLINK
         try:
-            self._reporter.report(self._desired.generation, state, results, uplinks, way_out)
+            uplinks, ignored = self._told.uplinks_text, self._told.ignored_text
+            self._reporter.report(self._desired.generation, state, results, uplinks, way_out, ignored)
         except (RuntimeError, OSError) as error:
             log.warning("status cannot be written: %s", error)
             self._connect_later(error)

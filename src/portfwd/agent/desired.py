@@ -13,7 +13,7 @@ from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.qdb_client import Database
-from portfwd.wire.status import UPLINKS, WAY_OUT, Acknowledgement, Result, State, WayOut
+from portfwd.wire.status import IGNORED, UPLINKS, WAY_OUT, Acknowledgement, Result, State, WayOut
 from portfwd.wire.values import Family, IPAddress, parse_address
 
 _REMEMBERED = 1 << 15
@@ -129,10 +129,13 @@ class Reporter:
         results: Mapping[str, Result],
         uplinks: str,
         way_out: WayOut | None = WayOut.UPLINK,
+        ignored: str = "",
     ) -> None:
         """Per entry first, then the acknowledgement of the whole. A way out that is not known is not said."""
         wanted = {limits.STATUS + key: result.value for key, result in results.items()}
         wanted[limits.STATUS + UPLINKS] = uplinks
+        if ignored:
+            wanted[limits.STATUS + IGNORED] = ignored
         if way_out is not None:
             wanted[limits.STATUS + WAY_OUT] = way_out.value
         if not self._written:

@@ -36,7 +36,7 @@ _SHIFTED_REMEMBERED = SHIFTED_ELEMENTS_MAX // SHIFTED_PORTS_MAX
 
 
 class Network(NamedTuple):
-    """A network attached to an uplink."""
+    """A network attached to an interface."""
 
     interface: str
     prefix: IPNetwork
@@ -57,6 +57,10 @@ class Surroundings:
     ends: Mapping[str, float] = field(default_factory=dict)
     occupied: frozenset[str] = frozenset()
     """The keys of entries whose port the qube itself uses."""
+    home: tuple[Network, ...] = ()
+    """Where the addresses of attached networks come in, and nowhere else; without overlaps but of one prefix."""
+    shut: frozenset[str] = frozenset()
+    """Interfaces by which nothing may come in, although their kind alone would allow it."""
 
     def end_of(self, entry: Entry) -> float | None:
         """When an entry ends, by the clock of `now`."""
@@ -105,6 +109,7 @@ def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, dic
             for ports, owners in _segments(mine):
                 _add_door(elements, "in", ports, owners, around)
     _add_near(elements, around)
+    _add_home(elements, around)
     _add_via(elements, around)
     return elements, results
 
@@ -242,6 +247,21 @@ def _add_near(elements: Elements, around: Surroundings) -> None:
             prefixes = [n.prefix for n in around.near if n.interface == interface and n.prefix.version == family]
             for prefix in collapse(prefixes):
                 _add(elements, family, "near", f'"{interface}" . {prefix}', Element())
+
+
+def _add_home(elements: Elements, around: Surroundings) -> None:
+    """Whose addresses belong where, and what is shut altogether, only where something may come in by a relay."""
+    for family in Family:
+        if not any((family, f"{side}-{shape}") in elements for side in ("up", "down") for shape in ("port", "range")):
+            continue
+        home = [network for network in around.home if network.prefix.version == family]
+        for prefix in collapse(network.prefix for network in home):
+            _add(elements, family, "attached", str(prefix), Element())
+        for interface in sorted({network.interface for network in home}):
+            for prefix in collapse(network.prefix for network in home if network.interface == interface):
+                _add(elements, family, "home", f'"{interface}" . {prefix}', Element())
+        for interface in sorted(around.shut):
+            _add(elements, family, "shut", f'"{interface}"', Element())
 
 
 def _add_via(elements: Elements, around: Surroundings) -> None:

@@ -77,7 +77,7 @@ class Firewall:
             self._close(around)
             return dict.fromkeys(results, Result.FAILED)
         open_entries = [e for e in wanted_entries if results[e.key] is Result.OK]
-        if removed:
+        if removed or around.home != self._around.home:
             self._cut(open_entries, around)
             self._uncount(open_entries)
         self._open, self._around = open_entries, around

@@ -61,7 +61,7 @@ class Routes:
         netlink = Netlink(NETLINK_ROUTE)
         try:
             links = read_links(netlink)
-            routes, rules = list(_read_routes(netlink)), list(_read_rules(netlink))
+            routes, rules = list(read_routes(netlink)), list(_read_rules(netlink))
             present = _present(netlink)
             held = {r.link: r.table - TABLES for r in routes if r.ours} | self._numbers
             held = {index: number for index, number in held.items() if index in present}
@@ -128,7 +128,8 @@ def _change(netlink: Netlink, ways: Ways, routes: set[Route], rules: set[Rule]) 
             log.warning("a way for replies could not be changed: %s", error)
 
 
-def _read_routes(netlink: Netlink) -> Iterator[Route]:
+def read_routes(netlink: Netlink) -> Iterator[Route]:
+    """Every unicast route of the kernel, ours included. Raises OSError."""
     for message in netlink.dump(_GETROUTE, _ROUTE.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
         number, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(message.body)
         fields = attributes(message.body[_ROUTE.size :])

@@ -11,6 +11,8 @@ qubes and tunnels behind us) and `in` (this qube is the target).
     SIDE-src    port, protocol, prefix of the allowed clients
     SIDE-to, SIDE-to-one, SIDE-to-keep   where to: exact port; range to one port; range that keeps its ports
     near        interface, prefix of the networks attached to the uplinks
+    home        interface, prefix of the addresses that can come by no other interface; attached: all these addresses
+    shut        interfaces that are neither a known kind of uplink nor a known kind of tunnel
     via         interface -> chain that notes the uplink's number
     SIDE-hits   port -> connections that came in by a relay of this port, and when the newest did (grows by packets)
 
@@ -21,6 +23,9 @@ Three bits of the connection mark are ours: they carry the verdict from our tabl
 let our connections be found again; one of them is set on all, so that one look at conntrack finds them. Four more say
 by which uplink the connection came, where replies would not leave by it of themselves; the same four of the packet mark
 lead them to its routes (ways.py). All other bits are left as they are, since VPN and policy routing scripts use them.
+
+A source address that belongs to the network of one interface is refused at every other, at two look-ups for the first
+packet of a connection. An inner hop does not ask again: what its own net qube hands on has been asked at the entrance.
 
 At the target every packet of our connections asks whether its door still stands (chain `standing`). So an end of time
 ends open connections, too, when nobody is left but the target's kernel. It drops and does not reset: an agent may be
@@ -46,6 +51,11 @@ UPLINK_BITS = 0xF << UPLINK_SHIFT
 UPLINK_MAX = 15
 MARKS = {"up": MARK_UP, "down": MARK_DOWN, "in": MARK_IN}
 RELAY_SIDES = {Side.UPLINK: "up", Side.INNER: "up", Side.DOWNSTREAM: "down"}
+UPLINK_KINDS = ("veth", "bridge", "bond", "team", "vlan", "macvlan", "ipvlan", "macsec", "wwan", "rmnet")
+"""Kinds of interfaces that count as a network card, as one without a kind does: cards, modems, Xen's network devices.
+
+What stands on others counts as long as these do (uplinks.py). A kind in neither list is shut.
+"""
 TUNNEL_KINDS = ("tun", "wireguard", "ppp", "xfrm", "vti", "vti6", "gre", "ipip", "sit", "ip6tnl", "ovpn", "amneziawg")
 
 FORWARD_RULE = (
@@ -90,6 +100,9 @@ def sets_of(family: Family) -> dict[str, str]:
         found[f"map {side}-to-one"] = f"type inet_service . inet_proto : {addr} . inet_service; flags interval;"
         found[f"map {side}-to-keep"] = f"type inet_service . inet_proto : {addr}; flags interval;"
     found["set near"] = f"type ifname . {addr}; flags interval;"
+    found["set home"] = f"type ifname . {addr}; flags interval;"
+    found["set attached"] = f"type {addr}; flags interval;"
+    found["set shut"] = "type ifname;"
     found["map via"] = "type ifname : verdict;"
     return found
 
@@ -99,6 +112,7 @@ def table(family: Family) -> str:
     ip = nft_family(family)
     addr = f"ipv{int(family)}_addr"
     tunnels = ", ".join(f'"{kind}"' for kind in TUNNEL_KINDS)
+    uplinks = ", ".join(f'"{kind}"' for kind in UPLINK_KINDS)
     sets = "\n".join(f"  {name} {{ {text} }}" for name, text in sets_of(family).items())
     hits = "\n".join(_hits_set(side) for side in ("up", "down"))
     vias = "\n".join(_via_chain(number) for number in range(1, UPLINK_MAX + 1))
@@ -111,13 +125,13 @@ def table(family: Family) -> str:
 {vias}
 {relays}
   chain up-near {{
-    iifname . {ip} saddr @near goto up-go
+    iifname . {ip} saddr @near goto up-any
   }}
   chain up-inner-any {{
-    iifgroup 1 goto up-any
+    iifgroup 1 goto up-go
   }}
   chain up-inner-src {{
-    iifgroup 1 goto up-src
+    iifgroup 1 th dport . meta l4proto . {ip} saddr @up-src goto up-go
   }}
   chain down-near {{
     iifgroup 2 goto down-go
@@ -139,6 +153,8 @@ def table(family: Family) -> str:
     iifgroup 2 goto down
     meta iifkind {{ {tunnels} }} goto down
     iif lo return
+    meta iifkind != {{ {uplinks} }} return
+    iifname @shut return
     meta l4proto . th dport vmap @up-port
     th dport . meta l4proto vmap @up-range
   }}
@@ -193,6 +209,8 @@ def _hits_set(side: str) -> str:
 
 def _relay_chains(ip: str, side: str) -> str:
     via = "\n    iifname vmap @via" if side == "up" else ""
+    # The base firewall knows whose address it is that comes from a qube.
+    qubes = "\n    iifgroup 2 goto down-go" if side == "down" else ""
     return f"""  chain {side}-go {{
     ct mark set ct mark | 0x{MARKS[side]:08x}{via}
     ct mark & 0x{MARK_PROBE:08x} == 0 update @{side}-{HITS} {{ meta l4proto . th dport }}
@@ -200,11 +218,15 @@ def _relay_chains(ip: str, side: str) -> str:
     meta l4proto {{ tcp, udp }} dnat {ip} to th dport . meta l4proto map @{side}-to-one
     dnat {ip} to th dport . meta l4proto map @{side}-to-keep
   }}
-  chain {side}-any {{
+  chain {side}-home {{
+    iifname . {ip} saddr @home goto {side}-go
+  }}
+  chain {side}-any {{{qubes}
+    {ip} saddr @attached goto {side}-home
     goto {side}-go
   }}
   chain {side}-src {{
-    th dport . meta l4proto . {ip} saddr @{side}-src goto {side}-go
+    th dport . meta l4proto . {ip} saddr @{side}-src goto {side}-any
   }}"""
 
 

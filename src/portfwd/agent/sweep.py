@@ -9,7 +9,18 @@ from collections.abc import Iterable
 
 from portfwd.agent.elements import Surroundings, addresses_of
 from portfwd.agent.flows import Flow
-from portfwd.agent.skeleton import DEAD_IN, DEAD_OUT, MARK_BITS, MARK_DOWN, MARK_IN, MARK_UP, TABLE, nft_family
+from portfwd.agent.skeleton import (
+    DEAD_IN,
+    DEAD_OUT,
+    MARK_BITS,
+    MARK_DOWN,
+    MARK_IN,
+    MARK_UP,
+    TABLE,
+    UPLINK_BITS,
+    UPLINK_SHIFT,
+    nft_family,
+)
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Kind, Side, SourceWord
 
@@ -48,7 +59,8 @@ class Judge:
     def allowing(self, flow: Flow) -> list[Entry]:
         """The entries that would let this flow in now."""
         mark = flow.mark & MARK_BITS
-        alike = (flow.family, flow.proto, mark, flow.client, flow.port, flow.server, flow.server_port)
+        number = flow.mark & UPLINK_BITS
+        alike = (flow.family, flow.proto, mark, number, flow.client, flow.port, flow.server, flow.server_port)
         if alike not in self._judged:
             candidates: list[Entry] = []
             for side in (mark,) if mark else (MARK_UP, MARK_DOWN):
@@ -69,11 +81,23 @@ def _allows(entry: Entry, flow: Flow, around: Surroundings) -> bool:
         return False
     if entry.kind is Kind.RELAY and (flow.server, flow.server_port) != (entry.to, entry.maps_to(flow.port)):
         return False
+    interface = _came_by(flow, around)
+    if interface is not None and entry.kind is Kind.RELAY and entry.side is Side.UPLINK:
+        homes = {network.interface for network in around.home if flow.client in network.prefix}
+        if homes and interface not in homes:
+            return False
     if entry.source is SourceWord.ANYONE:
         return True
     if entry.source is SourceWord.NEIGHBOURS:
-        return entry.side is Side.DOWNSTREAM or any(flow.client in network.prefix for network in around.near)
+        near = (n for n in around.near if flow.client in n.prefix)
+        return entry.side is Side.DOWNSTREAM or any(interface in (None, network.interface) for network in near)
     return any(flow.client in prefix for prefix in addresses_of(entry, around))
+
+
+def _came_by(flow: Flow, around: Surroundings) -> str | None:
+    """The uplink by which a connection came in, where its mark says so."""
+    number = (flow.mark & UPLINK_BITS) >> UPLINK_SHIFT
+    return next((name for name, held in around.numbers.items() if held == number), None)
 
 
 def mourning(flows: Iterable[Flow]) -> str:

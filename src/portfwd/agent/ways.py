@@ -71,7 +71,7 @@ def plan_ways(
     `families` are those in which something may come in; `gateways` serve an uplink to a net qube that has lost its
     default route to a VPN; `held` are the numbers that connections may bear already.
     """
-    outward = [link for link in links if link.uplink or link.tunnel]
+    outward = [link for link in links if link.outward]
     used = {r.link for r in routes if not r.ours and r.table != LOCAL and not r.prefix.is_link_local}
     ways = [link for link in outward if link.index in used]
     foreign = any(not rule.ours and rule.table not in _STOCK_TABLES for rule in rules)
@@ -110,9 +110,10 @@ def _copies(index: int, number: int, family: Family, routes: Iterable[Route], ga
 def leaves_by_tunnel(links: Iterable[Link], routes: Collection[Route], rules: Iterable[Rule]) -> bool:
     """Whether what this qube sends to the world goes into a tunnel, in either family.
 
-    By the best default route, by a wide route that goes before it, or by a table that a rule of others leads to.
+    By the best default route, by a wide route that goes before it, or by a table that a rule of others leads to. An
+    interface of a kind that is not known is taken for a tunnel here: what its user means to hide is not shown.
     """
-    tunnels = {link.index for link in links if link.tunnel}
+    tunnels = {link.index for link in links if link.outward and not link.uplink}
     led_to = {(rule.family, rule.table) for rule in rules if not rule.ours and rule.table not in _STOCK_TABLES}
     for family in Family:
         mine = [r for r in routes if r.family is family and r.prefix.prefixlen <= _WIDE[family] and not r.ours]

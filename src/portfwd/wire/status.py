@@ -6,11 +6,13 @@
 /qubes-port-forward-status/RULE.F.P   a Result word
 /qubes-port-forward-status/uplinks    PREFIX words, the addresses of the uplinks (outermost hop)
 /qubes-port-forward-status/way-out    uplink|tunnel, by which what the qube sends to the world leaves
+/qubes-port-forward-status/ignored    INTERFACE:WHY:WHAT words, what the agent takes for no uplink or no neighbours
 """
 
 import enum
+import re
 from dataclasses import dataclass
-from typing import Self
+from typing import NewType, Self
 
 from portfwd.wire import limits
 from portfwd.wire.entry import parse_number, parse_words
@@ -18,6 +20,11 @@ from portfwd.wire.errors import RefusedError, shown
 
 UPLINKS = "uplinks"
 WAY_OUT = "way-out"
+IGNORED = "ignored"
+IGNORED_MAX = 32
+"""Words; so many are sure to fit into a value of QubesDB."""
+_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+_WHAT = re.compile(r"[A-Za-z0-9_.:/@-]{1,43}")
 
 
 class WayOut(enum.StrEnum):
@@ -47,6 +54,45 @@ class Result(enum.StrEnum):
     UNRESOLVED = "unresolved"
     NO_BASE = "no-base-firewall"
     FAILED = "failed"
+
+
+InterfaceName = NewType("InterfaceName", str)
+What = NewType("What", str)
+"""The kind of an interface, the name of the one below it, or a prefix."""
+
+
+class Why(enum.StrEnum):
+    """Why an interface, or a network of an uplink, counts for nothing."""
+
+    KIND = "kind"
+    """It is neither a known kind of network card nor a known kind of tunnel."""
+    BELOW = "below"
+    """It stands on an interface that is no network card."""
+    NAME = "name"
+    """Its name has characters that cannot be written in a rule."""
+    NETWORK = "network"
+    """The prefix of its address is too wide for neighbours, or not one of hosts."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ignored:
+    """What the agent leaves out of account."""
+
+    interface: InterfaceName
+    why: Why
+    what: What
+
+    def __str__(self) -> str:
+        return f"{self.interface}:{self.why.value}:{self.what}"
+
+    @classmethod
+    def parse(cls, untrusted_text: str) -> Self:
+        """Read it back in dom0; raises RefusedError."""
+        interface, _, rest = untrusted_text.partition(":")
+        why, _, what = rest.partition(":")
+        if not _INTERFACE.fullmatch(interface) or why not in list(Why) or not _WHAT.fullmatch(what):
+            raise RefusedError(f"{shown(untrusted_text)} does not say what is left out of account")
+        return cls(InterfaceName(interface), Why(why), What(what))
 
 
 @dataclass(frozen=True, slots=True)
