@@ -40,6 +40,16 @@ class TestList:
         assert out == TABLE
         assert len(dom0.log) == 1
 
+    @pytest.mark.parametrize("words", ["list", "show work", "list work --json"])
+    def test_f2_what_the_entrance_leaves_out_is_told_once(self, dom0: Dom0, tool: Run, words: str) -> None:
+        dom0.forwards["work"] = f"{WEB}\n{WEB.replace('443', '444')}\n" if words == "list" else f"{WEB}\n"
+        dom0.uplinks += " text=nothing comes in by over0: its kind is vxlan"
+        code, out, err = tool(*words.split())
+        if "--json" in words:
+            assert '"note": "nothing comes in by over0: its kind is vxlan"' in out
+        else:
+            assert (code, err) == (0, "Note: sys-net says that nothing comes in by over0: its kind is vxlan\n")
+
     def test_qube_by_qube_where_dom0_does_not_answer_for_all(self, dom0: Dom0, tool: Run) -> None:
         dom0.whole = False
         dom0.forwards["work"] = f"{WEB}\n"

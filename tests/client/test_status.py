@@ -170,6 +170,16 @@ def test_a_rule_told_twice_and_a_line_without_its_rule_are_refused() -> None:
         parse_status(GOOD.split("\n", 1)[1])
 
 
+def test_f2_words_and_lines_of_a_newer_dom0_are_passed_over() -> None:
+    """Mistake: one new word in one line, and the whole listing is an error in every older client."""
+    newer = GOOD.replace("state=applied", "state=applied peers=3").replace("uplinks=192", "cards=2 uplinks=192", 1)
+    newer += "elsewhere=sys-net reason=new\nnew=1 text=a sentence = all of it\n"
+    assert parse_status(newer) == parse_status(GOOD)
+    for broken in ("peers", "peers=3 peers=4", "Peers=3", "=3"):
+        with pytest.raises(RefusedError):
+            parse_status(GOOD.replace("state=applied", f"state=applied {broken}", 1))
+
+
 @given(st.integers(0, len(GOOD)), st.integers(0, 60), st.text(max_size=20))
 def test_whatever_stands_there_only_a_refusal_comes_out(at: int, gone: int, put: str) -> None:
     try:

@@ -17,7 +17,7 @@ from portfwd.client.connections import parse_connections, parse_peer
 from portfwd.client.edits import Edit, Rules, UsageError, added, edited
 from portfwd.client.following import follow, shut
 from portfwd.client.naming import find
-from portfwd.client.sentences import target, told
+from portfwd.client.sentences import notes, target, told
 from portfwd.client.shorthand import Options, changed_rule, free_ports, new_rule, parse_service
 from portfwd.client.status import RuleStatus, State
 from portfwd.client.status_lines import parse_status
@@ -216,6 +216,8 @@ def _say_outcome(status: RuleStatus | None, qube: QubeName, rule: ForwardRule, a
     if status is None:
         complain(f"Stored, but it is not known whether {target(qube, rule)} is open")
         return Exit.DONE if args.no_wait else Exit.NOT_OPEN
+    for note in notes([status]):
+        complain(note)
     if status.state.passes:
         say(told(status, now, "can now reach"))
         return Exit.DONE

@@ -71,6 +71,7 @@ def _forward(status: RuleStatus, now: float) -> dict[str, Value]:
         "state": status.state.value,
         "sentence": told(status, now),
         "fault": None if status.fault is None else _fault(status, status.fault),
+        "note": status.note or None,
         "kept_out": {name: word.value for name, word in status.siblings.items()},
         "packets": status.total("packets"),
         "bytes": status.total("bytes"),

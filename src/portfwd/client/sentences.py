@@ -200,6 +200,12 @@ def told(status: RuleStatus, now: float, can: str = "can reach") -> str:
     return f"{target(status.qube, status.rule)} {not_open.get(status.state, 'is not open')}: {what}; {advice}"
 
 
+def notes(found: Iterable[RuleStatus]) -> list[str]:
+    """What the entrances of these forwards leave out of account, each told once."""
+    told_by = {(status.entrance, status.note): None for status in found if status.note}
+    return [f"Note: {entrance} says that {note}" for entrance, note in told_by]
+
+
 def explained(status: RuleStatus, fault: Fault) -> tuple[str, str]:
     """What is wrong, and what to do about it."""
     ipv6 = any(h.family is Family.V6 and h.listening is Listening.LOCAL for h in status.hops if h.kind is Kind.ACCEPT)

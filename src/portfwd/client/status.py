@@ -105,6 +105,7 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class RuleStatus:
     """One forward. `uplinks` are those of its entrance, `addresses` those among them that its clients can use.
+    `note` is dom0's sentence on what the entrance leaves out of account, or ''.
 
     `siblings` are qubes behind the same net qube whose own outbound rules may keep them from an internal forward.
     """
@@ -119,6 +120,7 @@ class RuleStatus:
     addresses: tuple[IPAddress, ...]
     uplinks: tuple[Interface, ...]
     siblings: Mapping[QubeName, Outbound]
+    note: str = ""
 
     @property
     def entrance(self) -> QubeName | None:

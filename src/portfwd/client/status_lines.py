@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The lines of Get+forward.status, .plan and .hops -> how each forward fares, hop by hop. Pure text.
 
-A line is words KEY=VALUE, each known, each at most once; text= and comment= take the rest of the line. A line that is
-not so, or contradicts another, is refused: what is shown to a user is never guessed.
+A line is words KEY=VALUE, each at most once; text= and comment= take the rest of the line. A line that is not so, or
+contradicts another, is refused: what is shown to a user is never guessed. Words that are not known are passed over, and
+so are lines that begin with one: a newer dom0 says more, and never something else by the words of before.
 """
 
 import functools
@@ -45,6 +46,7 @@ _STOPS = ("problem", "paused")
 _UNKNOWN = ("-", "unknown")
 _YES_NO = {"yes": True, "no": False}
 _REASON = re.compile(r"[a-z][a-z-]{0,39}")
+_WORD = re.compile(r"[a-z][a-z0-9-]*")
 _COUNT = re.compile(r"[0-9]{1,20}")
 
 
@@ -53,6 +55,7 @@ def parse_status(text: str) -> tuple[RuleStatus, ...]:
     heads: dict[tuple[QubeName, RuleId], tuple[int, ForwardRule]] = {}
     lines: dict[tuple[QubeName, RuleId], list[dict[str, str]]] = {}
     uplinks: dict[QubeName, tuple[Interface, ...]] = {}
+    notes: dict[QubeName, str] = {}
     current: tuple[QubeName, RuleId] | None = None
     for line in text.splitlines():
         if line.startswith("qube="):
@@ -65,7 +68,11 @@ def parse_status(text: str) -> tuple[RuleStatus, ...]:
             continue
         elif line.startswith("entrance="):
             words = _words(line, frozenset(("entrance", "uplinks")))
-            uplinks[QubeName(words["entrance"])] = _uplinks(_need(words, "uplinks"))
+            entrance_name = QubeName(words["entrance"])
+            uplinks[entrance_name] = _uplinks(_need(words, "uplinks"))
+            notes[entrance_name] = words.get("text", "")
+        elif not line.startswith("rule="):
+            _words(line, _HOP_WORDS)
         else:
             words = _words(line, _HOP_WORDS)
             if current is None or words.get("rule") != current[1]:
@@ -84,8 +91,9 @@ def parse_status(text: str) -> tuple[RuleStatus, ...]:
         else:
             state, fault = State.PENDING, Fault(qube, HopState.PLANNED)
         entrance = uplinks.get(hops[0].hop, ()) if hops else ()
+        note = notes.get(hops[0].hop, "") if hops else ""
         addresses = usable_addresses(rule, {hop.family for hop in hops}, entrance)
-        found.append(RuleStatus(qube, number, rule_id, rule, hops, state, fault, addresses, entrance, siblings))
+        found.append(RuleStatus(qube, number, rule_id, rule, hops, state, fault, addresses, entrance, siblings, note))
     return tuple(found)
 
 
@@ -150,9 +158,10 @@ def _words(line: str, known: frozenset[str]) -> dict[str, str]:
     words: dict[str, str] = {}
     for word in line.split(" "):
         key, equals, value = word.partition("=")
-        if not equals or key not in known or key in words:
+        if not equals or not _WORD.fullmatch(key) or key in words:
             raise RefusedError(f"{shown(word)} is not a word of a status line")
         words[key] = value
+    words = {key: value for key, value in words.items() if key in known}
     if has_text:
         words["text"] = text
     return words

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterable
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.arguments import lookup_service, parse_qube, qube_of
@@ -17,6 +18,7 @@ from portfwd.client.connections import Clients, parse_connections
 from portfwd.client.edits import UsageError
 from portfwd.client.gathering import gather, gather_each
 from portfwd.client.naming import find
+from portfwd.client.sentences import notes
 from portfwd.client.status import RuleStatus
 from portfwd.client.status_lines import parse_status
 from portfwd.client.tables import list_table, rule_text
@@ -36,6 +38,7 @@ def list_(client: AdminClient, args: argparse.Namespace) -> Exit:
         print(list_json(found, now))
     elif found:
         sys.stdout.write(list_table(found, now, colour=_colour(), width=width_of(sys.stdout)))
+        _say_notes(found)
     elif not failed:
         say("No forwards.")
     for text in failed:
@@ -59,9 +62,15 @@ def show(client: AdminClient, args: argparse.Namespace) -> Exit:
         print(show_json(status, mine, connections.more if connections else None, time.time()))
         return Exit.DONE
     sys.stdout.write(rule_text(status, time.time(), colour=_colour(), width=width_of(sys.stdout)))
+    _say_notes([status])
     if mine:
         _say_connections(Clients(tuple(mine), connections.more if connections else 0))
     return Exit.DONE
+
+
+def _say_notes(found: Iterable[RuleStatus]) -> None:
+    for note in notes(found):
+        complain(note)
 
 
 def check(client: AdminClient, args: argparse.Namespace) -> Exit:

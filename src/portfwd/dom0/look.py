@@ -7,9 +7,10 @@ Only single keys are read, whose values QubesDB bounds, and no more of them than
 qube writes beside them costs nothing here.
 """
 
+import contextlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from portfwd.dom0.plan import Plan
@@ -17,7 +18,7 @@ from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.qdb_client import Store
-from portfwd.wire.status import UPLINKS, Acknowledgement, Result, State
+from portfwd.wire.status import IGNORED, IGNORED_MAX, UPLINKS, Acknowledgement, Ignored, Result, State
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
 from portfwd.wire.views import HopState
 
@@ -34,11 +35,13 @@ _UPLINKS_MAX = 64
 class Look:
     """What the databases said.
 
-    `states` leaves out what is only planned. `uplinks`: the addresses of the uplinks of each entrance that tells them.
+    `states` leaves out what is only planned. Of each entrance that tells them: `uplinks`, the addresses of its uplinks,
+    and `ignored`, what its agent leaves out of account there.
     """
 
     states: Mapping[Place, HopState]
     uplinks: Mapping[QubeName, tuple[Interface, ...]]
+    ignored: Mapping[QubeName, tuple[Ignored, ...]] = field(default_factory=dict)
 
     def state(self, name: QubeName, entry: Entry) -> HopState:
         """How far an entry has come."""
@@ -70,6 +73,7 @@ def look_at(
                 behind.setdefault(name, set()).add((name, entry.key))
     states: dict[Place, HopState] = {}
     uplinks: dict[QubeName, tuple[Interface, ...]] = {}
+    ignored: dict[QubeName, tuple[Ignored, ...]] = {}
     for name, entries in wanted.items():
         if name in unwritten or name not in databases:
             continue
@@ -80,12 +84,14 @@ def look_at(
             for family in {entry.family for entry in entries} if name in behind else ():
                 if _moved(database, family, addresses.get(name, {})):
                     _mark(states, (place for place in behind[name] if f".{int(family)}." in place[1]))
-            if name in entrances and (found := _uplinks(database)):
-                uplinks[name] = found
+            if name in entrances:
+                ignored[name] = _ignored(database)
+                if found := _uplinks(database):
+                    uplinks[name] = found
         except (RuntimeError, OSError):
             # The daemon is gone; of what it has not told we know what we want.
             continue
-    return Look(states, uplinks)
+    return Look(states, uplinks, ignored)
 
 
 def confirmed(database: Store, wanted: Iterable[Entry]) -> bool | None:
@@ -165,6 +171,15 @@ def _uplinks(database: Store) -> tuple[Interface, ...]:
     except ValueError:
         return ()
     return found if len(found) <= _UPLINKS_MAX else ()
+
+
+def _ignored(database: Store) -> tuple[Ignored, ...]:
+    """Those words that are such words; what the others were to say is not known, and nothing hangs on them."""
+    found = []
+    for untrusted_word in _text(database.read(limits.STATUS + IGNORED) or b"").split(" ")[:IGNORED_MAX]:
+        with contextlib.suppress(RefusedError):
+            found.append(Ignored.parse(untrusted_word))
+    return tuple(found)
 
 
 def _interface(untrusted_word: str) -> Interface:

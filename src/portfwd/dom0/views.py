@@ -8,7 +8,7 @@
     rule=ID hop=QUBE state=problem reason=halted text=free text to the end of the line
     rule=ID hop=QUBE state=paused
     rule=ID sibling=QUBE outbound=refused|partly|unknown                                     (status, internal rules)
-    entrance=QUBE uplinks=ADDRESS/BITS,...                                              (status, after all the rules)
+    entrance=QUBE uplinks=ADDRESS/BITS,... [text=what it leaves out of account]         (status, after all the rules)
     unread=QUBE text=free text to the end of the line                      (status of all: whose forwards are not told)
     hop=QUBE internal=yes|no confirmed=yes|no                                                                   (hops)
     hop=QUBE element=TEXT, hop=QUBE elements=unknown                                        (plan, after all the rules)
@@ -30,6 +30,7 @@ from portfwd.wire.connections import Connections
 from portfwd.wire.entry import Entry
 from portfwd.wire.preview import Preview
 from portfwd.wire.report import Report
+from portfwd.wire.status import Ignored, Why
 from portfwd.wire.values import Kind, QubeName, RuleId
 from portfwd.wire.views import HopState
 
@@ -77,8 +78,22 @@ def status_view(
                 entrances[entrance] = None
     for entrance in entrances:
         addresses = ",".join(str(address) for address in look.uplinks.get(entrance, ()))
-        lines.append(f"entrance={entrance} uplinks={addresses or UNKNOWN}")
+        told = "; ".join(_left_out(ignored) for ignored in look.ignored.get(entrance, ()))
+        lines.append(f"entrance={entrance} uplinks={addresses or UNKNOWN}" + (f" text={told}" if told else ""))
     return _text(lines)
+
+
+def _left_out(ignored: Ignored) -> str:
+    match ignored.why:
+        case Why.KIND:
+            reason = f"its kind, {ignored.what}, is neither that of a network card nor of a known tunnel"
+        case Why.BELOW:
+            reason = f"it stands on {ignored.what}, which is no network card"
+        case Why.NAME:
+            reason = "its name has characters that no rule can hold"
+        case Why.NETWORK:
+            return f"nobody in {ignored.what} is a neighbour at {ignored.interface}: that is no network of hosts"
+    return f"nothing comes in by {ignored.interface}: {reason}"
 
 
 def unread_view(snapshot: Snapshot) -> str:
