@@ -15,7 +15,8 @@ from portfwd.agent.names import HOLD_SECONDS, Resolver, resolve
 from portfwd.agent.systemd import notify
 from portfwd.wire.values import HostName, IPAddress
 
-LOCALHOST, NOBODY = HostName("localhost"), HostName("nobody.invalid")
+KNOWN, NOBODY = HostName("0xc0000201"), HostName("nobody.invalid")
+"""The first is one that getaddrinfo answers without asking anybody."""
 
 
 def wait_for(resolver: Resolver) -> bool:
@@ -28,8 +29,14 @@ def wait_for(resolver: Resolver) -> bool:
     return changed
 
 
-def test_a_name_of_this_machine() -> None:
-    assert ipaddress.ip_address("127.0.0.1") in resolve(LOCALHOST) or ipaddress.ip_address("::1") in resolve(LOCALHOST)
+def test_a_name_that_is_known() -> None:
+    assert resolve(KNOWN) == (ipaddress.ip_address("192.0.2.1"),)
+
+
+@pytest.mark.parametrize("name", ["localhost", "0x7f000001", "0xe0000001", "0xffffffff", "0xa9fe0001"])
+def test_f3_addresses_that_no_client_can_have_are_left_out(name: str) -> None:
+    """Loopback, multicast, broadcast, link-local: whoever runs the DNS server may say so."""
+    assert resolve(HostName(name)) == ()
 
 
 def test_a_name_that_is_nowhere() -> None:
@@ -42,11 +49,11 @@ def test_names_that_getaddrinfo_cannot_even_encode() -> None:
 
 def test_the_loop_is_told_when_names_are_known() -> None:
     resolver = Resolver()
-    resolver.want([LOCALHOST, NOBODY])
+    resolver.want([KNOWN, NOBODY])
     assert wait_for(resolver)
     assert resolver.found[NOBODY] == ()
-    assert resolver.found[LOCALHOST]
-    resolver.want([LOCALHOST, NOBODY])
+    assert resolver.found[KNOWN]
+    resolver.want([KNOWN, NOBODY])
     assert not wait_for(resolver)
     resolver.want([])
     assert resolver.found == {}
@@ -63,10 +70,10 @@ def test_name_whose_server_is_dead_does_not_hold_up_the_others(monkeypatch: pyte
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     resolver = Resolver()
     resolver.want([NOBODY])
-    resolver.want([LOCALHOST, NOBODY])
+    resolver.want([KNOWN, NOBODY])
     assert select.select([resolver], [], [], 20)[0]
     assert resolver.read()
-    assert resolver.found[LOCALHOST]
+    assert resolver.found[KNOWN]
     assert resolver.waiting
     answer.set()
     wait_for(resolver)

@@ -71,6 +71,6 @@ def test_f11_who_came_first_is_the_same_after_each_restart(
         service.refresh()
         assert [str(e.to) for e in entries(app.firewall) if e.listen.first == 443] == owner
     dates = [s.added for vm in (app.personal, app.work) for s in vm.firewall.forwards]
-    service.set(app.net, SSH)
-    assert app.net.firewall.forwards[0].added > max(dates)
+    service.set(app.firewall, SSH)
+    assert app.firewall.firewall.forwards[0].added > max(dates)
     assert len(set(dates)) == 3

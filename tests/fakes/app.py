@@ -68,7 +68,7 @@ class FakeVM:
     def __init__(self, folder: Path, name: str, netvm: "FakeVM | None", ip: str) -> None:
         self.name, self.netvm, self.ip, self.ip6 = name, netvm, ip, None
         self.klass, self.xid, self.start_time = "AppVM", 1, 1.0
-        self.running = self.provides_network = True
+        self.running, self.provides_network = True, name.startswith("sys-")
         self.features = FakeFeatures({"supported-service.qubes-port-forward": "1"})
         self.tags: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ class Base(RuleBasedStateMachine):
         self.figures.seconds.append(time.monotonic() - began)
 
     def place(self, qube: Qube, rules: list[Rule]) -> tuple[list[tuple[int, Rule]], bool]:
-        """The rules with the order in which they were added, and whether a new one wants a port that is held."""
+        """The rules with the order in which they were added, and whether a new one must be refused."""
         self.prune()
         known = {r.does: (order, r) for order, r in qube.rules}
         placed, fresh, asked = [], [], []
@@ -128,6 +128,8 @@ class Base(RuleBasedStateMachine):
                 asked[-1] = (self.added + len(rules) + len(fresh), one)
         trial = copy.deepcopy(self.home)
         trial.qubes[qube.name].rules = asked
+        if self.home.outermost(qube.name):
+            return placed, any(one.does not in known for one in rules)
         return placed, not trial.accepts(fresh)
 
     def tell(self, kind: str, qube: Qube, rules: list[Rule]) -> bool:

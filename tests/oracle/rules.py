@@ -123,6 +123,10 @@ class Home:
         """The qubes whose net qube this is."""
         return [qube.name for qube in self.qubes.values() if qube.netvm == name]
 
+    def outermost(self, name: str) -> bool:
+        """Whether a qube is the end of the line itself: a forward leads from it, and never to it."""
+        return self.qubes[name].provides and self.qubes[name].netvm is None
+
     def over(self, rule: Rule) -> bool:
         """Whether a rule's time has come."""
         return isinstance(rule.expire, int) and rule.expire <= self.now
@@ -141,6 +145,8 @@ class Home:
         passed: set[tuple[str, bool, Way]] = set()
         opened: set[tuple[str, bool, Way]] = set()
         for _, name, rule in sorted(self._live(), key=lambda found: found[0]):
+            if self.outermost(name):
+                continue
             above = [hop.name for hop in self.above(name)] if rule.external else [self.entrance(name, rule)]
             passes = {(hop, rule.external, way) for hop in above or [name] for way, _ in rule.ways()}
             opens = {(name, True, (*way[:2], to)) for way, to in rule.ways() if self.above(name)}

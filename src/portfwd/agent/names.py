@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from portfwd.wire.clock import read_clocks
+from portfwd.wire.sources import is_client
 from portfwd.wire.values import HostName, IPAddress
 
 REFRESH_SECONDS = 300
@@ -120,7 +121,8 @@ class Resolver:
 def resolve(name: HostName) -> tuple[IPAddress, ...] | None:
     """The addresses of a name, at most 32; none when there is no such name, None when nobody could say.
 
-    Blocks for as long as DNS takes. Errors: getaddrinfo(3).
+    Those that no client can have, such as loopback addresses, are left out. Blocks for as long as DNS takes.
+    Errors: getaddrinfo(3).
     """
     try:
         answers = socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)
@@ -129,4 +131,4 @@ def resolve(name: HostName) -> tuple[IPAddress, ...] | None:
     except OSError as error:
         return () if isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_NAME else None
     texts = sorted({str(answer[4][0]) for answer in answers if "%" not in str(answer[4][0])})
-    return tuple(ipaddress.ip_address(text) for text in texts[:_MOST])
+    return tuple(filter(is_client, map(ipaddress.ip_address, texts)))[:_MOST]

@@ -54,6 +54,8 @@ _FAULTS = {
     "conflict": _Explained("", "choose another port (--pick-port), or remove the other one"),
     "too-wide": _Explained("", "use the same range on both sides, or several smaller rules"),
     "too-many": _Explained("", "remove forwards that are no longer needed"),
+    "no-clients": _Explained("", "say who its clients are (edit --from), or remove the forward"),
+    "outermost": _Explained("", "remove the forward"),
     HopState.PLANNED: _Explained("{hop} has not been told yet", "see if its QubesDB answers; restart {hop} if not"),
     HopState.WRITTEN: _Explained(
         "{hop} has not answered yet", "look at its service: systemctl status qubes-port-forward in {hop}"

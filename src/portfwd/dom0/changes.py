@@ -4,12 +4,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from types import MappingProxyType
 from typing import Any
 
 from portfwd.dom0.forwards import remedy
-from portfwd.dom0.plan import Claim, Entrances, claim_of, claims, is_over
+from portfwd.dom0.plan import Claim, Entrances, claim_of, claims, is_over, useless_for
 from portfwd.dom0.room import Room
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
@@ -31,6 +31,7 @@ class Change:
     def settled(self) -> tuple[StoredForward, ...]:
         """The list as it is to be stored. Raises RefusedError for one that wants what is taken, or too much."""
         known = {stored.rule.id(self.qube.name): stored for stored in alive(self.qube, self.snapshot)}
+        self._refuse_useless(known)
         self._refuse_wide(known)
         later = dates_after(self.snapshot)
         changed = tuple(self._stored(rule, known.get(rule.id(self.qube.name)), later) for rule in self.rules)
@@ -51,6 +52,18 @@ class Change:
             session = self.qube.session
         return StoredForward(rule, known.added if known else next(later), session)
 
+    def _refuse_useless(self, known: Container[RuleId]) -> None:
+        """Refuse a new rule that nobody could ever use. What older versions have stored stays, shut and told."""
+        for line, rule in enumerate(self.rules, start=1):
+            if rule.id(self.qube.name) in known:
+                continue
+            try:
+                rule.check_clients()
+            except RuleError as error:
+                raise error.at(line) from None
+            if useless := useless_for(self.qube, rule):
+                raise RefusedError(useless[2])
+
     def _refuse_wide(self, known: dict[RuleId, StoredForward]) -> None:
         """Refuse a new or newly enabled rule that shifts too many ports. One that stands can be kept and edited."""
         for line, rule in enumerate(self.rules, start=1):
@@ -66,9 +79,10 @@ class Change:
         """
         taken, room = Entrances(), Room(self.snapshot)
         fresh: list[Claim] = []
-        standing = [claim for claim in claims(self.snapshot) if claim.qube != self.qube.name]
+        others = (claim for claim in claims(self.snapshot) if claim.qube != self.qube.name)
+        standing = [c for c in others if not useless_for(self.snapshot.qubes[c.qube], c.rule)]
         for stored in changed:
-            if not stored.rule.enabled:
+            if not stored.rule.enabled or useless_for(self.qube, stored.rule):
                 continue
             before = known.get(stored.rule.id(self.qube.name))
             claim = claim_of(self.qube, stored, self.snapshot)

@@ -19,6 +19,7 @@ from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
 from portfwd.wire import limits
 from portfwd.wire.entry import Entry
+from portfwd.wire.sources import source_fault
 from portfwd.wire.values import (
     Family,
     Kind,
@@ -46,6 +47,8 @@ class ProblemKind(enum.StrEnum):
     CONFLICT = "conflict"
     TOO_WIDE = "too-wide"
     TOO_MANY = "too-many"
+    NO_CLIENTS = "no-clients"
+    OUTERMOST = "outermost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +212,11 @@ def plan(snapshot: Snapshot) -> Plan:
     for claim in sorted(claims(snapshot), key=lambda c: c.order):
         qube = snapshot.qubes[claim.qube]
         rule_id = claim.rule.id(qube.name)
-        clash = entrances.take(claim)
+        useless = useless_for(qube, claim.rule)
+        clash = None if useless else entrances.take(claim)
         try:
+            if useless:
+                raise _StopError(*useless)
             if clash is not None:
                 text = f"port is taken at '{clash.at}' by {clash.owner.describe()}"
                 raise _StopError(ProblemKind.CONFLICT, clash.at, text)
@@ -252,6 +258,22 @@ def _entries(claim: Claim, qube: Qube, snapshot: Snapshot) -> list[tuple[QubeNam
         bare = next(h for h in (qube, *hops) if not any(h.address(f) for f in claim.families) or h is hops[-1])
         raise _StopError(ProblemKind.NO_ADDRESS, bare.name, f"'{bare.name}' has no {versions} address")
     return found
+
+
+def useless_for(qube: Qube, rule: ForwardRule) -> tuple[ProblemKind, QubeName, str] | None:
+    """Why nobody could ever use a rule of a qube, whatever runs; it holds no port. None when somebody could."""
+    if fault := source_fault(rule.srchost):
+        return ProblemKind.NO_CLIENTS, qube.name, f"nobody can be {rule.srchost}: {fault}"
+    if qube.netvm is None and qube.provides_network:
+        return ProblemKind.OUTERMOST, qube.name, _outermost(qube.name)
+    return None
+
+
+def _outermost(name: QubeName) -> str:
+    return (
+        f"'{name}' is the outermost net qube itself, and a forward leads from it to a qube behind it; for a port of "
+        f"its own, accept it in chain custom-input of table qubes there (/rw/config/qubes-firewall-user-script)"
+    )
 
 
 def _check(qube: Qube, hops: tuple[Qube, ...]) -> None:

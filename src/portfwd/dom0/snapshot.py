@@ -32,6 +32,7 @@ class Qube:
     running: bool = False
     ip: IPv4Address | None = None
     ip6: IPv6Address | None = None
+    provides_network: bool = False
     agent: bool = False
     tor_gateway: bool = False
     denies: bool = False
@@ -111,6 +112,7 @@ def _read(vm: Any, tunnels: Container[str]) -> Qube:
         running=running,
         ip=ip if isinstance(ip, IPv4Address) else None,
         ip6=ip6 if isinstance(ip6, IPv6Address) else None,
+        provides_network=bool(getattr(vm, "provides_network", False)),
         agent=agent,
         tor_gateway=limits.TAG_TOR_GATEWAY in vm.tags,
         denies=bool(vm.features.check_with_template(limits.FEATURE_DENY, None)),

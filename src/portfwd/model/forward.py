@@ -22,7 +22,18 @@ from portfwd.model.words import Comment, check_value, split_line
 from portfwd.wire import limits
 from portfwd.wire.entry import parse_number
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import HostName, PortRange, Proto, QubeName, RuleId, Source, SourceWord, parse_prefix
+from portfwd.wire.sources import as_number, source_fault
+from portfwd.wire.values import (
+    HostName,
+    IPNetwork,
+    PortRange,
+    Proto,
+    QubeName,
+    RuleId,
+    Source,
+    SourceWord,
+    parse_prefix,
+)
 
 ACTION = "forward"
 KEYS = (
@@ -135,7 +146,19 @@ class ForwardRule:
 
     @classmethod
     def from_words(cls, words: Mapping[str, str]) -> Self:
-        """Make a rule of KEY -> VALUE. Raises RuleError."""
+        """Make a rule of KEY -> VALUE, as a user types it. Raises RuleError."""
+        rule = cls.stored(words)
+        rule.check_clients()
+        return rule
+
+    def check_clients(self) -> None:
+        """Raise RuleError when nobody can be a client of the rule."""
+        if fault := source_fault(self.srchost):
+            raise RuleError(f"srchost={_short(self.srchost)}", fault)
+
+    @classmethod
+    def stored(cls, words: Mapping[str, str]) -> Self:
+        """Make a rule of KEY -> VALUE, also one that older versions have taken and nobody can use. Raises RuleError."""
         for key, value in words.items():
             _check_word(key, value)
         if words.get("action") != ACTION:
@@ -167,8 +190,11 @@ def _id(qube: QubeName, does: str) -> RuleId:
 
 
 def parse_forward(line: str) -> ForwardRule:
-    """Read one line of the Admin API, without its line end. Raises RuleError."""
-    return ForwardRule.from_words(split_line(line))
+    """Read one line of the Admin API or of a file, without its line end. Raises RuleError.
+
+    A source from which no client can come is taken: it has been stored, or check_clients() refuses it.
+    """
+    return ForwardRule.stored(split_line(line))
 
 
 def parse_forwards(text: str) -> tuple[ForwardRule, ...]:
@@ -262,7 +288,15 @@ def _parse_srchost(key: str, value: str) -> Source:
     try:
         return parse_prefix(value) if _ADDRESS.fullmatch(value) else HostName(value)
     except RefusedError as error:
-        raise RuleError(f"{key}={value}", str(error)) from None
+        meant = as_number(value)
+        hint = "" if meant is None else f"; an address has four decimal numbers, did you mean {meant}?"
+        raise RuleError(f"{key}={value}", f"{error}{hint}") from None
+
+
+def _short(source: Source) -> str:
+    """As a user writes it: one address without its length."""
+    single = isinstance(source, IPNetwork) and source.prefixlen == source.max_prefixlen
+    return str(source).partition("/")[0] if single else str(source)
 
 
 def _parse_expire(value: str) -> int | Lifetime:

@@ -21,6 +21,7 @@ from typing import NewType, Self
 
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.sources import check_source
 from portfwd.wire.values import (
     Family,
     HostName,
@@ -83,6 +84,7 @@ class Entry:
             raise RefusedError("only the entrance can know its neighbours")
         if not isinstance(self.source, (SourceWord, HostName)) and family_of(self.source) is not self.family:
             raise RefusedError(f"source {shown(self.source)} is not IPv{int(self.family)}")
+        check_source(self.source)
         if self.expire is not None and not 0 <= self.expire <= limits.EXPIRE_MAX:
             raise RefusedError(f"expire {shown(self.expire)} is out of range")
 
