@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portfwd.dom0.forwards import Forwards, UnstoredError
-from portfwd.dom0.store import StoredForward, StoreError, load, properties_of
+from portfwd.dom0.forwards import Forwards, UnstoredError, remedy
+from portfwd.dom0.store import DamageError, StoredForward, StoreError, load, properties_of
 from portfwd.model.ordinary import OrdinaryRule
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ class Firewall:
     def save(self) -> None:
         """Write the present rules with the forwards as they are."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._kept.save()
+        try:
+            self._kept.save()
+        except DamageError as error:
+            raise DamageError(f"{error}; {remedy(str(self._vm.name))}") from None
         self._changed()
 
     def save_forwards(self, forwards: Iterable[StoredForward]) -> None:

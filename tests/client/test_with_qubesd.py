@@ -140,6 +140,7 @@ def damaged() -> Iterator[tuple[World, Path]]:
         (main, "--raw work"),
         (main, "work add action=forward forwardtype=external proto=tcp srcports=80"),
         (main, "work del --rule-no f0"),
+        (main, "work add drop 1.2.3.4"),
         (port_forward, "list"),
         (port_forward, "list work"),
         (port_forward, "list --json"),

@@ -30,14 +30,14 @@ SLICE = 0.05
 """Seconds of qubesd's loop that we may hold at once."""
 
 
-def lines(first: int, number: int) -> str:
+def lines(first: int, number: int, kind: str = "external") -> str:
     return "".join(
-        f"action=forward forwardtype=external proto=tcp srcports={port}\n" for port in range(first, first + number)
+        f"action=forward forwardtype={kind} proto=tcp srcports={port}\n" for port in range(first, first + number)
     )
 
 
-def contents(first: int, number: int) -> Contents:
-    stored = (StoredForward(rule, 1_000_000 + n) for n, rule in enumerate(parse_forwards(lines(first, number))))
+def contents(first: int, number: int, kind: str = "external") -> Contents:
+    stored = (StoredForward(rule, 1_000_000 + n) for n, rule in enumerate(parse_forwards(lines(first, number, kind))))
     return Contents((parse_ordinary("action=accept"),), tuple(stored))
 
 
@@ -108,15 +108,15 @@ class Loop:
         self.longest = 0.0
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> FakeApp:
+@pytest.fixture(params=["external", "internal"])
+def many(tmp_path: Path, request: pytest.FixtureRequest) -> FakeApp:
     app = FakeApp(tmp_path)
     far = FakeVM(tmp_path / "sys-far", "sys-far", app.firewall, "10.137.0.8")
     qubes = []
     for number in range(QUBES):
         folder = tmp_path / f"qube-{number}"
         folder.mkdir()
-        save(folder / "firewall.xml", contents(1000 + number * EACH, EACH))
+        save(folder / "firewall.xml", contents(1000 + number * EACH, EACH, request.param))
         qubes.append(FakeVM(folder, f"qube-{number}", far, f"10.137.1.{number + 1}"))
         qubes[-1].provides_network = False
     app.domains = [app.net, app.firewall, far, *qubes]
@@ -155,7 +155,7 @@ def test_f18_nobody_waits_while_5000_forwards_are_read_changed_and_listed(
             ours.ask()
             assert ours._task is not None
             await ours._task
-            assert len(many.net.database.multiread(limits.ENTRIES)) == QUBES * EACH
+            assert len(many.domains[2].database.multiread(limits.ENTRIES)) == QUBES * EACH
             loop.held("the start")
             present = await ours.get(last, "forward", b"")
             more = f"{present}action=forward forwardtype=external proto=udp srcports=53\n"

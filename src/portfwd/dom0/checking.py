@@ -57,7 +57,7 @@ class CheckService:
             look=survey.look,
             trace=trace,
             paused=paused,
-            refused=self._status.kept_out(survey).get(rule, {}),
+            refused=(await self._status.kept_out(survey)).get(rule, {}),
             client=client,
             client_qube=None if client is None else _owner(survey.snapshot, client),
         )

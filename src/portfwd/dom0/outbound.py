@@ -16,6 +16,7 @@ from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, IPAddress, Kind, PortRange, Proto, family_of
 
 _DNS_PORT = 53
+_EVERYTHING = OrdinaryRule(Action.ACCEPT)
 
 
 class Outbound(enum.StrEnum):
@@ -37,6 +38,8 @@ def outbound(
     `relays` are the entries of the entrance; of other entries nothing is said.
     """
     live = [rule for rule in rules if not rule.expired(now)]
+    if live and live[0] == _EVERYTHING:
+        return Outbound.OPEN
     known = set(families)
     found: set[frozenset[Action]] = set()
     for entry in relays:

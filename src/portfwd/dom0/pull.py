@@ -59,7 +59,9 @@ async def ask(vm: Any, service: str, parse: Callable[[bytes], Answer], payload: 
     """
 
     async def answer() -> Answer:
-        return parse(await _call(vm, service, payload))
+        untrusted = await _call(vm, service, payload)
+        # A long one would hold qubesd's loop.
+        return parse(untrusted) if len(untrusted) <= _CHUNK // 4 else await asyncio.to_thread(parse, untrusted)
 
     return await attempt(answer(), PULL_SECONDS, vm.name, service)
 

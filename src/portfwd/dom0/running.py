@@ -89,7 +89,7 @@ class Running:
     ) -> None:
         self._workers = Workers()
         self.service = ForwardService(app, boot_id=boot_id, now=now, kept=run / _ENDS, databases_of=Connections(run).of)
-        self.status = StatusService(app, self.service, self._workers.run)
+        self.status = StatusService(app, self.service, self._workers.run, self._workers.compute)
         self.check = CheckService(self.status)
         self._now = now
         self._clock = ClockWatch()
@@ -175,7 +175,8 @@ class Running:
         try:
             async with self._changing:
                 if untrusted_token == _ANEW:
-                    answer = self.service.begin_anew(vm, _text(untrusted_payload))
+                    change = self.service.asked_anew(vm, _text(untrusted_payload))
+                    answer = self.service.begin_anew(vm, await self._workers.compute(change.settled))
                 else:
                     await self._change(vm, _text(untrusted_payload), untrusted_token if dot else None)
         except UnstoredError:
@@ -194,7 +195,7 @@ class Running:
         for _ in range(_CHANGES_MAX):
             change = self.service.asked(vm, untrusted_text, untrusted_token)
             # To hold a list against thousands of others takes long: not on qubesd's loop.
-            if self.service.store(vm, change, await self._workers.run(change.settled)):
+            if self.service.store(vm, change, await self._workers.compute(change.settled)):
                 return
         raise RefusedError("forwards are being changed all the time; nothing was done")
 
@@ -231,7 +232,7 @@ class Running:
             self._read_in = True
         work = service.prepare()
         if work is not None:
-            orders = await self._workers.run(work.plan)
+            orders = await self._workers.compute(work.plan)
             service.published(await self._workers.each(orders.publish, work.databases))
         if self._timer is not None:
             self._timer.cancel()

@@ -131,11 +131,8 @@ class ForwardService:
         vm.firewall.save_forwards(forwards)
         return True
 
-    def begin_anew(self, vm: Any, untrusted_text: str) -> str:
-        """Replace forwards that cannot be read (Set+forward.anew): the file is kept, its new name is the answer.
-
-        Raises RefusedError, with nothing changed.
-        """
+    def asked_anew(self, vm: Any, untrusted_text: str) -> Change:
+        """A list in place of forwards that cannot be read. Raises RefusedError, also where they can be."""
         rules = parse_forwards(untrusted_text)
         del untrusted_text
         snapshot = self.snapshot()
@@ -144,7 +141,11 @@ class ForwardService:
             raise RefusedError(f"'{vm.name}' cannot be read")
         if not qube.damage:
             raise RefusedError(f"forwards of '{vm.name}' can be read; there is nothing to begin anew")
-        kept = vm.firewall.begin_anew(Change(qube, rules, snapshot).settled())
+        return Change(qube, rules, snapshot)
+
+    def begin_anew(self, vm: Any, forwards: tuple[StoredForward, ...]) -> str:
+        """Store that list; the file is kept, its new name is the answer. Raises StoreError, with nothing changed."""
+        kept = vm.firewall.begin_anew(forwards)
         return f"kept={kept}\n" if kept is not None else ""
 
     def candidate(self, vm: Any, untrusted_text: str) -> Change:
@@ -196,9 +197,15 @@ class ForwardService:
             log.info("port forwarding: QubesDB of '%s' can be written again, or is gone", name)
 
     def reload(self, vm: Any) -> None:
-        """Take what somebody has written into the file, and have every hop of the rules resolve host names anew."""
+        """Take what somebody has written into the file, and have every hop of the rules resolve host names anew.
+
+        Never raises.
+        """
         self._reloaded.add(str(vm.name))
-        vm.firewall.reread()
+        try:
+            vm.firewall.reread()
+        except Exception as error:
+            log.warning("port forwarding: rules of %s cannot be read anew: %s", vm.name, error)
 
     def read_in(self) -> Iterator[None]:
         """Have the file of each qube read that has not been yet, one at each step: at a start there are many."""

@@ -10,7 +10,7 @@ and asks the qubes concerned at the same time; meanwhile qubesd serves others.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ _NOT_ENDED = {
 
 
 Beside = Callable[..., Awaitable[Any]]
+Fare = tuple[Qube, StoredForward, tuple[tuple[QubeName, Entry], ...]]
+"""A rule, its qube, and its path: empty when there is a problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Survey:
     lists: tuple[tuple[Qube, tuple[StoredForward, ...]], ...]
     look: Look
 
-    def enabled(self) -> Iterable[tuple[Qube, StoredForward, tuple[tuple[QubeName, Entry], ...]]]:
+    def enabled(self) -> Iterable[Fare]:
         """Every rule that is not paused, with its qube and its path: empty when there is a problem."""
         for qube, stored in self.lists:
             for one in stored:
@@ -63,18 +65,24 @@ class Survey:
 
 
 class StatusService:
-    """One per qubesd, beside the ForwardService. `beside` calls a function while the loop goes on."""
+    """One per qubesd, beside the ForwardService. `beside` calls a function while the loop goes on.
 
-    def __init__(self, app: Any, service: ForwardService, beside: Beside = asyncio.to_thread) -> None:
-        self._app, self._service, self._beside, self._puller = app, service, beside, Puller()
+    `compute` does so with one that waits for nothing.
+    """
+
+    def __init__(
+        self, app: Any, service: ForwardService, beside: Beside = asyncio.to_thread, compute: Beside | None = None
+    ) -> None:
+        self._app, self._service, self._puller = app, service, Puller()
+        self._beside, self._compute = beside, compute or beside
 
     async def status(self, vm: Any = None) -> str:
         """How the forwards of one qube fare, or of all (Get+forward.status)."""
         survey = await self.survey(vm)
         reports = await self._puller.pull(self.worth_asking(survey))
         unread = views.unread_view(survey.snapshot) if vm is None else ""
-        refused = self.kept_out(survey)
-        told = await self._beside(views.status_view, survey.lists, survey.planned, survey.look, reports, refused)
+        refused = await self.kept_out(survey)
+        told = await self._compute(views.status_view, survey.lists, survey.planned, survey.look, reports, refused)
         return f"{told}{unread}"
 
     async def survey(self, vm: Any = None) -> Survey:
@@ -82,7 +90,7 @@ class StatusService:
         snapshot = self._service.snapshot()
         qubes = list(snapshot.qubes.values()) if vm is None else [qube_of(vm, snapshot)]
         lists = tuple((qube, tuple(alive(qube, snapshot))) for qube in qubes if qube.forwards)
-        planned: Plan = await self._beside(plan, snapshot)
+        planned: Plan = await self._compute(plan, snapshot)
         rules = [one.rule.id(qube.name) for qube, stored in lists for one in stored if one.rule.enabled]
         concerned = {name for rule in rules for name, _ in planned.paths.get(rule, ())}
         databases = self._service.databases(snapshot) if concerned else {}
@@ -98,24 +106,15 @@ class StatusService:
             names |= {n for n, entry in path if n in ends and survey.look.state(n, entry) is HopState.APPLIED}
         return list(self.named(names).values())
 
-    def kept_out(self, survey: Survey) -> dict[RuleId, dict[QubeName, Outbound]]:
+    async def kept_out(self, survey: Survey) -> dict[RuleId, dict[QubeName, Outbound]]:
         """For each internal rule, the running qubes behind its entrance whose own ordinary rules refuse it."""
-        found: dict[RuleId, dict[QubeName, Outbound]] = {}
-        rules: dict[QubeName, tuple[OrdinaryRule, ...]] = {}
-        for qube, one, path in survey.enabled():
-            if one.rule.forwardtype is not ForwardType.INTERNAL or not path:
-                continue
-            relays = [entry for name, entry in path if name == path[0][0]]
-            siblings = [q for q in survey.snapshot.qubes.values() if q.running and q.netvm == path[0][0]]
-            for sibling in siblings:
-                families = _families(sibling, one.rule.srchost)
-                if sibling.name == qube.name or not families:
-                    continue
-                if sibling.name not in rules:
-                    rules[sibling.name] = self._ordinary(sibling.name)
-                word = outbound(rules[sibling.name], relays, families, survey.snapshot.now)
-                if word is not Outbound.OPEN:
-                    found.setdefault(one.rule.id(qube.name), {})[sibling.name] = word
+        internal = [found for found in survey.enabled() if found[1].rule.forwardtype is ForwardType.INTERNAL]
+        entrances = {path[0][0] for _, _, path in internal if path}
+        clients = [q for q in survey.snapshot.qubes.values() if q.running and q.netvm in entrances]
+        rules = {qube.name: self._ordinary(qube.name) for qube in clients}
+        found: dict[RuleId, dict[QubeName, Outbound]] = await self._compute(
+            _kept_out, internal, clients, rules, survey.snapshot.now
+        )
         return found
 
     async def plan(self, vm: Any, untrusted_list: str = "") -> str:
@@ -125,11 +124,11 @@ class StatusService:
         """
         snapshot = self._service.snapshot()
         if untrusted_list:
-            snapshot = await self._beside(self._service.candidate(vm, untrusted_list).candidate)
+            snapshot = await self._compute(self._service.candidate(vm, untrusted_list).candidate)
         del untrusted_list
         qube = qube_of(vm, snapshot)
         stored = alive(qube, snapshot)
-        planned: Plan = await self._beside(plan, snapshot)
+        planned: Plan = await self._compute(plan, snapshot)
         entries: dict[QubeName, list[Entry]] = {}
         for one in stored:
             for name, entry in planned.paths.get(one.rule.id(qube.name), ()):
@@ -152,7 +151,7 @@ class StatusService:
         """
         snapshot = self._service.snapshot()
         qube = qube_of(vm, snapshot)
-        planned: Plan = await self._beside(plan, snapshot)
+        planned: Plan = await self._compute(plan, snapshot)
         databases = self._service.databases(snapshot)
         unwritten = self._service.unwritten
 
@@ -206,6 +205,24 @@ class StatusService:
         except Exception as error:
             log.warning("port forwarding: ordinary rules of %s cannot be read: %s", name, error)
             return ()
+
+
+def _kept_out(
+    internal: Iterable[Fare], clients: Iterable[Qube], rules: Mapping[QubeName, Sequence[OrdinaryRule]], now: float
+) -> dict[RuleId, dict[QubeName, Outbound]]:
+    found: dict[RuleId, dict[QubeName, Outbound]] = {}
+    behind: dict[QubeName | None, list[Qube]] = {}
+    for client in clients:
+        behind.setdefault(client.netvm, []).append(client)
+    for qube, one, path in internal:
+        relays = [entry for name, entry in path if name == path[0][0]]
+        for client in behind.get(path[0][0], ()) if path else ():
+            if client.name == qube.name or not (families := _families(client, one.rule.srchost)):
+                continue
+            word = outbound(rules[client.name], relays, families, now)
+            if word is not Outbound.OPEN:
+                found.setdefault(one.rule.id(qube.name), {})[client.name] = word
+    return found
 
 
 def _next_addresses(vm: Any) -> Mapping[Family, str]:
