@@ -2,11 +2,13 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Names are resolved beside the loop, and systemd is told."""
 
+import contextlib
 import errno
 import ipaddress
 import select
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,8 +49,13 @@ def test_names_that_getaddrinfo_cannot_even_encode() -> None:
     assert resolve(HostName("a." * 100 + "a")) == ()
 
 
-def test_the_loop_is_told_when_names_are_known() -> None:
-    resolver = Resolver()
+@pytest.fixture
+def resolver() -> Iterator[Resolver]:
+    with contextlib.closing(Resolver()) as made:
+        yield made
+
+
+def test_the_loop_is_told_when_names_are_known(resolver: Resolver) -> None:
     resolver.want([KNOWN, NOBODY])
     assert wait_for(resolver)
     assert resolver.found[NOBODY] == ()
@@ -59,7 +66,9 @@ def test_the_loop_is_told_when_names_are_known() -> None:
     assert resolver.found == {}
 
 
-def test_name_whose_server_is_dead_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_whose_server_is_dead_does_not_hold_up_the_others(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer, real = threading.Event(), socket.getaddrinfo
 
     def slow(name: str, *args: object, **options: object) -> object:
@@ -68,7 +77,6 @@ def test_name_whose_server_is_dead_does_not_hold_up_the_others(monkeypatch: pyte
         return real(name, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    resolver = Resolver()
     resolver.want([NOBODY])
     resolver.want([KNOWN, NOBODY])
     assert select.select([resolver], [], [], 20)[0]
@@ -106,10 +114,11 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     made = Server()
     monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
-    return made
+    with contextlib.closing(made.resolver):
+        yield made
 
 
 TROUBLE = [

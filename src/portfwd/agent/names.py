@@ -42,10 +42,10 @@ class Resolver:
         self.found: dict[HostName, tuple[IPAddress, ...]] = {}
         self._wanted: frozenset[HostName] = frozenset()
         self._under_way: dict[HostName, bool] = {}
-        self._asked: queue.SimpleQueue[HostName] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[HostName | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[HostName, tuple[IPAddress, ...] | None]] = queue.SimpleQueue()
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._threads = 0
+        self._threads: list[threading.Thread] = []
         self._unknown: set[HostName] = set()
 
     def fileno(self) -> int:
@@ -106,13 +106,21 @@ class Resolver:
     def _ask(self, name: HostName) -> None:
         self._under_way[name] = False
         self._asked.put(name)
-        if self._threads < min(_THREADS, len(self._under_way)):
-            threading.Thread(target=self._work, daemon=True).start()
-            self._threads += 1
+        if len(self._threads) < min(_THREADS, len(self._under_way)):
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
+
+    def close(self) -> None:
+        """Let go of threads and descriptors; waits for answers that are still to come."""
+        for _ in self._threads:
+            self._asked.put(None)
+        for thread in self._threads:
+            thread.join()
+        os.close(self._reader)
+        os.close(self._writer)
 
     def _work(self) -> None:
-        while True:
-            name = self._asked.get()
+        while (name := self._asked.get()) is not None:
             self._answers.put((name, resolve(name)))
             with contextlib.suppress(BlockingIOError):
                 os.write(self._writer, b"x")
