@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from lab import namespaces as ns
 from lab import probes
 from lab.client import Lab
 
@@ -25,6 +26,8 @@ OPEN = (
     "qvm-firewall work add action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443 "
     "srchost=192.168.0.0/16 expire=+3600 comment=web"
 )
+START_DEADLINE = 60.0
+"""Seconds for the start of a server; it takes some tenths."""
 PATIENCE = 5.0
 """Seconds within which a change must have reached the kernel of every hop; it takes some hundredths."""
 
@@ -88,7 +91,8 @@ def serve(lab: Lab, qube: str, *words: str) -> "subprocess.Popen[str]":
     server: subprocess.Popen[str] = lab.popen(
         qube, [sys.executable, "-I", "-m", "lab.services", *words], stdout=subprocess.PIPE, text=True
     )
-    if server.stdout is None or server.stdout.readline() != "serving\n":
+    out = server.stdout
+    if out is None or not ns.readable(out.fileno(), START_DEADLINE) or out.readline() != "serving\n":
         raise RuntimeError(f"the server in {qube} did not start")
     return server
 

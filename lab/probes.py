@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 TIMEOUT = 1.5
 """Seconds to wait for an answer inside one machine: real paths answer within a millisecond."""
+MUST_COME = 6.0
+"""Seconds to wait for an answer that must come: of a loaded machine nothing is asked in less."""
 
 
 def ask_tcp(host: str, port: int, words: str = "hello", source_port: int = 0, *, patience: float = TIMEOUT) -> str:

@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """What is open, and for whom: each case on the fake and on the kernel."""
 
+import os
+
 import pytest
 
 from portfwd.wire.status import Result
@@ -284,6 +286,8 @@ def test_f17_a_shifted_range_that_is_too_wide_is_refused_alone(world: World, pro
 
 
 def test_f17_shifted_ranges_beyond_the_room_of_a_qube_are_refused_and_harm_no_other(world: World) -> None:
+    if isinstance(world, KernelWorld) and os.geteuid() != 0:
+        pytest.skip("root of a user namespace may send no netlink message beyond net.core.wmem_max, an agent may")
     ranges = [relay(f"{1 + 1024 * n}-{1024 + 1024 * n}", "8000-9023") for n in range(17)]
     plain = relay(60000, 443)
     applied = world.apply([*ranges, plain, accept("1-65535")])

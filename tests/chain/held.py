@@ -12,7 +12,7 @@ from lab.client import Lab
 
 P = ParamSpec("P")
 
-PATIENCE = 5.0
+PATIENCE = 10.0
 """Seconds. A connection that lives answers, and one that was cut is reset, at once."""
 
 

@@ -23,7 +23,7 @@ from tests.chain.held import Held
 from tests.leaks import lasting
 
 TOPOLOGY = str(Path(__file__).parent / "chains.toml")
-DEADLINE = 15.0
+DEADLINE = 60.0
 """Seconds for a change to arrive at every hop; it takes some hundredths."""
 SHUT = "shut"
 SHUT_PATIENCE = 0.4
@@ -175,7 +175,7 @@ class World:
         waiting: list[tuple[list[Ask], int, Call]] = []
         for who in dict.fromkeys(ask.who for ask in wanted):
             asks = [ask for ask in wanted if ask.who == who]
-            patience = [SHUT_PATIENCE if wanted[ask] == SHUT else probes.TIMEOUT for ask in asks]
+            patience = [SHUT_PATIENCE if wanted[ask] == SHUT else probes.MUST_COME for ask in asks]
             questions = [probes.Question(a.host, a.port, a.proto, p) for a, p in zip(asks, patience, strict=True)]
             read_end, write_end = os.pipe()
             call = self.lab.start_call(who, _tell_answers, write_end, questions)

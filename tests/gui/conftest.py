@@ -17,7 +17,7 @@ from portfwd.wire.values import QubeName
 from tests.gui.bridge import bridge
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-WAIT = 10_000
+WAIT = 60_000
 """Milliseconds that a test waits for what a user would wait for."""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from lab.client import Lab
 
 SMALL = str(Path(__file__).parent / "small.toml")
-DEADLINE = 15.0
+DEADLINE = 60.0
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ QUBES = {
     "personal": "sys-firewall",
     "media": "sys-spare",
 }
-DEADLINE = 10.0
+DEADLINE = 40.0
 """Seconds for an event to arrive everywhere; it takes some tenths on a loaded machine."""
 _CLEAR = 1.5
 """Seconds that the questions after an event may take, so that no rule may end within them."""

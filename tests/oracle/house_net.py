@@ -94,7 +94,7 @@ class HouseNet:
         asked = list(questions)
         for client in dict.fromkeys(question.client for question in asked):
             mine = [question for question in asked if question.client == client]
-            words = [self._words(home, q, probes.TIMEOUT if q in opened else _SHUT_PATIENCE) for q in mine]
+            words = [self._words(home, q, probes.MUST_COME if q in opened else _SHUT_PATIENCE) for q in mine]
             read_end, write_end = os.pipe()
             call = self.lab.start_call(client, _tell, write_end, words)
             os.close(write_end)
@@ -116,7 +116,7 @@ class HouseNet:
         """See Driver."""
         words = self._words(home, question, 0.0)
         line = self._lines[question] = Line(self.lab, question.client, words.host, words.port)
-        return line.open and line.speaks(probes.TIMEOUT)
+        return line.open and line.speaks(probes.MUST_COME)
 
     def speaks(self, question: Question, patience: float) -> bool:
         """See Driver."""
@@ -178,7 +178,7 @@ def _tell(pipe: int, questions: list[probes.Question]) -> None:
 def _hold(control: socket.socket, host: str, port: int) -> None:
     """Connect; then for each number of seconds that comes send a numbered line and tell whether it was answered."""
     try:
-        connection = socket.create_connection((host, port), probes.TIMEOUT)
+        connection = socket.create_connection((host, port), probes.MUST_COME)
     except OSError as error:
         control.sendall(probes.why(error).encode())
         control.recv(100)

@@ -17,7 +17,7 @@ from lab.qrexec import client, service
 from lab.qrexec.policy import Domain
 from lab.qrexec.router import Router, listen
 
-DEADLINE = 10.0
+DEADLINE = 40.0
 ROOT = Path(__file__).parents[2]
 SHOW = """#!/bin/sh
 echo "arguments: $*"

@@ -15,7 +15,7 @@ from lab.hypervisor.calls import fork
 from lab.qrexec.router import receive
 from lab.qrexec.switchboard import Switchboard
 
-DEADLINE = 10
+DEADLINE = 40
 
 
 class Qube:

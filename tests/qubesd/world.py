@@ -21,7 +21,7 @@ from portfwd.wire.qdb_client import Error, QubesDB
 from tests.qubesd.hypervisor import FakeHypervisor
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 8.0
+DEADLINE = 40.0
 
 
 def qube(name: str, netvm: str | None, **more: Any) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from lab.qubesdb import daemon
 from portfwd.wire.qdb_client import Database, QubesDB
 from tests.fakes.qubesdb import FakeQubesDB
 
-DEADLINE = 10.0
+DEADLINE = 40.0
 _PR_SET_PDEATHSIG = 1
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds, at most 10 seconds."""
+    """Wait until a condition holds, at most DEADLINE seconds."""
     end = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < end, "this did not happen in time"
