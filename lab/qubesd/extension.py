@@ -46,9 +46,11 @@ class PortForwardExtension:
     def _on_event(self, _subject: Any, _event: str, **_: Any) -> None:
         self._running.ask()
 
-    def _on_database(self, subject: Any, _event: str, **_: Any) -> None:
+    def _on_database(self, subject: Any, event: str, **_: Any) -> None:
         if subject.klass != "AdminVM":
             subject.watch_qdb_path(WAY_OUT_PATH)
+            if event == "domain-qdb-create":
+                self._running.on_database(subject)
 
     def _on_status(self, subject: Any, _event: str, **_: Any) -> None:
         self._running.on_status(subject)

@@ -57,8 +57,7 @@ class FakeConnection:
     def __init__(self, fake: FakeQubesDB, *, can_write: bool) -> None:
         self._fake = fake
         self._can_write = can_write
-        self._starts = fake.starts
-        self._watching = False
+        self._starts: int | None = fake.starts
         self._closed = False
         self._events: deque[str | None] = deque()
         self._readable, self._signal = os.pipe()
@@ -91,7 +90,6 @@ class FakeConnection:
     def watch(self, path: str) -> None:
         self._ready(path)
         self._fake.watches.add(path, self)
-        self._watching = True
 
     def unwatch(self, path: str) -> None:
         self._ready(path)
@@ -102,7 +100,7 @@ class FakeConnection:
         os.read(self._readable, 1)
         path = self._events.popleft()
         if path is None:
-            self._watching = False
+            self._starts = None
             raise DisconnectedError("QubesDB disconnected")
         return path
 
@@ -133,13 +131,13 @@ class FakeConnection:
             raise Error("the connection to QubesDB is closed")
         if not isinstance(path, str):
             raise TypeError(f"a path is str, not {type(path).__name__}")
-        lost, self._starts = self._starts != self._fake.starts, self._fake.starts
-        if not self._fake.running or (lost and self._watching):
-            self._watching = False
+        if not self._fake.running or self._starts not in (None, self._fake.starts):
+            self._starts = None
             while self._events:
                 os.read(self._readable, 1)
                 self._events.popleft()
             raise DisconnectedError("QubesDB disconnected")
+        self._starts = self._fake.starts
         try:
             qdb.check_path(path)
         except RefusedError as refused:

@@ -88,7 +88,8 @@ class Running:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._workers = Workers()
-        self.service = ForwardService(app, boot_id=boot_id, now=now, kept=run / _ENDS, databases_of=Connections(run).of)
+        self._databases = Connections(run)
+        self.service = ForwardService(app, boot_id=boot_id, now=now, kept=run / _ENDS, databases_of=self._databases.of)
         self.status = StatusService(app, self.service, self._workers.run, self._workers.compute)
         self.check = CheckService(self.status)
         self._now = now
@@ -123,6 +124,11 @@ class Running:
             due = max(now + _WORD_SECONDS, self._looked.get(name, 0.0) + _WORDS_SECONDS)
             self._looks[name] = self._loop.call_at(due, self._look_at, name)
 
+    def on_database(self, vm: Any) -> None:
+        """A new QubesDB daemon of a qube has been started."""
+        self._databases.drop(str(vm.name))
+        self.ask()
+
     def on_firewall(self, vm: Any) -> None:
         """The rules of a qube were saved or reloaded."""
         self.service.reload(vm)
@@ -141,6 +147,7 @@ class Running:
             if pending is not None:
                 pending.cancel()
         self._workers.close()
+        self._databases.close()
 
     async def get(self, vm: Any, arg: str, untrusted_payload: bytes) -> str:
         """admin.vm.firewall.Get+ARG. `vm` is None for dom0. Raises UnexpectedError, RefusedError."""
@@ -232,6 +239,7 @@ class Running:
             self._read_in = True
         work = service.prepare()
         if work is not None:
+            self._databases.keep(work.databases)
             orders = await self._workers.compute(work.plan)
             service.published(await self._workers.each(orders.publish, work.databases))
         if self._timer is not None:

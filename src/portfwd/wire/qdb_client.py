@@ -8,13 +8,15 @@ Used in its place, in qubes and in dom0, since the C module lets a stranger stop
 - events that come while a command waits for its answer are kept in order, each path once, in a bounded queue;
 - a connection whose answer is late or too long stays open, and the next command waits for its end first: the daemon in
   dom0 is killed (SIGPIPE) when it answers someone who has left;
-- a connection that holds watches is never replaced silently: the command that finds it dead raises DisconnectedError.
+- a connection is never replaced silently, since another daemon may hold other keys: the command that finds it dead
+  raises DisconnectedError, and only the one after it connects anew.
 
 As with the C module, an event that came during a command is returned by read_watch() but does not make watch_fd()
 readable. So use one connection for watches and one for commands, and read the state once after the last watch().
 Not for use by several threads at once.
 """
 
+import contextlib
 import socket
 import struct
 import time
@@ -109,11 +111,14 @@ class QubesDB:
         self._paths = socket_paths(path_or_vmname)
         self._timeout = timeout
         self._events: dict[str, None] = {}
-        self._watching = False
         self._closed = False
         self._owed = False
         self._untrusted_begun = b""
         self._socket: socket.socket | None = None if lazy else _connect(self._paths, timeout)
+
+    def connect(self) -> None:
+        """Open a lazy connection before its first command. Raises DisconnectedError."""
+        self._reconnected(time.monotonic() + self._timeout)
 
     def read(self, path: str) -> bytes | None:
         """The value of a key, None when there is no such key."""
@@ -146,7 +151,6 @@ class QubesDB:
     def watch(self, path: str) -> None:
         """Ask for an event at each change of the key `path`, or of what is below when it ends with a slash."""
         self._simple(MessageType.WATCH, path)
-        self._watching = True
 
     def unwatch(self, path: str) -> None:
         """Undo one watch(); events on the way still come."""
@@ -172,6 +176,18 @@ class QubesDB:
         """End the connection; any later command raises Error."""
         self._closed = True
         self._drop()
+
+    def leave(self) -> socket.socket | None:
+        """End the connection; while an answer is owed, the caller must keep what this returns until its end comes."""
+        self._closed = True
+        left = self._socket if self._owed else None
+        if left is not None:
+            self._socket = None
+            left.setblocking(False)
+            with contextlib.suppress(OSError):
+                left.shutdown(socket.SHUT_WR)
+        self._drop()
+        return left
 
     def _simple(self, kind: MessageType, path: str) -> None:
         answer = self._command(kind, path)
@@ -206,25 +222,20 @@ class QubesDB:
             encoded = Message(kind, path, data).encode()
         except RefusedError as refused:
             raise Error(str(refused)) from None
-        for last_attempt in (False, True):
-            try:
-                connection = self._reconnected(deadline)
-                while self._owed:
-                    self._answer(deadline)
-                connection.settimeout(self._left(deadline))
-                connection.sendall(encoded)
-                self._owed = True
-            except TimeoutError:
-                # Half a command, to which no answer comes.
-                self._drop()
-                raise self._timed_out() from None
-            except OSError:
-                watching = self._watching
-                self._drop()
-                if watching or last_attempt:
-                    raise DisconnectedError("QubesDB disconnected") from None
-            else:
-                return
+        try:
+            connection = self._reconnected(deadline)
+            while self._owed:
+                self._answer(deadline)
+            connection.settimeout(self._left(deadline))
+            connection.sendall(encoded)
+            self._owed = True
+        except TimeoutError:
+            # Half a command, to which no answer comes.
+            self._drop()
+            raise self._timed_out() from None
+        except OSError:
+            self._drop()
+            raise DisconnectedError("QubesDB disconnected") from None
 
     def _reconnected(self, deadline: float) -> socket.socket:
         if self._socket is None:
@@ -307,6 +318,5 @@ class QubesDB:
         if self._socket is not None:
             self._socket.close()
         self._socket = None
-        self._watching = False
         self._owed, self._untrusted_begun = False, b""
         self._events.clear()

@@ -60,6 +60,8 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
             running.on_firewall(subject)
         elif event == "domain-shutdown":
             running.on_shutdown(subject)
+        elif event == "domain-qdb-create":
+            running.on_database(subject)
         else:
             running.ask()
 
