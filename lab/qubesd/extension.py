@@ -27,7 +27,7 @@ class PortForwardExtension:
     """Connects one application and one API server to the service. Must be made inside the running loop."""
 
     def __init__(self, app: App, server: Server, boot_id: str, run: Path, now: Callable[[], float] = time.time) -> None:
-        self._running = Running(app, asyncio.get_running_loop(), boot_id, run, now)
+        self._running = Running(app, asyncio.get_running_loop(), boot_id, run, app.base_dir, now)
         self.service = self._running.service
         for pattern in QUBE_EVENTS:
             app.vm_handlers.add(Level.QUBE, pattern, self._on_event)

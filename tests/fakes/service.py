@@ -18,6 +18,22 @@ def their_own(running: Iterable[Any]) -> dict[QubeName, Store]:
     return {name: database for name, database in found if database is not None}
 
 
+class TheirOwn:
+    """In the place of the registry: nothing to open, nothing to close."""
+
+    def of(self, running: Iterable[Any]) -> dict[QubeName, Store]:
+        return their_own(running)
+
+    def keep(self, running: object) -> None:
+        pass
+
+    def drop(self, name: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Service(ForwardService):
     """With a refresh that is one call (dom0/running.py has it as a coroutine)."""
 

@@ -156,6 +156,7 @@ class Base(RuleBasedStateMachine):
         self.on_the_way()
         self.home.now = self.before.now = self.driver.now()
         self.prune()
+        self.home.rest()
         wanted = self.home.doors()
         for name, doors in wanted.items():
             found = self.driver.doors(name)

@@ -116,7 +116,7 @@ class FakeComputer(FakeNet):
         return self._time
 
     def _new_service(self) -> Service:
-        return Service(self, f"boot-{self._boots}", self._clock, self._clock)
+        return Service(self, f"boot-{self._boots}", self._clock, self._clock, holders=self._folder / "holders")
 
     def _changed(self) -> None:
         self.wire()

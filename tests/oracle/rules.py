@@ -104,10 +104,11 @@ class Client(NamedTuple):
 
 @dataclass
 class Home:
-    """All qubes. `now` is in epoch seconds."""
+    """All qubes. `now` is in epoch seconds; `held`: which ports whose rules had when all was at rest."""
 
     qubes: dict[str, Qube]
     now: int = 0
+    held: frozenset[tuple[str, str, bool, Way]] = frozenset()
 
     def above(self, name: str) -> list[Qube]:
         """The net qubes above a qube, its own first."""
@@ -137,23 +138,35 @@ class Home:
         return name if not above else above[-1].name if rule.external else above[0].name
 
     def holders(self) -> Iterator[tuple[Qube, Rule]]:
-        """The rules that hold their ports: of two that want the same port of a qube, the one added first.
+        """The rules that hold their ports: of two that want the same port of a qube, the one whose qube had it.
 
-        A port is wanted at the entrance and at every hop behind it. A qube's own ports can be led to by several rules,
-        but not be handed on by it, too.
+        Where neither had it, the one added first. A port is wanted at the entrance and at every hop behind it. A qube's
+        own ports can be led to by several rules, but not be handed on by it, too.
         """
         passed: set[tuple[str, bool, Way]] = set()
         opened: set[tuple[str, bool, Way]] = set()
-        for _, name, rule in sorted(self._live(), key=lambda found: found[0]):
+        for _, name, rule in sorted(self._live(), key=lambda found: (self._newcomer(*found[1:]), found[0])):
             if self.outermost(name):
                 continue
-            above = [hop.name for hop in self.above(name)] if rule.external else [self.entrance(name, rule)]
-            passes = {(hop, rule.external, way) for hop in above or [name] for way, _ in rule.ways()}
+            passes = self._passes(name, rule)
             opens = {(name, True, (*way[:2], to)) for way, to in rule.ways() if self.above(name)}
             if not passes & (passed | opened) and not opens & passed:
                 passed |= passes
                 opened |= opens
                 yield self.qubes[name], rule
+
+    def rest(self) -> None:
+        """Everything has arrived: who has a port now keeps it."""
+        self.held = frozenset((q.name, *place) for q, rule in self.holders() for place in self._passes(q.name, rule))
+
+    def _passes(self, name: str, rule: Rule) -> set[tuple[str, bool, Way]]:
+        above = [hop.name for hop in self.above(name)] if rule.external else [self.entrance(name, rule)]
+        return {(hop, rule.external, way) for hop in above or [name] for way, _ in rule.ways()}
+
+    def _newcomer(self, name: str, rule: Rule) -> int:
+        """0 where the qube had all ports of the rule, 2 where it had none."""
+        had = [(name, *place) in self.held for place in self._passes(name, rule)]
+        return 0 if all(had) else 1 if any(had) else 2
 
     def _live(self) -> Iterator[tuple[int, str, Rule]]:
         for qube in self.qubes.values():

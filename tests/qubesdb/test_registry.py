@@ -200,7 +200,7 @@ def test_f27_a_start_ends_with_the_entries_in_the_new_daemon(daemons: DaemonPair
 
 
 async def _started(daemons: DaemonPair, app: FakeApp, folder: Path) -> list[int]:
-    running = Running(app, asyncio.get_running_loop(), "boot-1", folder)
+    running = Running(app, asyncio.get_running_loop(), "boot-1", folder, folder)
     running.service.set(app.work, WEB)
     running.ask()
     await running.told()

@@ -208,6 +208,7 @@ def _qubes(q: Any, _: str) -> None:
 
         def __init__(self, folder: Path, offline: bool = False) -> None:
             self.vmm = SimpleNamespace(offline_mode=offline)
+            self.store = str(folder / "qubes.xml")
             net = QubesVM(self, folder / "sys-net", "sys-net", None, "10.137.0.4")
             firewall = QubesVM(self, folder / "sys-firewall", "sys-firewall", net, "10.137.0.5")
             qubes = [net, firewall]

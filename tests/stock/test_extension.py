@@ -16,7 +16,7 @@ import pytest
 from portfwd.dom0 import running
 from portfwd.dom0.running import WAY_OUT_PATH
 from portfwd.model.forward import token
-from tests.fakes.service import their_own
+from tests.fakes.service import TheirOwn
 from tests.stock.stand_in import RELEASES, make
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
@@ -89,7 +89,7 @@ def qubesd(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.M
     extension = importlib.import_module("portfwd.dom0.stock.extension")
     monkeypatch.setattr(extension, "_RUN", tmp_path)
     # The stand-in's databases are objects in memory; real daemons are those of tests/qubesd and the laboratory.
-    monkeypatch.setattr(running, "Connections", lambda _run: SimpleNamespace(of=their_own))
+    monkeypatch.setattr(running, "Connections", lambda _run: TheirOwn())
     qubesd = Qubesd(modules, tmp_path)
     yield qubesd
     qubesd.loop.close()

@@ -8,8 +8,9 @@ from collections.abc import Container, Iterable, Iterator
 from types import MappingProxyType
 from typing import Any
 
+from portfwd.dom0.claims import Claim, Seat
 from portfwd.dom0.forwards import remedy
-from portfwd.dom0.plan import Claim, Entrances, claim_of, claims, is_over, useless_for
+from portfwd.dom0.plan import claim_of, claims, doubtful, entrances_of, is_over, useless_for
 from portfwd.dom0.room import Room
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
@@ -17,7 +18,7 @@ from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule, Lifetime, too_wide
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import RuleId
+from portfwd.wire.values import QubeName, RuleId
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,29 +78,36 @@ class Change:
 
         What stood before is the planner's business.
         """
-        taken, room = Entrances(), Room(self.snapshot)
-        fresh: list[Claim] = []
+        fresh: set[Seat] = set()
         others = (claim for claim in claims(self.snapshot) if claim.qube != self.qube.name)
-        standing = [c for c in others if not useless_for(self.snapshot.qubes[c.qube], c.rule)]
+        wanted = [c for c in others if not useless_for(self.snapshot.qubes[c.qube], c.rule)]
         for stored in changed:
             if not stored.rule.enabled or useless_for(self.qube, stored.rule):
                 continue
             before = known.get(stored.rule.id(self.qube.name))
             claim = claim_of(self.qube, stored, self.snapshot)
-            if before is not None and before.rule.enabled:
-                standing.append(claim)
-            else:
-                fresh.append(claim)
-        # In the planner's order: of two that clash since the network changed, the same one holds the port here.
-        for claim in sorted(standing, key=lambda c: c.order) if fresh else ():
-            taken.take(claim)
-            room.take(claim.rule, claim.hops, claim.families)
-        for claim in fresh:
-            clash = taken.take(claim)
-            if clash is not None:
+            wanted.append(claim)
+            if before is None or not before.rule.enabled:
+                fresh.add(claim.seat)
+        if not fresh:
+            return
+        doubts = doubtful(self.snapshot) - {self.qube.name}
+        taken, room = entrances_of(self.snapshot, doubts), Room(self.snapshot)
+
+        def is_fresh(claim: Claim) -> bool:
+            return claim.qube == self.qube.name and claim.seat in fresh
+
+        def order(claim: Claim) -> tuple[int, bool, tuple[int, QubeName, RuleId]]:
+            # The planner's, so that of two that clash since the network changed the same one holds the port here; but
+            # what is enabled again drives out nobody, however old it is.
+            return (self.snapshot.held.rank(claim.seat), is_fresh(claim), claim.age)
+
+        for claim in sorted(wanted, key=order):
+            clash = None if claim.qube in doubts else taken.take(claim.seat)
+            if clash is not None and is_fresh(claim):
                 raise RefusedError(f"{clash.word} is taken at '{clash.at}' by {clash.owner.describe()}")
-            full = room.take(claim.rule, claim.hops, claim.families)
-            if full is not None:
+            full = room.take(claim.rule, claim.hops, claim.seat.families)
+            if full is not None and is_fresh(claim):
                 raise RefusedError(f"{full.word}: {full.text}")
 
 

@@ -6,13 +6,12 @@ Every active rule ends in exactly one of the two lists: its entries stand on eve
 why none does. So a rule is never half open, and none disappears silently.
 """
 
-import bisect
 import enum
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
 
+from portfwd.dom0.claims import Claim, Entrances, Holders, Seat
 from portfwd.dom0.room import Room
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
@@ -64,48 +63,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Entries per qube, the same entries per rule (from the entrance to the qube), and problems."""
+    """Entries per qube, the same entries per rule (from the entrance to the qube), problems, and who holds what now."""
 
     entries: Mapping[QubeName, tuple[Entry, ...]]
     paths: Mapping[RuleId, tuple[tuple[QubeName, Entry], ...]]
     problems: tuple[Problem, ...]
+    held: Holders = field(default_factory=Holders)
 
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A rule's hold on ports of one entrance: the net qube and side where clients come in; `inner`: hops behind it."""
-
-    qube: QubeName
-    stored: StoredForward
-    entrance: QubeName
-    side: Side
-    families: frozenset[Family]
-    inner: tuple[QubeName, ...] = ()
-
-    @property
-    def rule(self) -> ForwardRule:
-        """The rule itself."""
-        return self.stored.rule
-
-    @property
-    def hops(self) -> tuple[QubeName, ...]:
-        """The rule's qube and the net qubes up to its entrance; the qube alone where it leads nowhere."""
-        return (self.qube,) if self.entrance == self.qube else (self.qube, *self.inner, self.entrance)
-
-    @property
-    def order(self) -> tuple[int, QubeName, RuleId]:
-        """Who came first; the same on every run."""
-        return (self.stored.since, self.qube, self.rule.id(self.qube))
-
-    @property
-    def ways(self) -> list[tuple[Family, Proto]]:
-        """The families and protocols of the rule."""
-        return [(f, p) for f in sorted(self.families) for p in self.rule.protos]
-
-    def describe(self) -> str:
-        """The words by which the user knows this rule."""
-        protos = "+".join(p.value for p in self.rule.protos)
-        return f"{self.rule.forwardtype.value} {protos} port {self.rule.srcports.short} of '{self.qube}'"
+    def owners(self, name: QubeName) -> frozenset[QubeName]:
+        """The qubes for whose forwards a qube has entries."""
+        return frozenset(self.paths[entry.rule][-1][0] for entry in self.entries.get(name, ()))
 
 
 def is_over(stored: StoredForward, qube: Qube, snapshot: Snapshot) -> bool:
@@ -134,73 +101,40 @@ def claims(snapshot: Snapshot) -> Iterator[Claim]:
 def claim_of(qube: Qube, stored: StoredForward, snapshot: Snapshot) -> Claim:
     """The claim of one rule; without a net qube the entrance is the qube itself, which clashes with nothing."""
     path = snapshot.path(qube.name) or (qube,)
-    external = stored.rule.forwardtype is ForwardType.EXTERNAL
+    rule = stored.rule
+    external = rule.forwardtype is ForwardType.EXTERNAL
     entrance = path[-1] if external else path[0]
-    only = source_family(stored.rule.srchost)
-    families = frozenset(Family) if only is None else frozenset({only})
     inner = tuple(hop.name for hop in path[:-1]) if external and qube.netvm is not None else ()
-    return Claim(qube.name, stored, entrance.name, Side.UPLINK if external else Side.DOWNSTREAM, families, inner)
+    only = source_family(rule.srchost)
+    seat = Seat(
+        qube.name,
+        Side.UPLINK if external else Side.DOWNSTREAM,
+        (entrance.name, *inner),
+        tuple(sorted(Family)) if only is None else (only,),
+        rule.protos,
+        rule.srcports,
+        rule.dstports,
+    )
+    return Claim(stored, seat)
 
 
-class Clash(NamedTuple):
-    """What is in the way of a claim: who holds the ports, at which qube, and which word of the claim wants them."""
+def doubtful(snapshot: Snapshot) -> frozenset[QubeName]:
+    """The qubes whose forwards, or whose way out, cannot be read now: they lose no port by that, and gain none."""
+    doubts = {QubeName(name) for name in snapshot.unread}
+    for qube in snapshot.qubes.values():
+        path = snapshot.path(qube.name) if qube.forwards else ()
+        cut = bool(qube.forwards) and qube.netvm is not None and (not path or path[-1].netvm is not None)
+        if qube.damage or cut:
+            doubts.add(qube.name)
+    return frozenset(doubts)
 
-    owner: Claim
-    at: QubeName
-    word: str
 
-
-_Place = tuple[QubeName, Side, Family, Proto]
-
-
-class Entrances:
-    """Who holds which ports at an entrance and at the hops behind it: looked up in the logarithm of their number.
-
-    A net qube that is the target of a rule gets the packets for it by the uplink, as it gets those that it hands on, so
-    the same port cannot mean both. Ports that a qube opens for itself can be shared by several of its rules.
-    """
-
-    def __init__(self) -> None:
-        self._relayed: dict[_Place, list[tuple[int, int, Claim]]] = {}
-        self._opened: dict[_Place, list[tuple[int, int, Claim]]] = {}
-
-    def clash(self, claim: Claim) -> Clash | None:
-        """The first thing that is in the way of a claim."""
-        srcports, dstports = claim.rule.srcports, claim.rule.dstports
-        for place in self._relays(claim):
-            # Ranges do not overlap here, so only the last one that begins at or before our end can reach into ours.
-            held = self._relayed.get(place, [])
-            found = bisect.bisect_right(held, srcports.last, key=lambda h: h[0]) - 1
-            if found >= 0 and held[found][1] >= srcports.first:
-                return Clash(held[found][2], place[0], f"srcports '{srcports.short}'")
-            for first, last, owner in self._opened.get(place, ()):
-                if first <= srcports.last and srcports.first <= last:
-                    return Clash(owner, place[0], f"srcports '{srcports.short}'")
-        for place in self._targets(claim):
-            for first, last, owner in self._relayed.get(place, ()):
-                if first <= dstports.last and dstports.first <= last:
-                    return Clash(owner, place[0], f"dstports '{dstports.short}'")
-        return None
-
-    def take(self, claim: Claim) -> Clash | None:
-        """Hold the claim's ports, or return what is in the way."""
-        clash = self.clash(claim)
-        if clash is None:
-            ports, dstports = claim.rule.srcports, claim.rule.dstports
-            for place in self._relays(claim):
-                bisect.insort(self._relayed.setdefault(place, []), (ports.first, ports.last, claim), key=lambda h: h[0])
-            for place in self._targets(claim):
-                self._opened.setdefault(place, []).append((dstports.first, dstports.last, claim))
-        return clash
-
-    def _relays(self, claim: Claim) -> Iterator[_Place]:
-        for hop in (claim.entrance, *claim.inner):
-            yield from ((hop, claim.side, *way) for way in claim.ways)
-
-    def _targets(self, claim: Claim) -> Iterator[_Place]:
-        # A qube without a net qube is its own entrance.
-        if claim.entrance != claim.qube:
-            yield from ((claim.qube, Side.UPLINK, *way) for way in claim.ways)
+def entrances_of(snapshot: Snapshot, doubts: Container[QubeName]) -> Entrances:
+    """The entrances with nothing taken but what is kept for those that are in doubt."""
+    entrances = Entrances()
+    for seat in sorted((seat for seat in snapshot.held.seats if seat.qube in doubts), key=str):
+        entrances.take(seat)
+    return entrances
 
 
 def plan(snapshot: Snapshot) -> Plan:
@@ -208,19 +142,24 @@ def plan(snapshot: Snapshot) -> Plan:
     entries: dict[QubeName, list[Entry]] = {}
     paths: dict[RuleId, tuple[tuple[QubeName, Entry], ...]] = {}
     problems: list[Problem] = []
-    entrances, room = Entrances(), Room(snapshot)
-    for claim in sorted(claims(snapshot), key=lambda c: c.order):
+    doubts = doubtful(snapshot)
+    entrances, room = entrances_of(snapshot, doubts), Room(snapshot)
+    held = {seat for seat in snapshot.held.seats if seat.qube in doubts}
+    for claim in sorted(claims(snapshot), key=snapshot.held.order):
         qube = snapshot.qubes[claim.qube]
         rule_id = claim.rule.id(qube.name)
         useless = useless_for(qube, claim.rule)
-        clash = None if useless else entrances.take(claim)
+        idle = bool(useless) or qube.name in doubts
+        clash = None if idle else entrances.take(claim.seat)
+        if clash is None and not idle:
+            held.add(claim.seat)
         try:
             if useless:
                 raise _StopError(*useless)
             if clash is not None:
                 text = f"port is taken at '{clash.at}' by {clash.owner.describe()}"
                 raise _StopError(ProblemKind.CONFLICT, clash.at, text)
-            if (full := room.take(claim.rule, claim.hops, claim.families)) is not None:
+            if (full := room.take(claim.rule, claim.hops, claim.seat.families)) is not None:
                 kind = ProblemKind.TOO_WIDE if full.wide else ProblemKind.TOO_MANY
                 raise _StopError(kind, full.at, full.text)
             paths[rule_id] = tuple(_entries(claim, qube, snapshot))
@@ -229,7 +168,8 @@ def plan(snapshot: Snapshot) -> Plan:
         except _StopError as stop:
             problems.append(Problem(qube.name, rule_id, stop.kind, stop.at, stop.text))
     by_qube = {name: tuple(found) for name, found in entries.items()}
-    return Plan(MappingProxyType(by_qube), MappingProxyType(paths), tuple(problems))
+    present = snapshot.held if held == snapshot.held.seats else Holders(held)
+    return Plan(MappingProxyType(by_qube), MappingProxyType(paths), tuple(problems), present)
 
 
 class _StopError(Exception):
@@ -244,18 +184,18 @@ def _entries(claim: Claim, qube: Qube, snapshot: Snapshot) -> list[tuple[QubeNam
         missing = path[-1].netvm if path else qube.netvm
         text = f"net qube '{missing}' cannot be read" if missing else f"'{qube.name}' has no net qube"
         raise _StopError(ProblemKind.NO_NET_QUBE, qube.name, text)
-    hops = path if claim.side is Side.UPLINK else path[:1]
+    hops = path if claim.seat.side is Side.UPLINK else path[:1]
     _check(qube, hops)
-    if claim.side is Side.UPLINK:
+    if claim.seat.side is Side.UPLINK:
         _check_tunnels(hops)
     found: list[tuple[QubeName, Entry]] = []
-    for family in sorted(claim.families):
+    for family in claim.seat.families:
         if all(hop.address(family) for hop in (qube, *hops[:-1])):
             for proto in claim.rule.protos:
                 found += _relays(claim, qube, hops, family, proto)
     if not found:
-        versions = " or ".join(f"IPv{int(f)}" for f in sorted(claim.families))
-        bare = next(h for h in (qube, *hops) if not any(h.address(f) for f in claim.families) or h is hops[-1])
+        versions = " or ".join(f"IPv{int(f)}" for f in claim.seat.families)
+        bare = next(h for h in (qube, *hops) if not any(h.address(f) for f in claim.seat.families) or h is hops[-1])
         raise _StopError(ProblemKind.NO_ADDRESS, bare.name, f"'{bare.name}' has no {versions} address")
     return found
 
@@ -315,9 +255,9 @@ def _relays(
     inner_source = SourceWord.ANYONE if entrance_source is SourceWord.NEIGHBOURS else entrance_source
     for place in range(len(hops) - 1, -1, -1):
         target = hops[place - 1] if place else qube
-        entrance = hops[place].name == claim.entrance
+        entrance = hops[place].name == claim.seat.hops[0]
         # Whoever is at a network card of a hop further in has not passed the entrance.
-        side = claim.side if entrance else Side.INNER
+        side = claim.seat.side if entrance else Side.INNER
         source = entrance_source if entrance else inner_source
         ports = rule.srcports if place else rule.dstports
         yield (

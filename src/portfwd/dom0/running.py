@@ -48,6 +48,7 @@ QUBE_EVENTS = (
 APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "property-reset:default_netvm")
 _ENDS = "port-forward-ends"
 """Ends of rules on a clock that cannot be set; outlives qubesd, not the host."""
+_HOLDERS = "port-forward-holders"
 _KILL = "kill"
 _ANEW = "anew"
 _CHECK = "check."
@@ -77,6 +78,7 @@ class Running:
     """One per application. Must be made where the loop is at hand; the loop need not run yet.
 
     `run` is the folder of the QubesDB sockets; a file beside them keeps the ends of rules over a restart of qubesd.
+    `lib` is that of qubes.xml, which outlives a restart of the host: a file there keeps who holds which ports.
     """
 
     def __init__(
@@ -85,11 +87,14 @@ class Running:
         loop: asyncio.AbstractEventLoop,
         boot_id: str,
         run: Path,
+        lib: Path,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._workers = Workers()
         self._databases = Connections(run)
-        self.service = ForwardService(app, boot_id=boot_id, now=now, kept=run / _ENDS, databases_of=self._databases.of)
+        self.service = ForwardService(
+            app, boot_id=boot_id, now=now, kept=run / _ENDS, holders=lib / _HOLDERS, databases_of=self._databases.of
+        )
         self.status = StatusService(app, self.service, self._workers.run, self._workers.compute)
         self.check = CheckService(self.status)
         self._now = now

@@ -19,6 +19,7 @@ from typing import Any
 
 from portfwd.dom0.changes import Change, alive, dates_after, qube_of
 from portfwd.dom0.forwards import UnstoredError, remedy
+from portfwd.dom0.holders_file import HoldersFile
 from portfwd.dom0.plan import Plan, is_over, plan
 from portfwd.dom0.publish import Publisher
 from portfwd.dom0.snapshot import Qube, Snapshot, may_run, speaks, take_snapshot
@@ -60,10 +61,12 @@ class Work:
     databases: Mapping[QubeName, Store]
     reloaded: Container[str]
     publisher: Publisher
+    holders: HoldersFile
 
     def plan(self) -> Orders:
-        """Long for many rules: done by a thread, beside qubesd's loop."""
+        """Long for many rules: done by a thread, beside qubesd's loop. Keeps who holds which ports."""
         planned = plan(self.snapshot)
+        self.holders.keep(planned.held)
         return Orders(planned, _named_hops(planned, self.reloaded), self.publisher)
 
 
@@ -71,7 +74,7 @@ class ForwardService:
     """One per qubesd. `boot_id` names this run of the host.
 
     `now` gives epoch seconds, `boot` the seconds of a clock that cannot be set; `kept` is a file for what must outlive
-    a restart of qubesd, but not of the host.
+    a restart of qubesd, but not of the host; `holders` is one for who holds which ports, which outlives both.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class ForwardService:
         now: Callable[[], float] = time.time,
         boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         kept: Path | None = None,
+        holders: Path | None = None,
         *,
         databases_of: DatabasesOf,
     ) -> None:
@@ -89,6 +93,7 @@ class ForwardService:
         self._now, self._boot = now, boot
         self._ends = Ends(kept, boot_id)
         self._publisher = Publisher(now)
+        self._holders = HoldersFile(holders)
         self._databases_of = databases_of
         self._tunnels = Tunnels(boot)
         self._unwritten: dict[QubeName, str] = {}
@@ -183,7 +188,7 @@ class ForwardService:
                 snapshot = self.snapshot()
             self._remember_tunnels(snapshot)
             reloaded, self._reloaded = self._reloaded, set()
-            return Work(snapshot, self.databases(snapshot), reloaded, self._publisher)
+            return Work(snapshot, self.databases(snapshot), reloaded, self._publisher, self._holders)
         except Exception:
             log.exception("port forwarding: refresh failed")
             return None
@@ -249,7 +254,7 @@ class ForwardService:
         """All qubes at this moment, with the rules whose time is over."""
         snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels.counted)
         over = frozenset(rule for rule, seconds in self._left(snapshot).items() if seconds <= 0)
-        return dataclasses.replace(snapshot, over=over)
+        return dataclasses.replace(snapshot, over=over, held=self._holders.present)
 
     def _left(self, snapshot: Snapshot) -> dict[tuple[QubeName, RuleId], float]:
         """How many seconds each rule with an end by the clock still has."""

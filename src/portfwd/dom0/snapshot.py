@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 from typing import Any
 
+from portfwd.dom0.claims import Holders
 from portfwd.dom0.store import StoredForward
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError, shown
@@ -56,7 +57,8 @@ class Qube:
 class Snapshot:
     """All qubes at one moment. `now` is in epoch seconds; `boot_id` names the present run of the host.
 
-    `over` holds the rules whose time is over although the clock may say otherwise: it has been set back.
+    `over` holds the rules whose time is over although the clock may say otherwise: it has been set back. `held`: who
+    holds which ports, by the last plan.
     """
 
     qubes: Mapping[QubeName, Qube]
@@ -64,6 +66,7 @@ class Snapshot:
     boot_id: str = ""
     unread: tuple[str, ...] = field(default=())
     over: frozenset[tuple[QubeName, RuleId]] = frozenset()
+    held: Holders = field(default_factory=Holders)
 
     def path(self, name: QubeName) -> tuple[Qube, ...]:
         """The net qubes above a qube, its own first and the outermost last. Ends at an unknown qube or a loop."""

@@ -211,7 +211,7 @@ def replace(path: Path, rules: Iterable[etree._Element], forwards: Iterable[Stor
     put_forwards(root, forwards)
     data = etree.tostring(root, xml_declaration=True, encoding="UTF-8", pretty_print=True)
     try:
-        _replace(path, data)
+        write_durably(path, data)
         return identity_of(path)
     except OSError as error:
         raise StoreError(f"firewall file {shown(path)} cannot be written: {shown(error.strerror)}") from None
@@ -357,7 +357,7 @@ def _properties(words: Iterable[tuple[str, str]]) -> etree._Element:
     return properties
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
     """Write beside the file, then put it in place. The folder is synced, so the new name survives a power cut.
 
     qubesd alone writes, so the name beside can be a fixed one: what a crash has left there goes with the next save.
@@ -380,6 +380,6 @@ def _replace(path: Path, data: bytes) -> None:
         os.fsync(folder)
     except OSError as error:
         # The new file stands there: to say that it does not would leave memory and disk apart.
-        log.warning("firewall file %s may be the one of before after a power cut: %s", path, error)
+        log.warning("%s may be the one of before after a power cut: %s", path, error)
     finally:
         os.close(folder)

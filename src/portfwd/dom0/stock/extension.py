@@ -121,7 +121,7 @@ def _start(app: Any, loop: asyncio.AbstractEventLoop) -> None:
     if running_of(app) is not None:
         return
     try:
-        running = Running(app, loop, _BOOT_ID.read_text(encoding="ascii").strip(), _RUN)
+        running = Running(app, loop, _BOOT_ID.read_text(encoding="ascii").strip(), _RUN, Path(app.store).parent)
     except Exception:
         log.exception("port forwarding is off: it cannot start")
         return
