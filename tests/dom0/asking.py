@@ -4,6 +4,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +61,11 @@ def apply(vm: FakeVM, word: str = "ok") -> list[Entry]:
     found = vm.database.multiread(limits.ENTRIES)
     commit = Commit.parse((vm.database.read(limits.BASE) or b"").decode())
     entries = [Entry.decode(path.removeprefix(limits.ENTRIES), value.decode()) for path, value in found.items()]
-    for entry in entries:
-        vm.database.write(limits.STATUS + entry.key, word)
+    kept = {limits.STATUS + entry.key for entry in entries}
+    for path in vm.database.multiread(limits.STATUS).keys() - kept:
+        if re.fullmatch(r"[0-9a-f]{16}\.[46]\.(tcp|udp)", path.removeprefix(limits.STATUS)):
+            vm.database.rm(path)
+    for path in kept:
+        vm.database.write(path, word)
     vm.database.write(limits.STATUS_BASE, f"version=1 generation={commit.generation} state=applied")
     return entries

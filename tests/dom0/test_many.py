@@ -10,7 +10,6 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from portfwd.model.forward import parse_forwards
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire import limits
 from tests.fakes.app import FakeApp, FakeVM
-from tests.fakes.service import their_own
+from tests.fakes.service import TheirOwn
 
 QUBES, EACH = 50, 100
 SLICE = 0.05
@@ -125,11 +124,7 @@ def many(tmp_path: Path, request: pytest.FixtureRequest) -> FakeApp:
 
 @pytest.fixture
 def no_daemons(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*_: object) -> None:
-        pass
-
-    fake = SimpleNamespace(of=their_own, keep=nothing, drop=nothing)
-    monkeypatch.setattr(running, "Connections", lambda _run: fake)
+    monkeypatch.setattr(running, "Connections", lambda _run: TheirOwn())
 
 
 @pytest.fixture
@@ -150,7 +145,7 @@ def test_f18_nobody_waits_while_5000_forwards_are_read_changed_and_listed(
     last = many.domains[-1]
 
     async def use() -> None:
-        ours = Running(many, asyncio.get_running_loop(), "boot-1", tmp_path)
+        ours = Running(many, asyncio.get_running_loop(), "boot-1", tmp_path, tmp_path)
         try:
             ours.ask()
             assert ours._task is not None

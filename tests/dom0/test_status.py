@@ -122,10 +122,12 @@ def test_a_forward_is_told_hop_by_hop_with_what_its_ends_tell(app: FakeApp, serv
         f"rule={rule} hop=work family=4 proto=tcp kind=accept side=uplink listen=8443-8443 source=any"
         " state=applied listening=local packets=9 bytes=4711 connections=1",
     ]
-    assert lines[4].startswith("qube=work rule=")
-    assert lines[4].endswith(f" number=1 {paused}")
-    assert lines[5].endswith(" hop=work state=paused")
-    assert lines[6:] == ["entrance=sys-net uplinks=192.168.1.10/24,2001:db8:1::a/64"]
+    assert lines[4] == f"rule={rule} doors=open server=local"
+    assert lines[5].startswith("qube=work rule=")
+    assert lines[5].endswith(f" number=1 {paused}")
+    assert lines[6].endswith(" hop=work state=paused")
+    assert lines[7].endswith(" doors=shut server=unknown")
+    assert lines[8:] == ["entrance=sys-net uplinks=192.168.1.10/24,2001:db8:1::a/64"]
 
 
 def test_dom0_answers_for_all_qubes_as_each_for_itself(app: FakeApp, service: Service) -> None:

@@ -97,8 +97,10 @@ def test_an_expiry_is_told_as_one() -> None:
         ([status(), status(f"{WEB} srchost=any")], "2 forwards open: 1 to anyone, 1 to the LAN"),
         ([status(f"{WEB} srchost=0.0.0.0/0")], "1 forward open: 1 to anyone"),
         ([status(f"{WEB} srchost=10.0.0.0/8")], "1 forward open: 1 to chosen addresses"),
-        ([status(state="failed")], "No port is open; 1 not working"),
-        ([status(f"{WEB} enabled=no", state="written")], "No port is open"),
+        ([status(state="occupied")], "No port is open; 1 not working"),
+        ([status(state="failed")], "1 may be open (not known); 1 not working"),
+        ([status(), status(state="unknown")], "1 forward open: 1 to the LAN; 1 may be open (not known)"),
+        ([status(state="written")], "1 may be open (not known)"),
     ],
 )
 def test_the_tray_says_how_many_and_to_whom(statuses: list[RuleStatus], text: str) -> None:

@@ -58,8 +58,8 @@ def test_what_is_refused_does_not_depend_on_whose_list_is_changed(home: FakeHome
         home.set_forwards("work", f"{TCP4} srcports=1000-1002\n{TCP4} srcports=1002 dstports=1007\n")
 
 
-def test_who_moves_to_where_an_older_rule_of_its_own_wins(home: FakeHome) -> None:
-    """Until that has arrived, it meets the door of the rule that loses; the oracle knew of no such door."""
+def test_f5_who_moves_in_takes_no_port_by_an_older_rule_of_its_own(home: FakeHome) -> None:
+    """Neither for itself, while that arrives, nor for others."""
     internal = "action=forward forwardtype=internal proto=tcp"
     home.set_netvm("media", "sys-vpn")
     home.set_forwards("media", f"{internal} srcports=1000 dstports=1007\n")
@@ -72,4 +72,4 @@ def test_who_moves_to_where_an_older_rule_of_its_own_wins(home: FakeHome) -> Non
     seen = [home.ask(model, [mine])[mine] for _ in home.settle(model)]
     assert set(seen) <= {("sys-firewall", 1004), None}
     home.set_netvm("personal", "sys-net")
-    assert reached(home, "personal", 1000) == ("media", 1007)
+    assert reached(home, "personal", 1000) == ("sys-firewall", 1004)

@@ -50,7 +50,7 @@ def test_status_tells_what_it_can(world: World) -> None:
     lines = [_words(line) for line in world.api("dom0", f"{GET}+forward.status").splitlines()]
     (rule,) = (words["rule"] for words in lines if words.get("qube") == "personal")
     states = {words["hop"]: words["state"] for words in lines if "hop" in words and words["rule"] == rule}
-    assert states == {"sys-net": "written", "sys-firewall": "written", "personal": "planned"}
+    assert states == {"sys-net": "written", "sys-firewall": "written", "personal": "unknown"}
 
 
 def test_what_could_not_be_told_is_told_later_without_any_event(world: World, hanging: int) -> None:

@@ -44,7 +44,9 @@ def test_dom0_tells_of_all_qubes_what_each_tells_of_itself(world: World) -> None
     world.api("work", f"{SET}+forward", WEB)
     world.api("personal", f"{SET}+forward", NEAR)
     applied(world, *PATH, "personal")
-    eventually(lambda: states(world, "dom0") == {"work": State.OPEN, "personal": State.OPEN}, "both open")
+    eventually(
+        lambda: states(world, "dom0") == {"work": State.SERVER_UNKNOWN, "personal": State.SERVER_UNKNOWN}, "both open"
+    )
     whole = world.api("dom0", STATUS)
     each = world.api("work", STATUS) + world.api("personal", STATUS)
     assert sorted(whole.splitlines()) == sorted(each.splitlines())
@@ -108,13 +110,13 @@ def test_a_flood_of_status_costs_nobody_a_word(world: World) -> None:
     text = world.api("dom0", STATUS)
     assert text.isascii()
     assert "\x1b" not in text
-    assert [status.state for status in parse_status(text)] == [State.OPEN]
+    assert [status.state for status in parse_status(text)] == [State.SERVER_UNKNOWN]
 
 
 def test_an_address_that_changes_while_the_qube_runs_waits_for_its_restart(world: World) -> None:
     world.api("work", f"{SET}+forward", WEB)
     applied(world, *PATH)
-    assert states(world, "work") == {"work": State.OPEN}
+    assert states(world, "work") == {"work": State.SERVER_UNKNOWN}
     commit = world.read("sys-firewall", limits.BASE)
     world.set("work", "ip", "10.137.9.9")
     eventually(lambda: world.read("sys-firewall", limits.BASE) != commit, "the new address")
@@ -127,7 +129,7 @@ def test_an_address_that_changes_while_the_qube_runs_waits_for_its_restart(world
     world.api("work", "admin.vm.Start")
     world.running("work")
     # Each event of its start may have dom0 commit anew, which our part of an agent has to acknowledge again.
-    eventually(lambda: applied(world, *PATH) or states(world, "work") == {"work": State.OPEN}, "its restart")
+    eventually(lambda: applied(world, *PATH) or states(world, "work") == {"work": State.SERVER_UNKNOWN}, "its restart")
 
 
 def test_siblings_whose_own_rules_refuse_an_internal_forward_are_named(world: World) -> None:

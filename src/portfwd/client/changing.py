@@ -204,8 +204,6 @@ def _say_shut(
     found = shut(client, qube, (rule,), 0 if args.no_wait else args.wait)
     if found.certain:
         say(good)
-        if found.silent:
-            complain(f"Note: {found.waited_for}, but nobody can pass the other hops")
         return Exit.DONE
     complain(f"{done}, but {found.doubt}")
     return Exit.DONE if args.no_wait else Exit.NOT_OPEN

@@ -9,7 +9,7 @@ class Exit(enum.IntEnum):
     """How a command ended."""
 
     DONE = 0
-    """Done; after add, edit and resume: every hop lets clients pass. After remove and pause: nobody passes any more."""
+    """Done; after add, edit and resume: every hop lets clients pass. After remove and pause: every hop has shut it."""
     REFUSED = 1
     """Refused or failed, and nothing has changed."""
     USAGE = 2
@@ -17,7 +17,7 @@ class Exit(enum.IntEnum):
     NOT_OPEN = 3
     """Stored, but not open on every hop, or not yet.
 
-    Removed or paused, but no hop has confirmed that, or dom0 could not store it.
+    Removed or paused, but some hop has not confirmed that, or dom0 could not store it.
 
     Or check could not find out whether packets pass.
     """

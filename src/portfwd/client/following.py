@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from portfwd.client.adminapi import AdminClient
-from portfwd.client.status import Listening, RuleStatus, State, heard
+from portfwd.client.status import RuleStatus, State
 from portfwd.client.status_lines import parse_hops, parse_status
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
@@ -19,8 +19,6 @@ from portfwd.wire.views import HopState
 
 _PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
 """Seconds between two looks at the status."""
-_OTHERS = 1.0
-"""Seconds that the other hops get once it is certain that nobody can pass any more."""
 _LASTING = (HopState.OCCUPIED, HopState.CLASH, HopState.REFUSED, HopState.EXPIRED, HopState.RESTART)
 """What no waiting changes."""
 
@@ -52,7 +50,7 @@ def follow(
             return Followed(status, error)
         if status is not None and settled(status):
             # dom0 may have asked the qube just before it had the forward, so it is worth asking again, but once only.
-            if asked_again or status.state is not State.OPEN or heard(status.hops) is not Listening.UNKNOWN:
+            if asked_again or status.state is not State.SERVER_UNKNOWN:
                 return Followed(status, "")
             asked_again = True
             continue
@@ -61,14 +59,18 @@ def follow(
 
 
 class Shut(NamedTuple):
-    """Who has confirmed that what was removed or paused is shut.
+    """Whether every qube that runs and could still have it open has confirmed that what was removed or paused is shut.
 
-    `certain`: that is enough. `silent`: who has not confirmed. `error`: why that cannot be read.
+    `silent`: who has not confirmed. `error`: why that cannot be read.
     """
 
-    certain: bool
     silent: tuple[QubeName, ...] = ()
     error: str = ""
+
+    @property
+    def certain(self) -> bool:
+        """The word of one net qube is not enough: what it passes on in spite of its word, the others must refuse."""
+        return not self.silent and not self.error
 
     @property
     def waited_for(self) -> str:
@@ -89,20 +91,17 @@ class Shut(NamedTuple):
 def shut(client: AdminClient, qube: QubeName, rules: Iterable[ForwardRule], seconds: float) -> Shut:
     """Look until every hop of these rules has confirmed that they are gone, `seconds` at most. Never raises."""
     kinds = {rule.forwardtype for rule in rules}
-    begin = time.monotonic()
+    deadline = time.monotonic() + seconds
     pause = _PAUSE_FIRST
     while True:
         try:
             hops = parse_hops(client.hops(qube))
         except RefusedError as error:
-            return Shut(certain=False, error=str(error))
-        paths = [[hop for hop in hops if hop.passes(kind)] for kind in kinds]
-        # A packet has to pass every hop, so one that has shut the port is enough. So is it when none runs.
-        certain = all(not path or any(hop.confirmed for hop in path) for path in paths)
-        silent = tuple(hop.name for hop in hops if not hop.confirmed and any(hop in path for path in paths))
-        left = begin + (min(seconds, _OTHERS) if certain else seconds) - time.monotonic()
+            return Shut(error=str(error))
+        silent = tuple(hop.name for hop in hops if not hop.confirmed and any(hop.passes(kind) for kind in kinds))
+        left = deadline - time.monotonic()
         if not silent or left <= 0:
-            return Shut(certain, silent)
+            return Shut(silent)
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, _PAUSE_MAX)
 

@@ -69,6 +69,8 @@ def _forward(status: RuleStatus, now: float) -> dict[str, Value]:
         "expire": None if rule.expire is None else rule.expire if isinstance(rule.expire, int) else str(rule.expire),
         "comment": rule.comment,
         "state": status.state.value,
+        "doors": status.doors.value,
+        "silent": list(status.silent),
         "sentence": told(status, now),
         "fault": None if status.fault is None else _fault(status, status.fault),
         "note": status.note or None,

@@ -22,7 +22,7 @@ from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import QubeName
 
 VERSION = "0.1.0"
-_SHUT_SECONDS = 2.0
+_SHUT_SECONDS = 5.0
 """How long the hops get to confirm a removal before the user is told that they have not."""
 _PROGRAM = "qvm-firewall"
 _EPILOG = """
@@ -140,10 +140,10 @@ def main(argv: Sequence[str] | None = None, transport: Transport | None = None) 
 def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: Rule | None, now: float) -> int:
     if args.command == "del":
         meant = args.rule_no if match is None or args.rule_no is not None else match
-        _note_open(client, qube, delete(client, qube, meant))
-    elif args.command == "reset":
-        _note_open(client, qube, reset(client, qube, lambda text: print(f"Note: {text}", file=sys.stderr)))
-    elif isinstance(match, ForwardRule):
+        return _said_shut(client, qube, delete(client, qube, meant))
+    if args.command == "reset":
+        return _said_shut(client, qube, reset(client, qube, lambda text: print(f"Note: {text}", file=sys.stderr)))
+    if isinstance(match, ForwardRule):
         add_forward(client, qube, match, args.before)
         if match.enabled and (problem := client.problem(qube, match)) is not None:
             print(f"Note: the forward is stored but opens nothing yet: {problem}", file=sys.stderr)
@@ -171,15 +171,19 @@ def _is_damaged(client: AdminClient, qube: QubeName) -> bool:
     return False
 
 
-def _note_open(client: AdminClient, qube: QubeName, removed: Sequence[ForwardRule]) -> None:
-    """Tell when it is not certain that what was removed is shut."""
+def _said_shut(client: AdminClient, qube: QubeName, removed: Sequence[ForwardRule]) -> int:
+    """Tell when it is not certain that what was removed is shut; the exit code."""
     if not removed:
-        return
+        return 0
     # Only who removes a forward needs it, and every start of the program would pay for it.
+    from portfwd.client.codes import Exit
     from portfwd.client.following import shut
 
-    if doubt := shut(client, qube, removed, _SHUT_SECONDS).doubt:
-        print(f"Note: the forward is removed, but {doubt}", file=sys.stderr)
+    doubt = shut(client, qube, removed, _SHUT_SECONDS).doubt
+    if not doubt:
+        return 0
+    print(f"Note: the forward is removed, but {doubt}", file=sys.stderr)
+    return Exit.NOT_OPEN
 
 
 def _list(client: AdminClient, qube: QubeName, now: float, *, raw: bool) -> int:

@@ -60,6 +60,10 @@ _FAULTS = {
     HopState.WRITTEN: _Explained(
         "{hop} has not answered yet", "look at its service: systemctl status qubes-port-forward in {hop}"
     ),
+    HopState.UNKNOWN: _Explained(
+        "{hop} has not answered since its last change",
+        "look at its service: systemctl status qubes-port-forward in {hop}",
+    ),
     HopState.INCOMPLETE: _Explained("{hop} has not received everything yet", "if that lasts, restart {hop}"),
     HopState.UNCLEAR: _Explained(
         "{hop} answers what dom0 does not understand", "update the agent in its template; if it is new, distrust {hop}"
@@ -79,6 +83,10 @@ _FAULTS = {
         "the kernel of {hop} refuses the forward", "see the journal: journalctl -u qubes-port-forward in {hop}"
     ),
     State.NO_SERVER: _Explained("nothing listens on {dstport} in {hop}", "start the server in {hop}"),
+    State.SERVER_UNKNOWN: _Explained(
+        "whether anything listens on {dstport} is not known, since {hop} does not tell",
+        "look at its service: systemctl status qubes-port-forward in {hop}",
+    ),
     State.LOCAL_ONLY: _Explained(
         "the server in {hop} listens on {loopback} only", "let it listen on {everywhere} or on the address of {hop}"
     ),
@@ -189,6 +197,14 @@ def opened(status: RuleStatus, now: float, can: str = "can now reach") -> str:
 
 def told(status: RuleStatus, now: float, can: str = "can reach") -> str:
     """The whole truth about a forward in a sentence, with what to do where something is to be done."""
+    if status.in_doubt:
+        *others, last = status.silent
+        who = f"{', '.join(others)} and {last} have" if others else f"{last} has"
+        return f"{_told(status, now, can)}; {who} not confirmed it: the port may still be open until then"
+    return _told(status, now, can)
+
+
+def _told(status: RuleStatus, now: float, can: str) -> str:
     if status.state is State.OPEN:
         return opened(status, now, can)
     if status.state is State.PAUSED:
@@ -198,7 +214,12 @@ def told(status: RuleStatus, now: float, can: str = "can reach") -> str:
     what, advice = explained(status, status.fault)
     if status.state.passes:
         return f"{opened(status, now, can)}, but {what}; {advice}"
-    not_open = {State.PENDING: "is not open yet", State.PARTLY: "is only partly open", State.UNCLEAR: "may not be open"}
+    not_open = {
+        State.PENDING: "is not open yet",
+        State.PARTLY: "is only partly open",
+        State.UNCLEAR: "may not be open",
+        State.UNKNOWN: "may be open or not",
+    }
     return f"{target(status.qube, status.rule)} {not_open.get(status.state, 'is not open')}: {what}; {advice}"
 
 

@@ -22,7 +22,7 @@ from portfwd.wire.values import (
     family_of,
     source_family,
 )
-from portfwd.wire.views import HopState
+from portfwd.wire.views import NOT_KNOWN, Doors, HopState, doors_of
 
 
 class Listening(enum.StrEnum):
@@ -58,11 +58,15 @@ class State(enum.StrEnum):
     PROBLEM = "problem"
     UNCLEAR = "unclear"
     """Some hop answers what dom0 does not understand."""
+    UNKNOWN = "unknown"
+    """It was open, and some hop has not answered since: it may be open or not."""
+    SERVER_UNKNOWN = "server-unknown"
+    """Open on every hop; whether anything listens at the qube is not known."""
 
     @property
     def passes(self) -> bool:
         """Whether every hop lets clients pass."""
-        return self in (State.OPEN, State.NO_SERVER, State.LOCAL_ONLY)
+        return self in (State.OPEN, State.NO_SERVER, State.LOCAL_ONLY, State.SERVER_UNKNOWN)
 
 
 _PENDING = (HopState.PLANNED, HopState.WRITTEN, HopState.INCOMPLETE)
@@ -104,9 +108,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class RuleStatus:
-    """One forward. `uplinks` are those of its entrance, `addresses` those among them that its clients can use.
-    `note` is dom0's sentence on what the entrance leaves out of account, or ''.
+    """One forward. `doors`: whether clients can pass; `silent`: whose answer is missing to know that.
 
+    `uplinks` are those of its entrance, `addresses` those among them that its clients can use.
+    `note` is dom0's sentence on what the entrance leaves out of account, or ''.
     `siblings` are qubes behind the same net qube whose own outbound rules may keep them from an internal forward.
     """
 
@@ -120,12 +125,19 @@ class RuleStatus:
     addresses: tuple[IPAddress, ...]
     uplinks: tuple[Interface, ...]
     siblings: Mapping[QubeName, Outbound]
+    doors: Doors
+    silent: tuple[QubeName, ...]
     note: str = ""
 
     @property
     def entrance(self) -> QubeName | None:
         """The qube where clients come in, as far as the hops tell."""
         return self.hops[0].hop if self.hops else None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it is to be shut, and not known to be."""
+        return self.state in (State.PAUSED, State.PROBLEM) and self.doors is Doors.UNKNOWN and bool(self.silent)
 
     def total(self, count: str) -> int | None:
         """The sum of a count over all entries (hits: over those of the entrance); None when no qube tells it."""
@@ -176,15 +188,35 @@ def judge(rule: ForwardRule, hops: Sequence[HopStatus]) -> tuple[State, Fault | 
         broken = others if len(broken) < len(ways) else broken
     if not broken:
         return _server(hops)
-    for state, words_of in ((State.PENDING, _PENDING), (State.UNCLEAR, (HopState.UNCLEAR,))):
+    for state, words_of in (
+        (State.PENDING, _PENDING),
+        (State.UNKNOWN, (HopState.UNKNOWN,)),
+        (State.UNCLEAR, (HopState.UNCLEAR,)),
+    ):
         for hop in broken:
             if hop.state in words_of:
                 return state, Fault(hop.hop, hop.state)
     return (State.PARTLY if len(broken) < len(ways) else State.PROBLEM), Fault(broken[0].hop, broken[0].state)
 
 
+_OF_SERVER = {
+    Listening.YES: State.OPEN,
+    Listening.LOCAL: State.LOCAL_ONLY,
+    Listening.NO: State.NO_SERVER,
+    Listening.UNKNOWN: State.SERVER_UNKNOWN,
+}
+
+
+def doors(hops: Iterable[HopStatus]) -> tuple[Doors, tuple[QubeName, ...]]:
+    """Whether clients can pass these hops, and whose answer is missing to know it."""
+    hops = tuple(hops)
+    found = doors_of(((hop.family, hop.proto), hop.state) for hop in hops)
+    silent = [hop.hop for hop in hops if found is Doors.UNKNOWN and hop.state in NOT_KNOWN]
+    return found, tuple(dict.fromkeys(silent))
+
+
 def _server(hops: Sequence[HopStatus]) -> tuple[State, Fault | None]:
     doors = [hop for hop in hops if hop.kind is Kind.ACCEPT]
     listening = heard(doors)
-    state = {Listening.LOCAL: State.LOCAL_ONLY, Listening.NO: State.NO_SERVER}.get(listening, State.OPEN)
+    state = _OF_SERVER[listening]
     return state, None if state is State.OPEN else Fault(doors[0].hop, state)

@@ -3,8 +3,8 @@
 """The lines of Get+forward.status, .plan and .hops -> how each forward fares, hop by hop. Pure text.
 
 A line is words KEY=VALUE, each at most once; text= and comment= take the rest of the line. A line that is not so, or
-contradicts another, is refused: what is shown to a user is never guessed. Words that are not known are passed over, and
-so are lines that begin with one: a newer dom0 says more, and never something else by the words of before.
+contradicts another, is refused: what is shown to a user is never guessed. A newer dom0 may say more: words and lines
+that are not known here are passed over, and a state that is not known here is unclear.
 """
 
 import functools
@@ -21,6 +21,7 @@ from portfwd.client.status import (
     Outbound,
     RuleStatus,
     State,
+    doors,
     judge,
     usable_addresses,
 )
@@ -37,13 +38,16 @@ from portfwd.wire.values import (
     parse_address,
     parse_source,
 )
-from portfwd.wire.views import HopState
+from portfwd.wire.views import Doors, HopState
 
 _WAY_WORDS = ("rule", "hop", "family", "proto", "kind", "side", "listen", "source", "to", "ports", "expire")
 _COUNTS = ("hits", "last", "packets", "bytes", "connections")
-_HOP_WORDS = frozenset((*_WAY_WORDS, *_COUNTS, "state", "listening", "reason", "sibling", "outbound"))
+_HOP_WORDS = frozenset(
+    (*_WAY_WORDS, *_COUNTS, "state", "listening", "reason", "sibling", "outbound", "doors", "server", "silent")
+)
 _STOPS = ("problem", "paused")
 _UNKNOWN = ("-", "unknown")
+_STATES, _HEARD, _NOT_HEARD = frozenset(HopState), frozenset(Listening), Listening.UNKNOWN
 _YES_NO = {"yes": True, "no": False}
 _REASON = re.compile(r"[a-z][a-z-]{0,39}")
 _WORD = re.compile(r"[a-z][a-z0-9-]*")
@@ -71,19 +75,22 @@ def parse_status(text: str) -> tuple[RuleStatus, ...]:
             entrance_name = QubeName(words["entrance"])
             uplinks[entrance_name] = _uplinks(_need(words, "uplinks"))
             notes[entrance_name] = words.get("text", "")
-        elif not line.startswith("rule="):
-            _words(line, _HOP_WORDS)
-        else:
+        elif line.startswith("rule="):
             words = _words(line, _HOP_WORDS)
             if current is None or words.get("rule") != current[1]:
                 raise RefusedError(f"{shown(line)} is not a line of the rule before it")
             lines[current].append(words)
+        else:
+            _words(line, frozenset())
     found = []
     for (qube, rule_id), (number, rule) in heads.items():
         told = lines[qube, rule_id]
         siblings = dict(_sibling(words) for words in told if "sibling" in words)
         stops = [words for words in told if words.get("state") in _STOPS]
-        hops = tuple(_hop(words) for words in told if "sibling" not in words and words.get("state") not in _STOPS)
+        hops = tuple(_hop(words) for words in told if "kind" in words)
+        judged = next((words for words in told if "doors" in words), None)
+        # An older dom0 does not judge, and says of what is to be shut that it is.
+        can_pass, silent = _judged(judged) if judged else (Doors.SHUT, ()) if stops else doors(hops)
         if stops:
             state, fault = _stopped(stops[0])
         elif hops:
@@ -93,7 +100,11 @@ def parse_status(text: str) -> tuple[RuleStatus, ...]:
         entrance = uplinks.get(hops[0].hop, ()) if hops else ()
         note = notes.get(hops[0].hop, "") if hops else ""
         addresses = usable_addresses(rule, {hop.family for hop in hops}, entrance)
-        found.append(RuleStatus(qube, number, rule_id, rule, hops, state, fault, addresses, entrance, siblings, note))
+        found.append(
+            RuleStatus(
+                qube, number, rule_id, rule, hops, state, fault, addresses, entrance, siblings, can_pass, silent, note
+            )
+        )
     return tuple(found)
 
 
@@ -188,8 +199,8 @@ def _hop(words: Mapping[str, str]) -> HopStatus:
             to=_address(words["to"]) if "to" in words else None,
             ports=PortRange.parse(words["ports"]) if "ports" in words else None,
             expire=_count(words, "expire"),
-            state=HopState(state),
-            listening=Listening(listening),
+            state=HopState(state) if state in _STATES or not _REASON.fullmatch(state) else HopState.UNCLEAR,
+            listening=Listening(listening) if not _REASON.fullmatch(listening) or listening in _HEARD else _NOT_HEARD,
             hits=_count(words, "hits"),
             last=_count(words, "last"),
             packets=_count(words, "packets"),
@@ -200,6 +211,14 @@ def _hop(words: Mapping[str, str]) -> HopStatus:
         raise
     except ValueError as error:
         raise RefusedError(f"a status line has a wrong word: {shown(error)}") from None
+
+
+def _judged(words: Mapping[str, str]) -> tuple[Doors, tuple[QubeName, ...]]:
+    silent = tuple(QubeName(name) for name in words["silent"].split(",")) if "silent" in words else ()
+    try:
+        return Doors(words["doors"]), silent
+    except ValueError:
+        raise RefusedError(f"doors={shown(words['doors'])} is not known") from None
 
 
 def _sibling(words: Mapping[str, str]) -> tuple[QubeName, Outbound]:

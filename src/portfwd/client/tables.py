@@ -78,11 +78,15 @@ def _row(status: RuleStatus, now: float) -> list[Cell]:
         Cell(rule.dstports.short),
         Cell(who(rule), short=True),
         Cell(left(rule, now)),
-        Cell(state_text(status), _COLOUR_OF.get(status.state, "yellow"), short=True),
+        Cell(state_text(status), _colour(status), short=True),
         Cell(amount(status.total("bytes"))),
         Cell("-" if connections is None else str(connections)),
         Cell(rule.comment or "-", short=True),
     ]
+
+
+def _colour(status: RuleStatus) -> str:
+    return "yellow" if status.in_doubt else _COLOUR_OF.get(status.state, "yellow")
 
 
 def where(status: RuleStatus) -> str:
@@ -100,6 +104,8 @@ def who(rule: ForwardRule) -> str:
 
 def state_text(status: RuleStatus) -> str:
     """The word, and what is in the way unless the word says it."""
+    if status.in_doubt:
+        return f"{status.state} ({status.silent[0]}: not confirmed)"
     if status.fault is None or status.state.passes:
         return status.state
     return f"{status.state} ({status.fault.hop}: {status.fault.reason})"

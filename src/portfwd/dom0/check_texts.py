@@ -82,6 +82,7 @@ PAUSED = "this forward is paused; resume it"
 _STATES = {
     HopState.PLANNED: (Cause.NOT_WRITTEN, "dom0 could not write into the QubesDB of '{}'; restart that qube"),
     HopState.WRITTEN: (Cause.NOT_ACKNOWLEDGED, "the agent in '{}' has not done its part yet"),
+    HopState.UNKNOWN: (Cause.NOT_ACKNOWLEDGED, "the agent in '{}' has not answered since its last change"),
     HopState.UNCLEAR: (Cause.UNCLEAR, "what '{}' says of its part cannot be read; restart its agent"),
     HopState.RESTART: (Cause.RESTART_NEEDED, "'{}' still runs with its address of before; restart it"),
     HopState.INCOMPLETE: (

@@ -9,7 +9,7 @@ qube writes beside them costs nothing here.
 
 import contextlib
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -28,6 +28,7 @@ Place = tuple[QubeName, str]
 
 _OWN_ADDRESS = {Family.V4: "/qubes-ip", Family.V6: "/qubes-ip6"}
 _RESULTS = {r.value.encode(): HopState.APPLIED if r is Result.OK else HopState(r.value) for r in Result}
+_OK = Result.OK.value.encode()
 _UPLINKS_MAX = 64
 
 
@@ -54,11 +55,12 @@ def look_at(
     databases: Mapping[QubeName, Store],
     addresses: Mapping[QubeName, Mapping[Family, str]],
     unwritten: Mapping[QubeName, str] = MappingProxyType({}),
+    told: Callable[[QubeName, str], bool] = lambda _name, _key: True,
 ) -> Look:
     """Look once at each database on the paths of these rules.
 
     `addresses` are those that each qube gets at its next start. `unwritten` are the qubes to which the last plan could
-    not be written.
+    not be written. `told`: whether a qube may have been told of the entry with that key before.
     """
     wanted: dict[QubeName, list[Entry]] = {}
     behind: dict[QubeName, set[Place]] = {}
@@ -75,10 +77,15 @@ def look_at(
     uplinks: dict[QubeName, tuple[Interface, ...]] = {}
     ignored: dict[QubeName, tuple[Ignored, ...]] = {}
     for name, entries in wanted.items():
-        if name in unwritten or name not in databases:
+        # Of what cannot be read it is known at most that the qube was never told of it.
+        states |= {(name, entry.key): HopState.UNKNOWN for entry in entries if told(name, entry.key)}
+        if name not in databases:
             continue
         database = databases[name]
         try:
+            if name in unwritten:
+                states |= {(name, e.key): _since_before(database, e, HopState.PLANNED) for e in entries}
+                continue
             for entry, state in _entry_states(database, entries, planned.entries[name]):
                 states[name, entry.key] = state
             for family in {entry.family for entry in entries} if name in behind else ():
@@ -89,7 +96,6 @@ def look_at(
                 if found := _uplinks(database):
                     uplinks[name] = found
         except (RuntimeError, OSError):
-            # The daemon is gone; of what it has not told we know what we want.
             continue
     return Look(states, uplinks, ignored)
 
@@ -104,7 +110,8 @@ def confirmed(database: Store, wanted: Iterable[Entry]) -> bool | None:
     except (RuntimeError, OSError, RefusedError):
         return False
     if commit is None:
-        return None
+        # A word on a commit that is not there: dom0's daemon has lost it, the qube may hold what it said.
+        return None if acknowledgement is None or acknowledgement.generation == 0 else False
     return (
         commit.covers({entry.key: entry.value for entry in wanted})
         and acknowledgement is not None
@@ -130,6 +137,41 @@ def _mark(states: dict[Place, HopState], places: Iterable[Place]) -> None:
             states[place] = HopState.RESTART
 
 
+Standing = Callable[[Iterable[str]], bool]
+
+
+def standing(database: Store | None, wanted: Iterable[Entry], *, heard: bool) -> Standing | None:
+    """What tells whether a qube may hold entries with some keys in spite of dom0, which does not want them (any more).
+
+    None when it has confirmed that it holds nothing else than what is wanted. `database` None: it cannot be read.
+    `heard`: one that has never said anything holds nothing.
+    """
+    if database is None:
+        return _anything
+    try:
+        if confirmed(database, wanted) is not False:
+            return None
+        _, acknowledgement = _words(database)
+    except (RuntimeError, OSError, RefusedError):
+        return _anything
+    if acknowledgement is None and heard:
+        return None
+    if acknowledgement is None or acknowledgement.state is State.FAILED:
+        return _anything
+
+    def by_its_words(keys: Iterable[str]) -> bool:
+        try:
+            return any(database.read(limits.STATUS + key) is not None for key in keys)
+        except (RuntimeError, OSError):
+            return True
+
+    return by_its_words
+
+
+def _anything(_keys: Iterable[str]) -> bool:
+    return True
+
+
 def _entry_states(
     database: Store, entries: Iterable[Entry], all_entries: Iterable[Entry]
 ) -> Iterator[tuple[Entry, HopState]]:
@@ -138,20 +180,26 @@ def _entry_states(
     except RefusedError:
         yield from ((entry, HopState.UNCLEAR) for entry in entries)
         return
-    if commit is None:
-        return
     # One digest in place of as many reads; it is told entry by entry only where something differs.
-    whole = commit.covers({entry.key: entry.value for entry in all_entries})
+    whole = commit is not None and commit.covers({entry.key: entry.value for entry in all_entries})
     for entry in entries:
         if not whole and database.read(entry.path) != entry.value.encode():
-            yield entry, HopState.PLANNED
-        elif acknowledgement is None or acknowledgement.generation != commit.generation:
-            yield entry, HopState.WRITTEN
+            yield entry, _since_before(database, entry, HopState.PLANNED)
+        elif commit is None or acknowledgement is None or acknowledgement.generation != commit.generation:
+            yield entry, _since_before(database, entry, HopState.WRITTEN)
         elif acknowledgement.state is not State.APPLIED:
             yield entry, HopState(acknowledgement.state.value)
         else:
             untrusted_result = database.read(limits.STATUS + entry.key)
             yield entry, _RESULTS.get(untrusted_result or b"", HopState.UNCLEAR)
+
+
+def _since_before(database: Store, entry: Entry, new: HopState) -> HopState:
+    """The state of an entry of a commit that its qube has not answered: `new`, unless it was open before.
+
+    Agents keep a word for each entry of the last commit that they have applied, and only for those.
+    """
+    return HopState.UNKNOWN if database.read(limits.STATUS + entry.key) == _OK else new
 
 
 def _moved(database: Store, family: Family, addresses: Mapping[Family, str]) -> bool:

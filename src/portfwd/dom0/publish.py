@@ -14,33 +14,75 @@ from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.qdb_client import Store, TooLongError
+from portfwd.wire.status import Acknowledgement, State
 from portfwd.wire.values import QubeName
 
 
 class Publisher:
-    """Writes plans. Holds the last generation number only, so that numbers never repeat or go back."""
+    """Writes plans. Holds the last generation number, which never repeats or goes back, and what qubes may hold."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._generation = 0
         self._lock = threading.Lock()
         self._told: set[QubeName] = set()
+        self._committed: dict[QubeName, frozenset[QubeName]] = {}
+        self._may_hold: dict[QubeName, frozenset[QubeName]] = {}
+        self._keys: dict[QubeName, frozenset[str]] = {}
 
-    def publish(self, name: QubeName, database: Store, entries: Iterable[Entry], *, again: bool = False) -> str:
+    def may_know(self, name: QubeName, key: str) -> bool:
+        """Whether a qube may have been told of an entry; what was told before qubesd began is not known."""
+        return name not in self._keys or key in self._keys[name]
+
+    def may_hold(self, name: QubeName, owner: QubeName) -> bool:
+        """Whether the kernel of a qube may still hold something for a forward of `owner`, as far as we can know.
+
+        What was told before qubesd began is not known until the qube has confirmed something.
+        """
+        return name not in self._may_hold or owner in self._may_hold[name]
+
+    def confirmed(self, name: QubeName, owners: Iterable[QubeName]) -> None:
+        """The qube holds what stands in its database now, for the forwards of `owners`, and nothing else."""
+        self._may_hold[name] = frozenset(owners) | self._committed.get(name, frozenset())
+
+    def ended(self, name: QubeName) -> None:
+        """The qube does not run any more: its kernel holds nothing."""
+        self._committed.pop(name, None)
+        self._may_hold[name], self._keys[name] = frozenset(), frozenset()
+
+    def publish(
+        self,
+        name: QubeName,
+        database: Store,
+        entries: Iterable[Entry],
+        owners: Iterable[QubeName] = (),
+        *,
+        again: bool = False,
+    ) -> str:
         """Write what differs in the database of one qube; commit `again` where nothing does.
+
+        `owners`: the qubes for whose forwards these entries are.
 
         Returns why it could not be written, or ''. Several threads may do so for different qubes.
         """
-        wanted = {entry.key: entry.value for entry in entries}
+        wanted, ours = {entry.key: entry.value for entry in entries}, frozenset(owners)
         try:
             if wanted:
                 self._told.add(name)
+            if name in self._may_hold:
+                self._may_hold[name] = ours | self._still_held(name, database)
             self._bring(database, wanted, again=again, told=name in self._told)
+            self._committed[name], self._keys[name] = ours, frozenset(wanted)
             if not wanted:
                 self._told.discard(name)
         except (RuntimeError, OSError, ValueError) as error:
             return f"QubesDB of '{name}' cannot be written: {shown(error)}"
         return ""
+
+    def _still_held(self, name: QubeName, database: Store) -> frozenset[QubeName]:
+        """Before a new commit: for whom the qube may hold something; it is less once it has applied the last one."""
+        held, last = self._may_hold[name], self._committed.get(name)
+        return last if last is not None and held != last and _applied(database) else held
 
     def _bring(self, database: Store, wanted: Mapping[str, str], *, again: bool, told: bool) -> None:
         """`told`: the qube has had entries from us, and may have them still where its database here is empty.
@@ -90,6 +132,16 @@ def _clear(database: Store) -> None:
 def _remove(database: Store, paths: Iterable[str]) -> None:
     for path in paths:
         database.rm(path)
+
+
+def _applied(database: Store) -> bool:
+    """Whether the qube says that it has applied the last commit."""
+    try:
+        commit = Commit.parse((database.read(limits.BASE) or b"").decode("ascii", "replace"))
+        said = Acknowledgement.parse((database.read(limits.STATUS_BASE) or b"").decode("ascii", "replace"))
+    except RefusedError:
+        return False
+    return said.state is State.APPLIED and said.generation == commit.generation
 
 
 def _is_commit_of(untrusted_commit: bytes | None, wanted: Mapping[str, str]) -> bool:

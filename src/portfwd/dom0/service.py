@@ -50,7 +50,7 @@ class Orders:
     def publish(self, name: QubeName, database: Store) -> str:
         """Bring one of them; why that failed, or ''."""
         entries = self.planned.entries.get(name, ())
-        return self.publisher.publish(name, database, entries, again=name in self.again)
+        return self.publisher.publish(name, database, entries, self.planned.owners(name), again=name in self.again)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,6 +157,18 @@ class ForwardService:
         """What the qube would have with that list; stores nothing. Raises RefusedError."""
         return self.asked(vm, untrusted_text)
 
+    def may_hold(self, name: QubeName, owner: QubeName) -> bool:
+        """Whether a qube may still hold something for a forward of `owner`."""
+        return self._publisher.may_hold(name, owner)
+
+    def may_know(self, name: QubeName, key: str) -> bool:
+        """Whether a qube may have been told of the entry with that key."""
+        return self._publisher.may_know(name, key)
+
+    def confirmed(self, name: QubeName, planned: Plan) -> None:
+        """A qube was seen to hold what is planned for it, and nothing else."""
+        self._publisher.confirmed(name, planned.owners(name))
+
     @property
     def unwritten(self) -> Mapping[QubeName, str]:
         """The qubes to which the last plan could not be written, and why."""
@@ -228,6 +240,7 @@ class ForwardService:
     def stopped(self, vm: Any) -> None:
         """End the rules of a qube that live until its shutdown, and forget what its agent said. Never raises."""
         self._tunnels.forget(QubeName(str(vm.name)))
+        self._publisher.ended(QubeName(str(vm.name)))
         self._drop(vm, lambda stored: stored.rule.expire is Lifetime.SHUTDOWN)
 
     def next_deadline(self) -> float | None:

@@ -33,8 +33,8 @@ class Qube:
     running: bool = False
     ip: IPv4Address | None = None
     ip6: IPv6Address | None = None
-    provides_network: bool = False
     agent: bool = False
+    provides_network: bool = False
     tor_gateway: bool = False
     denies: bool = False
     tunnel: bool = False

@@ -9,14 +9,15 @@ and asks the qubes concerned at the same time; meanwhile qubesd serves others.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from portfwd.dom0 import views
 from portfwd.dom0.changes import alive, qube_of
-from portfwd.dom0.look import Look, confirmed, look_at
+from portfwd.dom0.look import Look, Standing, confirmed, look_at, standing
 from portfwd.dom0.outbound import Outbound, outbound
 from portfwd.dom0.plan import Plan, plan
 from portfwd.dom0.pull import Puller, ask
@@ -29,6 +30,7 @@ from portfwd.wire import limits, preview
 from portfwd.wire.connections import Connection, Connections, Ended, parse_result
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
+from portfwd.wire.qdb_client import Store
 from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId
 from portfwd.wire.views import HopState
 
@@ -55,6 +57,7 @@ class Survey:
     planned: Plan
     lists: tuple[tuple[Qube, tuple[StoredForward, ...]], ...]
     look: Look
+    databases: Mapping[QubeName, Store]
 
     def enabled(self) -> Iterable[Fare]:
         """Every rule that is not paused, with its qube and its path: empty when there is a problem."""
@@ -82,7 +85,10 @@ class StatusService:
         reports = await self._puller.pull(self.worth_asking(survey))
         unread = views.unread_view(survey.snapshot) if vm is None else ""
         refused = await self.kept_out(survey)
-        told = await self._compute(views.status_view, survey.lists, survey.planned, survey.look, reports, refused)
+        silent = await self._beside(self._standing, survey)
+        told = await self._compute(
+            views.status_view, survey.lists, survey.planned, survey.look, reports, refused, silent
+        )
         return f"{told}{unread}"
 
     async def survey(self, vm: Any = None) -> Survey:
@@ -93,10 +99,12 @@ class StatusService:
         planned: Plan = await self._compute(plan, snapshot)
         rules = [one.rule.id(qube.name) for qube, stored in lists for one in stored if one.rule.enabled]
         concerned = {name for rule in rules for name, _ in planned.paths.get(rule, ())}
-        databases = self._service.databases(snapshot) if concerned else {}
+        databases = self._service.databases(snapshot) if lists else {}
         addresses = {name: _next_addresses(found) for name, found in self.named(concerned).items()}
-        look = await self._beside(look_at, rules, planned, databases, addresses, self._service.unwritten)
-        return Survey(snapshot, planned, lists, look)
+        look = await self._beside(
+            look_at, rules, planned, databases, addresses, self._service.unwritten, self._service.may_know
+        )
+        return Survey(snapshot, planned, lists, look, databases)
 
     def worth_asking(self, survey: Survey) -> list[Any]:
         """The entrances and the targets that have applied their part: those that can tell how a rule fares."""
@@ -145,28 +153,79 @@ class StatusService:
         return views.plan_view(qube, stored, planned) + views.elements_view({name: told.get(name) for name in entries})
 
     async def hops(self, vm: Any) -> str:
-        """Which hops of a qube's way have confirmed all that dom0 wants of them (Get+forward.hops).
+        """Which qubes that may hold something for a qube have confirmed all that dom0 wants of them (Get+forward.hops).
 
-        It is what tells whether a rule that is no longer listed is shut. Raises RefusedError.
+        The hops of its way, those of an earlier way, and those that cannot be read. It is what tells whether a rule
+        that is no longer listed is shut: a qube that does not run is left out. Raises RefusedError.
         """
         snapshot = self._service.snapshot()
         qube = qube_of(vm, snapshot)
         planned: Plan = await self._compute(plan, snapshot)
-        databases = self._service.databases(snapshot)
+        words = await self.confirmations(qube, snapshot, planned)
+        way = {hop.name for hop in snapshot.path(qube.name)} - {qube.netvm}
+        return views.hops_view(words, words.keys() - way)
+
+    def _standing(self, survey: Survey) -> dict[RuleId, tuple[QubeName, ...]]:
+        """For rules that are to be shut (paused, or with a problem): who may still have them open. In a thread."""
+        found: dict[RuleId, tuple[QubeName, ...]] = {}
         unwritten = self._service.unwritten
 
-        async def answer(hop: Qube) -> bool | None:
-            if hop.name in databases and hop.name not in unwritten:
-                wanted = planned.entries.get(hop.name, ())
-                word: bool | None = await self._beside(confirmed, databases[hop.name], wanted)
-                return word
-            return False if hop.running and hop.agent else None
+        @functools.cache
+        def at(name: QubeName, on_way: bool) -> Standing | None:
+            database = None if name in unwritten else survey.databases.get(name)
+            return standing(database, survey.planned.entries.get(name, ()), heard=not on_way)
 
+        for qube, stored in survey.lists:
+            shut = [one for one in stored if one.rule.id(qube.name) not in survey.planned.paths]
+            holding = {name: at(name, on_way) for name, on_way in self._holding(qube, survey)} if shut else {}
+            for one in shut:
+                rule = one.rule.id(qube.name)
+                keys = [f"{rule}.{int(family)}.{proto.value}" for family in Family for proto in one.rule.protos]
+                found[rule] = tuple(name for name, held in holding.items() if held is not None and held(keys))
+        return found
+
+    def _holding(self, owner: Qube, survey: Survey) -> Iterable[tuple[QubeName, bool]]:
+        """Who runs and may hold something for a qube, and whether it is on its way, or may have been on one before."""
+        way = [*reversed(survey.snapshot.path(owner.name)), owner]
+        for hop in way:
+            if hop.running and self._service.may_hold(hop.name, owner.name):
+                yield hop.name, True
+        names = {hop.name for hop in way}
+        for name in self._elsewhere(names, survey.databases, survey.snapshot):
+            if self._service.may_hold(name, owner.name):
+                yield name, False
+
+    @staticmethod
+    def _elsewhere(way: Container[QubeName], databases: Iterable[QubeName], snapshot: Snapshot) -> Iterator[QubeName]:
+        """The running net qubes that are not on a way, and what cannot be read."""
+        for name in databases:
+            if name not in way and (name not in snapshot.qubes or snapshot.qubes[name].provides_network):
+                yield name
+
+    async def confirmations(self, qube: Qube, snapshot: Snapshot, planned: Plan) -> dict[QubeName, bool]:
+        """The same as values; of the hops of an earlier way those that have not confirmed."""
+        databases = self._service.databases(snapshot)
+        way = [hop.name for hop in (*reversed(snapshot.path(qube.name)), qube)]
+        others = [n for n in self._elsewhere(way, databases, snapshot) if self._service.may_hold(n, qube.name)]
         # At the same time: a database that is silent takes its time.
-        hops = (*reversed(snapshot.path(qube.name)), qube)
-        answers = zip(hops, await asyncio.gather(*map(answer, hops)), strict=True)
-        found = {hop.name: word for hop, word in answers if word is not None}
-        return views.hops_view(found, {qube.name, qube.netvm})
+        names = (*others, *way)
+        answers = await asyncio.gather(*(self._confirmed(name, qube, snapshot, planned, databases) for name in names))
+        found = dict(zip(names, answers, strict=True))
+        return {name: word for name, word in found.items() if word is False or (word and name in way)}
+
+    async def _confirmed(
+        self, name: QubeName, owner: Qube, snapshot: Snapshot, planned: Plan, databases: Mapping[QubeName, Store]
+    ) -> bool | None:
+        """None for one that does not run, or where nothing of ours ever stood."""
+        if name in databases and name not in self._service.unwritten:
+            word: bool | None = await self._beside(confirmed, databases[name], planned.entries.get(name, ()))
+            if word is not False:
+                self._service.confirmed(name, planned)
+            return word
+        hop = snapshot.qubes.get(name)
+        runs = name in databases if hop is None else hop.running
+        has_agent = hop is None or hop.agent
+        return False if runs and (has_agent or self._service.may_hold(name, owner.name)) else None
 
     async def connections(self, vm: Any) -> str:
         """The open connections of a qube's forwards (Get+forward.connections). Raises RefusedError."""

@@ -7,6 +7,7 @@
     rule=ID hop=QUBE family=4 proto=tcp kind=accept ... state=applied listening=W packets=N bytes=N connections=N
     rule=ID hop=QUBE state=problem reason=halted text=free text to the end of the line
     rule=ID hop=QUBE state=paused
+    rule=ID doors=open|shut|unknown server=yes|no|local|unknown [silent=QUBE,...]                              (status)
     rule=ID sibling=QUBE outbound=refused|partly|unknown                                     (status, internal rules)
     entrance=QUBE uplinks=ADDRESS/BITS,... [text=what it leaves out of account]         (status, after all the rules)
     unread=QUBE text=free text to the end of the line                      (status of all: whose forwards are not told)
@@ -19,6 +20,7 @@ says is printed anew, as numbers, addresses and words of ours; only nft elements
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from portfwd.dom0.forwards import remedy
 from portfwd.dom0.look import Look
@@ -32,7 +34,7 @@ from portfwd.wire.preview import Preview
 from portfwd.wire.report import Report
 from portfwd.wire.status import Ignored, Why
 from portfwd.wire.values import Kind, QubeName, RuleId
-from portfwd.wire.views import HopState
+from portfwd.wire.views import NOT_KNOWN, Doors, HopState, doors_of
 
 UNKNOWN = "-"
 _MORE_MAX = 999_999_999
@@ -54,10 +56,12 @@ def status_view(
     look: Look,
     reports: Mapping[QubeName, Report],
     refused: Mapping[RuleId, Mapping[QubeName, Outbound]],
+    silent: Mapping[RuleId, Iterable[QubeName]] = MappingProxyType({}),
 ) -> str:
     """How each forward of these qubes fares: how far its entries have come, and what its qubes tell of it.
 
-    `refused` are the qubes that cannot use an internal forward, for each rule.
+    `refused` are the qubes that cannot use an internal forward, for each rule; `silent` those that may still have one
+    open that is to be shut.
     """
     problems = _problems(planned)
     lines: list[str] = []
@@ -73,6 +77,7 @@ def status_view(
 
             lines.append(f"qube={qube.name} rule={rule} number={number} {one.rule}")
             lines += _rule_lines(qube, one, planned, problems, state)
+            lines.append(f"rule={rule} {_judged(path, look, reports, silent.get(rule, ()))}")
             lines += (f"rule={rule} sibling={name} outbound={word}" for name, word in refused.get(rule, {}).items())
             if entrance is not None and one.rule.enabled:
                 entrances[entrance] = None
@@ -155,6 +160,30 @@ def _rule_lines(
     for name, entry in planned.paths.get(rule, ()):
         family = f"family={int(entry.family)} proto={entry.proto.value}"
         yield f"rule={rule} hop={name} {family} {entry.value} state={state(name, entry)}"
+
+
+def _judged(
+    path: tuple[tuple[QubeName, Entry], ...], look: Look, reports: Mapping[QubeName, Report], silent: Iterable[QubeName]
+) -> str:
+    """The words for a rule as a whole: open and shut on evidence only, otherwise who has to answer."""
+    if path:
+        states = [(name, (entry.family, entry.proto), look.state(name, entry)) for name, entry in path]
+        doors = doors_of((way, state) for _, way, state in states)
+        silent = (name for name, _, state in states if doors is Doors.UNKNOWN and state in NOT_KNOWN)
+    silent = tuple(dict.fromkeys(silent))
+    if not path:
+        doors = Doors.UNKNOWN if silent else Doors.SHUT
+    return f"doors={doors} server={_server(path, reports)}" + (f" silent={','.join(silent)}" if silent else "")
+
+
+def _server(path: Iterable[tuple[QubeName, Entry]], reports: Mapping[QubeName, Report]) -> str:
+    """Of several protocols and IP versions one is enough: most servers speak one."""
+    said: set[str] = set()
+    for name, entry in path:
+        if entry.kind is Kind.ACCEPT:
+            told = reports[name].accept(entry.key) if name in reports else None
+            said.add("unknown" if told is None else told.listening.value)
+    return next((word for word in ("yes", "local", "unknown", "no") if word in said), "unknown")
 
 
 def _told(report: Report | None, entry: Entry, at_entrance: bool) -> str:

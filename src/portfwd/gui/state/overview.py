@@ -12,6 +12,7 @@ from portfwd.client.status import RuleStatus, State
 from portfwd.client.tables import amount, state_text, where, who
 from portfwd.model.forward import ForwardType
 from portfwd.wire.values import QubeName, RuleId, SourceWord
+from portfwd.wire.views import Doors
 
 
 class Key(NamedTuple):
@@ -47,7 +48,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How many forwards let clients pass, and to whom."""
+    """How many forwards let clients pass, and to whom; of how many that is not known."""
 
     passing: int
     anyone: int
@@ -55,10 +56,12 @@ class Summary:
     chosen: int
     inside: int
     broken: int
+    unknown: int
 
     def __str__(self) -> str:
+        unknown = f"{self.unknown} may be open (not known)" if self.unknown else ""
         if not self.passing:
-            text = "No port is open"
+            text = unknown or "No port is open"
         else:
             kinds = (
                 (self.anyone, "to anyone"),
@@ -68,6 +71,7 @@ class Summary:
             )
             whom = ", ".join(f"{number} {words}" for number, words in kinds if number)
             text = f"{self.passing} forward{'s' if self.passing > 1 else ''} open: {whom}"
+            text = f"{text}; {unknown}" if unknown else text
         return f"{text}; {self.broken} not working" if self.broken else text
 
 
@@ -166,12 +170,14 @@ def found_by(status: RuleStatus, search: str) -> bool:
 
 def summary(statuses: Iterable[RuleStatus]) -> Summary:
     """Count what is open, and to whom."""
-    counts: dict[str, int] = dict.fromkeys(("passing", "anyone", "lan", "chosen", "inside", "broken"), 0)
+    counts: dict[str, int] = dict.fromkeys(("passing", "anyone", "lan", "chosen", "inside", "broken", "unknown"), 0)
     for status in statuses:
         if status.state.passes or status.state is State.PARTLY:
             counts["passing"] += 1
             counts[_kind(status)] += 1
-        elif status.state in (State.PROBLEM, State.UNCLEAR):
+        elif status.doors is Doors.UNKNOWN:
+            counts["unknown"] += 1
+        if status.state in (State.PROBLEM, State.UNCLEAR):
             counts["broken"] += 1
     return Summary(**counts)
 

@@ -29,7 +29,7 @@ from portfwd.wire.values import QubeName
 
 _TICK = 10_000
 """Milliseconds between two looks at the clock, for what is left of lifetimes."""
-_SHUT_SECONDS = 3.0
+_SHUT_SECONDS = 5.0
 """How long the hops get to confirm that ports are shut before the user is told that they have not."""
 T = TypeVar("T")
 Saved = tuple[tuple[QubeName, ForwardRule], ...]

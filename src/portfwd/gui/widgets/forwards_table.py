@@ -96,7 +96,7 @@ class ForwardsModel(QAbstractTableModel):
             case Qt.ItemDataRole.ToolTipRole | Qt.ItemDataRole.AccessibleDescriptionRole:
                 return told(status, now)
             case Qt.ItemDataRole.DecorationRole if column is Column.STATE:
-                return self._icons[status.state]
+                return self._icons[State.UNKNOWN if status.in_doubt else status.state]
             case Qt.ItemDataRole.DecorationRole if column is Column.QUBE:
                 return label_icon(self._labels.get(status.qube, ""))
             case Qt.ItemDataRole.TextAlignmentRole if column in _NUMBERS:

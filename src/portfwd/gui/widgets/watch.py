@@ -11,13 +11,14 @@ from portfwd.client.adminapi import AdminClient
 from portfwd.client.events import EventTransport
 from portfwd.client.gathering import gather, gather_each
 from portfwd.client.network import Qube, read_qubes
-from portfwd.client.status import RuleStatus, State
+from portfwd.client.status import RuleStatus
 from portfwd.gui.state.overview import Changes, Overview
 from portfwd.gui.state.traffic import Traffic
 from portfwd.gui.widgets.feed import Feed
 from portfwd.gui.widgets.tasks import Tasks
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
+from portfwd.wire.views import Doors
 
 _REFRESH = 2000
 """Milliseconds between two looks at the traffic, while it is shown."""
@@ -180,7 +181,7 @@ class Watch(QObject):
         self._failures, self._no_look = 0, ""
         self.trouble.emit()
         self.changed.emit(changes)
-        if any(s.state in (State.PENDING, State.UNCLEAR) for s in statuses) and self._again < _AGAIN_MAX:
+        if any(s.doors is Doors.UNKNOWN for s in statuses) and self._again < _AGAIN_MAX:
             # Agents answer in their own time, and no event tells of it.
             self._again += 1
             self._later.start(_AGAIN)
