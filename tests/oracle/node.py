@@ -9,6 +9,7 @@ from portfwd.agent.desired import Desired, Reporter, read_desired
 from portfwd.agent.elements import Network, Surroundings
 from portfwd.agent.firewall import Firewall
 from portfwd.wire import limits
+from portfwd.wire.qdb_client import DisconnectedError
 from portfwd.wire.status import State, WayOut
 from portfwd.wire.values import Family
 from tests.crash.dying import DyingFlows, DyingNft, Fuse, KilledError
@@ -64,10 +65,17 @@ class Node:
     def work(self, now: float) -> bool:
         """What the agent's loop does when something has happened; False when nothing has. It may die meanwhile."""
         try:
-            return self.present and self._work(now)
+            return self.present and self._work_connected(now)
         except KilledError:
             self.start_agent()
             return True
+
+    def _work_connected(self, now: float) -> bool:
+        try:
+            return self._work(now)
+        except DisconnectedError:
+            # It connects anew and reads everything again.
+            return self._work(now)
 
     def _work(self, now: float) -> bool:
         commit = self.own.read(limits.BASE)
