@@ -13,14 +13,8 @@ import pytest
 import portfwd.wire
 from lab.client import Lab
 from lab.hypervisor.root import PROJECT
-from tests.time_limit import pytest_runtest_call, pytest_runtest_setup, pytest_runtest_teardown
 
-# Hooks of every test.
-__all__ = [
-    "pytest_runtest_call",
-    "pytest_runtest_setup",
-    "pytest_runtest_teardown",
-]
+pytest_plugins = ("tests.leaks", "tests.time_limit")
 
 if not Path(portfwd.wire.__path__[0]).is_relative_to(PROJECT):
     raise pytest.UsageError(f"this would test {portfwd.wire.__path__[0]}, not this checkout: use ./run test")

@@ -24,6 +24,7 @@ from lab import namespaces as ns
 PATIENCE = 10.0
 """Seconds for what is just ending."""
 _PR_SET_CHILD_SUBREAPER = 36
+_FAILED = pytest.StashKey[bool]()
 
 ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -91,25 +92,36 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
         return (yield)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report: Any = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
 @pytest.fixture(autouse=True)
-def leaves_nothing() -> Iterator[None]:
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Set up before and taken down after all else that belongs to one test only."""
     before = look(_known)
     yield
+    failed = request.node.stash.get(_FAILED, False)
+    # All else has been taken down, but would live until pytest lets go of it.
+    request.node.funcargs.clear()
     left = _left(before)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + (0.0 if failed else PATIENCE)
     while left and time.monotonic() < deadline:
         # What an exception holds, or a cycle, is closed only when it is collected.
         gc.collect()
         _reap(left)
         time.sleep(0.01)
         left = _left(before)
-    if left:
-        told = "; ".join(_described(thing) for thing in sorted(left))
-        for thing in left:
-            if thing.kind == "process":
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(thing.number, signal.SIGKILL)
+    told = "; ".join(_described(thing) for thing in sorted(left))
+    for thing in left:
+        if thing.kind == "process":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(thing.number, signal.SIGKILL)
+    # The traceback of a test that failed keeps what the test had in its hands.
+    if left and not failed:
         pytest.fail(f"left behind: {told}")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from lab.qubesd.client import ApiError
 from portfwd.agent.desired import read_desired
+from tests.leaks import lasting
 from tests.qubesd.test_forwards import GET, SET, opened
 from tests.qubesd.world import World, chain, eventually
 
@@ -47,6 +48,7 @@ def settled(world: World, *ports: int) -> None:
     eventually(lambda: all(doors(world, hop) == set(ports) for hop in HOPS), f"{ports} on all hops")
 
 
+@lasting()  # The qubesd that is started again is that of all tests here.
 def test_u16_killed_before_any_step_of_an_edit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     deaths = 0
     for step in itertools.count(1):

@@ -12,6 +12,7 @@ not what happens when both ends change the same key at the same time.
 import os
 import weakref
 from collections import deque
+from collections.abc import Callable
 
 from lab.qubesdb.store import Store, Watches
 from portfwd.wire import qdb
@@ -60,9 +61,8 @@ class FakeConnection:
         self._starts: int | None = fake.starts
         self._closed = False
         self._events: deque[str | None] = deque()
-        self._readable, self._signal = os.pipe()
-        # A connection that is dropped without close() must not keep its descriptors: tests make thousands.
-        self._closers = [weakref.finalize(self, os.close, end) for end in (self._readable, self._signal)]
+        self._pipe: tuple[int, int] | None = None
+        self._closers: list[Callable[[], object]] = []
 
     def read(self, path: str) -> bytes | None:
         return self._ready(path).read(path)
@@ -97,7 +97,7 @@ class FakeConnection:
 
     def read_watch(self) -> str:
         self.watch_fd()
-        os.read(self._readable, 1)
+        os.read(self._ends()[0], 1)
         path = self._events.popleft()
         if path is None:
             self._starts = None
@@ -107,7 +107,16 @@ class FakeConnection:
     def watch_fd(self) -> int:
         if self._closed:
             raise Error("the connection to QubesDB is closed")
-        return self._readable
+        return self._ends()[0]
+
+    def _ends(self) -> tuple[int, int]:
+        """The pipe that tells of events; made for those who ask, since tests make thousands of connections."""
+        if self._pipe is None:
+            self._pipe = os.pipe()
+            # Who drops a connection without close() keeps no descriptors.
+            self._closers = [weakref.finalize(self, os.close, end) for end in self._pipe]
+            os.write(self._pipe[1], b"!" * len(self._events))
+        return self._pipe
 
     def close(self) -> None:
         if not self._closed:
@@ -119,7 +128,8 @@ class FakeConnection:
     def tell(self, path: str | None) -> None:
         """Queue an event; None stands for the end of the connection."""
         self._events.append(path)
-        os.write(self._signal, b"!")
+        if self._pipe is not None:
+            os.write(self._pipe[1], b"!")
 
     def lose(self) -> None:
         """The daemon went away."""
@@ -134,7 +144,7 @@ class FakeConnection:
         if not self._fake.running or self._starts not in (None, self._fake.starts):
             self._starts = None
             while self._events:
-                os.read(self._readable, 1)
+                os.read(self._ends()[0], 1)
                 self._events.popleft()
             raise DisconnectedError("QubesDB disconnected")
         self._starts = self._fake.starts

@@ -32,8 +32,24 @@ class Qubesd:
         asyncio.set_event_loop(self.loop)
         self.entry = importlib.import_module("portfwd.dom0.stock.entry")
         self.extension = self.entry.load()
-        self.app = modules["qubes"].Qubes(folder)
+        self._apps: list[Any] = []
+        self.app = self.load()
         self.turn()
+
+    def load(self) -> Any:
+        """Another application of the same files, as after a restart."""
+        self._apps.append(self.modules["qubes"].Qubes(self.folder))
+        return self._apps[-1]
+
+    def close(self) -> None:
+        """The end of the process."""
+        # What waits for the loop, as the start of what runs for an application, comes first.
+        self.loop.run_until_complete(asyncio.sleep(0.01))
+        for app in self._apps:
+            app.fire_event("qubes-close")
+        self.loop.run_until_complete(asyncio.sleep(0.01))
+        self.loop.close()
+        asyncio.set_event_loop(None)
 
     def turn(self) -> None:
         """Let the loop do what it has been asked for."""
@@ -92,8 +108,7 @@ def qubesd(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(running, "Connections", lambda _run: TheirOwn())
     qubesd = Qubesd(modules, tmp_path)
     yield qubesd
-    qubesd.loop.close()
-    asyncio.set_event_loop(None)
+    qubesd.close()
 
 
 def test_a_forward_is_stored_told_and_written_to_each_qube_on_the_way(qubesd: Qubesd) -> None:
@@ -155,7 +170,7 @@ def test_calls_without_argument_are_the_stocks_and_keep_the_forwards(qubesd: Qub
 def test_a_restart_of_qubesd_reads_both_lists(qubesd: Qubesd) -> None:
     qubesd.call("Set", "forward", f"{WEB}\n")
     qubesd.call("Set", payload="action=drop\n")
-    again = qubesd.modules["qubes"].Qubes(qubesd.folder)
+    again = qubesd.load()
     work = again.domains["work"].firewall
     assert [rule.api_rule for rule in work.rules] == ["action=drop"]
     assert [str(stored.rule) for stored in work.forwards] == [WEB]
@@ -198,7 +213,7 @@ def test_forwards_among_the_rules_are_read_and_moved(qubesd: Qubesd) -> None:
         f'{words}</properties></rule><rule><properties><property name="action">drop</property></properties></rule>'
         "</rules></firewall>"
     )
-    again = qubesd.modules["qubes"].Qubes(qubesd.folder)
+    again = qubesd.load()
     firewall = again.domains["work"].firewall
     assert [rule.api_rule for rule in firewall.rules] == ["action=drop"]
     assert [str(stored.rule) for stored in firewall.forwards] == [WEB]
@@ -211,7 +226,7 @@ def test_a_damaged_forward_opens_nothing_and_is_never_overwritten(qubesd: Qubesd
     path = qubesd.folder / "work/firewall.xml"
     path.write_text(qubesd.file().replace("443", "99999", 1))
     before = path.read_text()
-    again = qubesd.modules["qubes"].Qubes(qubesd.folder)
+    again = qubesd.load()
     firewall = again.domains["work"].firewall
     assert [rule.api_rule for rule in firewall.rules] == ["action=accept"]
     with pytest.raises(qubesd.error("QubesException")):
