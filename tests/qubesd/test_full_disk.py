@@ -52,7 +52,7 @@ class SmallDisk:
             self._remount("rw")
 
     def _remount(self, mode: str) -> None:
-        subprocess.run([*self.enter, "mount", "-o", f"remount,{mode}", str(self._folder)], check=True)
+        subprocess.run([*self.enter, "mount", "-o", f"remount,bind,{mode}", str(self._folder)], check=True)
 
     def close(self) -> None:
         self._holder.kill()
