@@ -26,7 +26,9 @@ PATIENCE = 10.0
 _PR_SET_CHILD_SUBREAPER = 36
 _FAILED = pytest.StashKey[bool]()
 
-ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+def pytest_configure() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Thing(NamedTuple):

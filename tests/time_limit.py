@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-LIMIT = 300.0
-"""Seconds for each of a test's fixtures, itself and its end; the slowest takes 60 on a calm machine."""
+LIMIT = 600.0
+"""Seconds for each of a test's fixtures, itself and its end; the slowest takes 130 on a calm machine."""
 # Seconds until it is interrupted again, should it go on waiting.
 _AGAIN = 20.0
 

@@ -262,7 +262,7 @@ def test_f17_no_shifted_range_makes_the_agent_grow(agent: RunningAgent) -> None:
     assert memory(agent) - before < 10
     begin = time.monotonic()
     assert Preview.parse(agent.ask(limits.PREVIEW_SERVICE, format_request(wide))).elements == ()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 10
     ways = [(proto, family) for proto in Proto for family in Family]
     for first in range(1, 41):
         ports = (f"{first}-{first + 1023}", f"{first + 5000}-{first + 6023}")
@@ -297,7 +297,7 @@ def test_f15_a_clock_that_was_set_back_extends_nothing_after_a_start_without_ent
     agent.write([ending])
     agent.commit([ending])
     agent.world.wait_until(lambda: agent.dom0.read(limits.STATUS + ending.key) == b"expired", 20)
-    assert time.clock_gettime(time.CLOCK_BOOTTIME) - until < 10
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) - until < 30
     check(agent.world, shut=[OPEN])
 
 

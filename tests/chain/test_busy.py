@@ -16,7 +16,7 @@ ENTRANCE, PORT = 7431, 8443
 WEB = f"forwardtype=external proto=tcp srcports={ENTRANCE} dstports={PORT}"
 REQUESTS = 210
 PER_SECOND = 1000 / 60
-LOOKS_MIN = 20
+LOOKS_MIN = 5
 LOOK_PAUSE = 0.05
 """Seconds between two looks at the status, at least."""
 

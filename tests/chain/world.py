@@ -95,7 +95,7 @@ class World:
 
     def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Type `qvm-firewall WORDS` in dom0."""
-        return self.lab.run("dom0", ["qvm-firewall", *words], capture_output=True, text=True, timeout=30)
+        return self.lab.run("dom0", ["qvm-firewall", *words], capture_output=True, text=True, timeout=120)
 
     def add(self, qube: str, text: str) -> None:
         """Add a forward as a user does, and wait until every hop has it."""

@@ -79,5 +79,5 @@ def test_it_runs_until_it_is_told_to_end_and_says_nothing(started: "subprocess.P
     time.sleep(2)
     assert started.poll() is None
     os.kill(started.pid, signal.SIGTERM)
-    out, error = started.communicate(timeout=10)
+    out, error = started.communicate(timeout=60)
     assert (out, error) == ("", "")

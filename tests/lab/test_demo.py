@@ -20,7 +20,7 @@ def test_ctrl_c_ends_the_demo_and_its_laboratory_without_a_traceback() -> None:
         assert demo.stdout is not None
         assert any("1. The laboratory" in line for line in demo.stdout)
         os.killpg(demo.pid, signal.SIGINT)
-        out, err = demo.communicate(timeout=30)
+        out, err = demo.communicate(timeout=120)
     assert (demo.returncode, err) == (130, "")
     assert out.endswith("Interrupted. The laboratory is gone again.\n")
     assert f"demo-{demo.pid}" not in names()

@@ -186,9 +186,9 @@ def test_service_call_follows_the_policy(lab: Lab) -> None:
     script += "chmod +x /etc/qubes-rpc/test.Echo"
     lab.run("dom0", ["sh", "-c", script], check=True)
     argv = ["qrexec-client-vm", "dom0", "test.Echo+word"]
-    done = lab.run("work", argv, input="hello\n", capture_output=True, text=True, timeout=20)
+    done = lab.run("work", argv, input="hello\n", capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "got hello from work word\n"), done.stderr
-    done = lab.run("personal", argv, input="hello\n", capture_output=True, text=True, timeout=20)
+    done = lab.run("personal", argv, input="hello\n", capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (126, "")
 
 
