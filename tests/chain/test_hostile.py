@@ -20,9 +20,9 @@ from tests.chain.held import Held
 from tests.chain.hostile import BAD, DESERTS, MARK, MOST, STRAYS, answering, lies, peak_memory, spoilt
 from tests.chain.world import LAPTOP, LONG, PHONE, SYS_NET, Ask, World, says, wait_until
 
-SECONDS = 5.0
-"""A command that asks qubes once or twice: at most one second for each, and the start of a program."""
-CHECK_SECONDS = 30.0
+SECONDS = 15.0
+"""A command that asks qubes once or twice: a second for each, and programs that start on a loaded machine."""
+CHECK_SECONDS = 60.0
 """Two at the same time: one probe goes after the other, and a hop has three seconds for each of three things."""
 MEMORY_MAX = 64 << 10
 """kB by which the memory of qubesd may grow, whatever a qube sends: an answer has less than one MB."""
