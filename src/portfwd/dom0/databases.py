@@ -9,15 +9,15 @@ So commands are made outside of the loop and end in time, and one silent daemon 
 import asyncio
 import contextlib
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 from portfwd.dom0.snapshot import session_of
+from portfwd.dom0.turns import Turns
 from portfwd.wire.qdb_client import DisconnectedError, Error, QubesDB, SilentError, Store
 from portfwd.wire.values import QubeName
 
@@ -26,8 +26,6 @@ TIMEOUT = 2.0
 SILENT_SECONDS = 3.0
 """Seconds for which a daemon that took longer is not asked again."""
 _WORKERS = 16
-_TURN = 0.0005
-"""Seconds for which a thread keeps the interpreter while the loop wants it; Python's own are ten times that."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -199,24 +197,23 @@ def _is_over(left: socket.socket) -> bool:
 class Workers:
     """Threads that use databases, and one that computes, while the loop goes on.
 
-    Python runs one thread at a time, and one that computes lets the loop in only every 5 ms: so there is one of them
-    alone, and while any of them works the turns are shorter.
+    Of those that compute there is one alone, since Python runs one thread at a time. Whoever has more to do than one
+    call does it within `turns`.
     """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_WORKERS, "port-forward")
         self._thinker = ThreadPoolExecutor(1, "port-forward-plan")
-        self._working = 0
-        self._turn = sys.getswitchinterval()
+        self.turns = Turns()
 
     async def run(self, function: Callable[..., R], *words: Any) -> R:
         """Call a function that may wait for a database in a thread."""
-        with self._short_turns():
+        with self.turns:
             return await asyncio.get_running_loop().run_in_executor(self._pool, function, *words)
 
     async def compute(self, function: Callable[..., R], *words: Any) -> R:
         """Call a function that waits for nothing in the thread that computes."""
-        with self._short_turns():
+        with self.turns:
             return await asyncio.get_running_loop().run_in_executor(self._thinker, function, *words)
 
     async def each(self, function: Callable[[QubeName, T], R], items: Mapping[QubeName, T]) -> dict[QubeName, R]:
@@ -228,17 +225,3 @@ class Workers:
         """Start nothing more; what is under way ends in time."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._thinker.shutdown(wait=False, cancel_futures=True)
-
-    @contextlib.contextmanager
-    def _short_turns(self) -> Iterator[None]:
-        """For the loop's thread alone, so that counting needs no lock."""
-        if not self._working:
-            self._turn = sys.getswitchinterval()
-            sys.setswitchinterval(min(_TURN, self._turn))
-        self._working += 1
-        try:
-            yield
-        finally:
-            self._working -= 1
-            if not self._working:
-                sys.setswitchinterval(self._turn)

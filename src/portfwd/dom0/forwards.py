@@ -129,7 +129,8 @@ class Forwards:
             self._took(replace(self._path, self._properties(), changed), changed)
         except StoreError:
             if kept is not None:
-                kept.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    kept.unlink()
             raise
         return kept
 

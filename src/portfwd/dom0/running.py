@@ -161,6 +161,10 @@ class Running:
             raise UnexpectedError("unexpected payload")
         if vm is None and name != "status":
             raise UnexpectedError("expected destination to not be AdminVM")
+        with self._workers.turns:
+            return await self._told_of(vm, arg, name, untrusted_payload)
+
+    async def _told_of(self, vm: Any, arg: str, name: str, untrusted_payload: bytes) -> str:
         if arg == ARGUMENT:
             return self.service.get(vm)
         if arg == f"{ARGUMENT}.status":
@@ -186,11 +190,8 @@ class Running:
         answer = None
         try:
             async with self._changing:
-                if untrusted_token == _ANEW:
-                    change = self.service.asked_anew(vm, _text(untrusted_payload))
-                    answer = self.service.begin_anew(vm, await self._workers.compute(change.settled))
-                else:
-                    await self._change(vm, _text(untrusted_payload), untrusted_token if dot else None)
+                with self._workers.turns:
+                    answer = await self._store(vm, _text(untrusted_payload), untrusted_token if dot else None)
         except UnstoredError:
             # What is shut is to be shut everywhere before that is said.
             self.ask()
@@ -203,12 +204,15 @@ class Running:
         await self.told()
         return answer
 
-    async def _change(self, vm: Any, untrusted_text: str, untrusted_token: str | None) -> None:
+    async def _store(self, vm: Any, untrusted_text: str, untrusted_token: str | None) -> str | None:
+        if untrusted_token == _ANEW:
+            change = self.service.asked_anew(vm, untrusted_text)
+            return self.service.begin_anew(vm, await self._workers.compute(change.settled))
         for _ in range(_CHANGES_MAX):
             change = self.service.asked(vm, untrusted_text, untrusted_token)
             # To hold a list against thousands of others takes long: not on qubesd's loop.
             if self.service.store(vm, change, await self._workers.compute(change.settled)):
-                return
+                return None
         raise RefusedError("forwards are being changed all the time; nothing was done")
 
     def _look_at(self, name: str) -> None:
@@ -230,7 +234,8 @@ class Running:
         while self._asked:
             self._asked = False
             try:
-                await self._refresh()
+                with self._workers.turns:
+                    await self._refresh()
             except Exception:
                 log.exception("port forwarding: refresh failed")
 
