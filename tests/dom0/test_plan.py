@@ -2,17 +2,21 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The planner on random networks and rules: what must hold for every one of them."""
 
+import contextlib
 import itertools
+from dataclasses import replace
 from types import MappingProxyType
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.dom0.plan import Plan, plan
+from portfwd.dom0.claims import Seat
+from portfwd.dom0.plan import Plan, claims, plan
 from portfwd.dom0.snapshot import Qube, Snapshot
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.wire.entry import Entry
+from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Kind, QubeName, parse_address
 
 NOW = 1000
@@ -113,3 +117,53 @@ def test_entries_survive_the_wire(snapshot: Snapshot) -> None:
             assert Entry.decode(entry.key, entry.value) == entry
             assert len(entry.path) <= 63
             assert len(entry.value) < 3072
+
+
+def granted(snapshot: Snapshot, planned: Plan) -> set[str]:
+    """The rules that hold their ports, open or not."""
+    return {claim.rule.id(claim.qube) for claim in claims(snapshot) if claim.seat in planned.held.seats}
+
+
+@given(snapshots())
+def test_f5_a_plan_from_what_is_held_is_the_same_plan(snapshot: Snapshot) -> None:
+    planned = plan(snapshot)
+    again = plan(replace(snapshot, held=planned.held))
+    assert (again.entries, again.problems, again.held.seats) == (
+        planned.entries,
+        planned.problems,
+        planned.held.seats,
+    )
+
+
+@given(snapshots(), st.data())
+def test_f5_no_move_takes_a_port_from_who_stays(snapshot: Snapshot, data: st.DataObject) -> None:
+    """However many qubes move at the same time, and however old their rules are."""
+    before = plan(snapshot)
+    names = list(snapshot.qubes)
+    moved = {}
+    for number, qube in enumerate(snapshot.qubes.values()):
+        # Net qubes come first in their order, so that no loop arises.
+        netvm = data.draw(st.sampled_from([qube.netvm, None, *names[:number]]))
+        moved[qube.name] = replace(qube, netvm=netvm)
+    after = replace(snapshot, qubes=MappingProxyType(moved), held=before.held)
+    planned = plan(after)
+    stay = {
+        claim.rule.id(claim.qube)
+        for claim in claims(after)
+        if claim.seat in before.held.seats and claim.rule.id(claim.qube) in granted(snapshot, before)
+    }
+    assert stay <= granted(after, planned)
+
+
+@given(snapshots())
+def test_f5_what_is_held_is_read_back_as_it_was_written(snapshot: Snapshot) -> None:
+    for seat in plan(snapshot).held.seats:
+        assert Seat.parse(str(seat)) == seat
+
+
+@given(
+    st.text(max_size=200) | st.from_regex(r"qube=\w+ side=\w+ hops=[\w,]+ families=[\d,]+ protos=\w+ ports=\S+ to=\S+")
+)
+def test_f5_whatever_stands_in_the_file_is_a_hold_or_refused(text: str) -> None:
+    with contextlib.suppress(RefusedError):
+        assert isinstance(Seat.parse(text), Seat)
