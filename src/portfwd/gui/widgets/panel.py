@@ -2,9 +2,11 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The forwards of one qube: the lower half of the Firewall tab, in our own window and in the stock settings."""
 
+import time
+
 from PyQt6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
-from portfwd.client.sentences import explained
+from portfwd.client.sentences import explained, told
 from portfwd.client.status import RuleStatus, State
 from portfwd.gui.state import traffic
 from portfwd.gui.state.overview import Changes, Column, key_of
@@ -80,6 +82,8 @@ class Panel(QWidget):
             return
         elif not mine:
             self.line.setText(self.tr("Nobody can reach {0} from outside.").format(self._qube))
+        elif len(chosen) == 1 and chosen[0].in_doubt:
+            self.line.setText(told(chosen[0], time.time()))
         elif len(chosen) == 1 and chosen[0].fault is not None and chosen[0].state is not State.PAUSED:
             what, advice = explained(chosen[0], chosen[0].fault)
             self.line.setText(f"{what}; {advice}" if advice else what)
