@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import commands, gui
+from bench import commands, forwards, gui
 from bench.bed import Bed, Layout, Variant
 from bench.changes import changes, sweeps
 from bench.entries import Clients
@@ -104,9 +104,9 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("packets", "commands", "gui"),
+        choices=("packets", "commands", "gui", "forwards"),
         default="packets",
-        help="packets and changes of rules; the start of commands and a long list; or the dashboard",
+        help="packets and changes of rules; the start of commands and a long list; the dashboard; or 5,000 forwards",
     )
     parser.add_argument("--quick", action="store_true", help="a rough look, under a minute; else under ten")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the page there (docs/benchmarks.md)")
@@ -120,6 +120,8 @@ def main() -> int:
         text = commands.run(say)
     elif options.what == "gui":
         text = gui.run(say)
+    elif options.what == "forwards":
+        text = forwards.run(say)
     else:
         described = machine()
         text = page(run(QUICK if options.quick else FULL, say), described)
