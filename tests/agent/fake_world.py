@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from portfwd.agent.answers import Answers
 from portfwd.agent.elements import Network, Surroundings
 from portfwd.agent.firewall import Firewall
+from portfwd.agent.flows import Flow
 from portfwd.agent.listeners import Socket
 from portfwd.agent.nft import Nft, NftError
 from portfwd.wire.clock import Moment
@@ -64,6 +65,8 @@ class _Open:
     answer: Packet
     client_lives: bool = True
     server_lives: bool = True
+    heard: bool = False
+    told: bool = False
 
 
 class FakeWorld:
@@ -180,6 +183,8 @@ class FakeWorld:
         if back is None:
             return Life.SILENT
         if _agrees(back, way.request) and way.client_lives:
+            way.heard = True
+            self._client_acknowledges(way)
             return Life.ALIVE
         if back.proto is Proto.TCP:
             # The client knows no such connection: its stack answers with a reset.
@@ -187,6 +192,27 @@ class FakeWorld:
             way.server_lives = arrived is None
             return Life.RESET if arrived is not None else Life.SILENT
         return Life.SILENT
+
+    def client_waits(self, handle: int) -> Life:
+        """What a client that says nothing notices."""
+        way = self._open[handle]
+        if not way.client_lives or way.told:
+            return Life.RESET
+        heard, way.heard = way.heard, False
+        return Life.ALIVE if heard else Life.SILENT
+
+    def _client_acknowledges(self, way: _Open) -> None:
+        """The client's stack answers what it hears, right or not; its program notices a reset alone."""
+        if way.request.proto is Proto.TCP and way.client_lives:
+            way.client_lives = self._inward(way.interface, way.request)[0] is not Fate.RESET
+
+    def _tell(self, flows: list[Flow]) -> None:
+        """As farewell.tell: a strange segment or an ICMP error to each client."""
+        for way in self._open:
+            for flow in flows:
+                if (flow.proto, flow.client, flow.client_port, flow.dialled, flow.port) == way.request.ends:
+                    way.told = way.told or flow.proto is Proto.UDP
+                    self._client_acknowledges(way)
 
     def now(self) -> float:
         """Epoch seconds."""
@@ -214,7 +240,7 @@ class FakeWorld:
     def restart_agent(self) -> None:
         """Both agents are started anew and know nothing of before."""
         self._flows = {n: FakeFlows(host) for n, host in self._hosts.items()}
-        self._agents = {n: Firewall(self._picky[n], self._flows[n]) for n in Node}
+        self._agents = {n: Firewall(self._picky[n], self._flows[n], self._tell) for n in Node}
 
     def forget(self) -> None:
         """Both agents are told that somebody changed the ruleset."""

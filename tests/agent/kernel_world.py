@@ -234,6 +234,11 @@ class KernelWorld:
         heard = proto is Proto.UDP and machine.call(sockets.hears, place, self.patience)
         return Life.ALIVE if heard else seen
 
+    def client_waits(self, handle: int) -> Life:
+        """What a client that says nothing notices."""
+        machine, place, *_ = self._opened[handle]
+        return machine.call(sockets.client_waits, place, 1.0)
+
     def _patience_for(self, proto: Proto) -> float:
         # A TCP side notices sooner or later, over UDP there is nothing to notice.
         return 3.0 if proto is Proto.TCP else self.patience

@@ -193,6 +193,20 @@ def client_speaks(machine: Machine, handle: int, patience: float) -> Life:
     return Life.ALIVE if line in heard else Life.SILENT
 
 
+def client_waits(machine: Machine, handle: int, patience: float) -> Life:
+    """Say nothing on a kept connection; an error, also over UDP, is its end."""
+    client: socket.socket = machine.kept[f"client {handle}"]
+    begin = time.monotonic()
+    while time.monotonic() - begin < patience:
+        try:
+            return Life.ALIVE if client.recv(4096) else Life.RESET
+        except BlockingIOError:
+            machine.turn(0.002)
+        except OSError:
+            return Life.RESET
+    return Life.SILENT
+
+
 def hears(machine: Machine, handle: int, patience: float) -> bool:
     """Whether a kept client hears anything."""
     client: socket.socket = machine.kept[f"client {handle}"]

@@ -145,6 +145,9 @@ class World(Protocol):
     def server_speaks(self, handle: int) -> Life:
         """The program in work sends a line; what its side sees of it."""
 
+    def client_waits(self, handle: int) -> Life:
+        """What a client that says nothing notices: ALIVE when it hears something, RESET when it is told of the end."""
+
     def now(self) -> float:
         """Epoch seconds."""
 

@@ -38,6 +38,10 @@ class End:
         """Send something to the other end: 'alive' when that answered, else 'reset', 'closed', 'timeout'..."""
         return self._command("speak")
 
+    def waits(self) -> str:
+        """Say nothing, and only receive: 'reset', 'closed'... when the connection has ended, else 'open'."""
+        return self._command("wait")
+
     def close(self) -> None:
         """Let go of the connection."""
         # A word, and no end of file: processes forked later hold a copy of our descriptor.
@@ -107,12 +111,28 @@ def _hold(control: socket.socket, connection: socket.socket) -> None:
             if connection in ready:
                 over = _answer(connection)
             if control in ready:
-                if control.recv(16) != b"speak\n":
+                word = control.recv(16)
+                if word == b"wait\n":
+                    over = over or _wait(connection)
+                    control.sendall(f"{over or 'open'}\n".encode())
+                    continue
+                if word != b"speak\n":
                     control.sendall(b"ended\n")
                     return
                 result = over or _ask(connection)
                 over = "" if result in ("alive", "timeout") else result
                 control.sendall(f"{result}\n".encode())
+
+
+def _wait(connection: socket.socket) -> str:
+    """Whether anything but the end of it comes within PATIENCE."""
+    while select.select([connection], [], [], PATIENCE)[0]:
+        try:
+            if not connection.recv(64):
+                return "closed"
+        except OSError as error:
+            return probes.why(error)
+    return ""
 
 
 def _answer(connection: socket.socket) -> str:

@@ -26,7 +26,7 @@ class FakeFlows:
     def _flow(self, connection: Connection) -> Flow:
         handle = id(connection).to_bytes(8, "big")
         self._handles[handle] = connection
-        proto, client, client_port, _, port = connection.original
+        proto, client, client_port, dialled, port = connection.original
         _, server, server_port, _, _ = connection.reply
         return Flow(
             family_of(client),
@@ -38,6 +38,7 @@ class FakeFlows:
             connection.mark,
             handle,
             client_port=client_port,
+            dialled=dialled,
         )
 
     def forget(self, flow: Flow) -> None:

@@ -30,6 +30,7 @@ SELECTORS: dict[tuple[str, ...], str] = {
     ("udp", "dport"): "inet_service",
     ("tcp", "flags"): "flags",
     ("ct", "mark"): "mark",
+    ("meta", "mark"): "mark",
     ("ct", "state"): "state",
     ("ct", "status"): "status",
     ("fib", "daddr", "type"): "route",
@@ -169,6 +170,9 @@ def _statement(family: str, tokens: Tokens) -> list[Statement]:
         return []
     if word in ("update", "delete") and tokens.peek(1).startswith("@"):
         return [_set_statement(tokens)]
+    if tokens.accept("notrack"):
+        # The fake sends nothing with a mark.
+        return [Verdict("continue")]
     if tokens.accept("masquerade"):
         return [Masquerade()]
     if tokens.accept("reject"):

@@ -250,6 +250,8 @@ class FakeHost:
                 return sum(FLAGS[flag] for flag in packet.flags)
             case ["fib", "daddr", "type"]:
                 return "local" if self._is_local(packet.target) else "unicast"
+            case ["meta", "mark"]:
+                return 0
             case ["ct", "mark"]:
                 return None if connection is None else connection.mark
             case ["ct", "status"]:

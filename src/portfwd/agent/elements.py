@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from portfwd.agent.skeleton import RELAY_SIDES
+from portfwd.agent.skeleton import LATE_SECONDS, RELAY_SIDES
 from portfwd.wire.entry import Entry
 from portfwd.wire.limits import PORT_MAX, SHIFTED_ELEMENTS_MAX, SHIFTED_PORTS_MAX
 from portfwd.wire.status import Result
@@ -192,6 +192,9 @@ def _add_door(elements: Elements, side: str, ports: PortRange, owners: list[Entr
         _add(elements, family, f"{side}-port", f"{proto} . {ports.first}", door)
     else:
         _add(elements, family, f"{side}-range", f"{ports} . {proto}", door)
+    if side == "in" and expire is not None:
+        _add(elements, family, "in-ends", f"{ports.short} . {proto}", Element())
+        _add(elements, family, "in-late", f"{ports.short} . {proto}", Element(expire=expire + LATE_SECONDS))
     if klass == "src":
         prefixes = [prefix for e in owners for prefix in addresses_of(e, around)]
         for prefix in collapse(prefixes):

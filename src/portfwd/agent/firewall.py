@@ -7,11 +7,12 @@ come together; the texts and decisions are made by the pure modules beside this 
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from portfwd.agent import counters, skeleton
 from portfwd.agent.diff import difference, differing, everything, settle
 from portfwd.agent.elements import Elements, Surroundings, build
+from portfwd.agent.farewell import tell
 from portfwd.agent.flows import Flow, FlowTable
 from portfwd.agent.nft import Nft, NftError
 from portfwd.agent.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
@@ -55,9 +56,10 @@ def _delete_rules(place: str, lines: list[str]) -> str:
 class Firewall:
     """Our part of one network namespace's ruleset."""
 
-    def __init__(self, nft: Nft, flows: FlowTable) -> None:
+    def __init__(self, nft: Nft, flows: FlowTable, tell: Callable[[list[Flow]], None] = tell) -> None:
         self._nft = nft
         self._flows = flows
+        self._tell = tell
         self._applied: Elements | None = None
         self._open: list[Entry] = []
         self._around = Surroundings(0)
@@ -89,10 +91,11 @@ class Firewall:
         return self._open, self._around
 
     def end(self, flows: list[Flow], now: float) -> None:
-        """End these connections: both sides learn it when they next say something. Raises OSError."""
+        """End these connections: clients are told, servers learn it when they next say something. Raises OSError."""
         self._watch_for(flows, now)
         for flow in flows:
             self._flows.forget(flow)
+        self._tell(flows)
 
     def forget(self) -> None:
         """Someone else changed our table: trust nothing of what we believe stands there."""

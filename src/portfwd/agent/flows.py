@@ -29,7 +29,9 @@ _PROTOS = {6: Proto.TCP, 17: Proto.UDP}
 
 
 class Flow(NamedTuple):
-    """One connection. `server` and `server_port` are those that answer, behind our DNAT; `port` is what was dialled.
+    """One connection. `server` and `server_port` are those that answer, behind our DNAT.
+
+    `dialled` and `port` are what the client has dialled.
 
     `ended`: it is over, and conntrack keeps it for a while only in case that something is still on the way.
     """
@@ -45,6 +47,7 @@ class Flow(NamedTuple):
     translated: bool = True
     client_port: int = 0
     ended: bool = False
+    dialled: IPAddress | None = None
 
 
 class FlowTable(Protocol):
@@ -111,9 +114,8 @@ def _flow(body: bytes) -> Flow | None:
     mark = struct.unpack(">I", found[_MARK])[0]
     translated = (dialled, port) != (server, server_port)
     family = Family(client.version)
-    return Flow(
-        family, proto, client, port, server, server_port, mark, handle, translated, client_port, _has_ended(found)
-    )
+    ended = _has_ended(found)
+    return Flow(family, proto, client, port, server, server_port, mark, handle, translated, client_port, ended, dialled)
 
 
 def _has_ended(found: dict[int, bytes]) -> bool:

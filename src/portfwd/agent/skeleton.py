@@ -9,6 +9,7 @@ qubes and tunnels behind us) and `in` (this qube is the target).
     SIDE-port   exact port        -> which class of clients may come in   (elements carry the expiry)
     SIDE-range  range of ports    -> the same
     SIDE-src    port, protocol, prefix of the allowed clients
+    in-ends     port, protocol of the doors that have an end; in-late: the same, until shortly after that end
     SIDE-to, SIDE-to-one, SIDE-to-keep   where to: exact port; range to one port; range that keeps its ports
     near        interface, prefix of the networks attached to the uplinks
     home        interface, prefix of the addresses that can come by no other interface; attached: all these addresses
@@ -28,8 +29,10 @@ A source address that belongs to the network of one interface is refused at ever
 packet of a connection. An inner hop does not ask again: what its own net qube hands on has been asked at the entrance.
 
 At the target every packet of our connections asks whether its door still stands (chain `standing`). So an end of time
-ends open connections, too, when nobody is left but the target's kernel. It drops and does not reset: an agent may be
-just about to open a shared door anew for the others. A connection that has been let in is not asked for its source.
+ends open connections, too, when nobody is left but the target's kernel. For two seconds it drops: an agent may be just
+about to open a shared door anew for the others. Then it tells: a TCP client that only receives acknowledges what it
+receives, and gets a reset for that; a UDP server is told that nobody hears it. A connection that has been let in is not
+asked for its source.
 """
 
 import hashlib
@@ -69,13 +72,17 @@ answer in its place. A chain of type nat sees the first packet of a connection o
 BASE_RULES = {"custom-forward": FORWARD_RULE, "custom-input": INPUT_RULE}
 """The only rules outside our table: chain of the base table -> rule."""
 
-GUARDS = ("guard-forward", "guard-input", "guard-output", "guard-arrived")
+GUARDS = ("guard-forward", "guard-input", "guard-output", "guard-arrived", "guard-farewell")
 REPLY_CHAINS = ("reply-in", "reply-out", "back-in", "back")
 HITS = "hits"
 HITS_SECONDS = 30 * 86400
 """How long the newest connection of a port is remembered."""
 HITS_MAX = 16384
 """Ports that are counted; those beyond it work and are not."""
+LATE_SECONDS = 2.0
+"""How long after an end the target's kernel waits for an agent before it tells the ends of a connection."""
+MARK_FAREWELL = 0x08000000
+"""Of packets that we send to clients of ended connections (farewell.py); conntrack shall not take them for new ones."""
 DEAD_OUT = "dead-out"
 DEAD_IN = "dead-in"
 _DEAD_MAX = 1 << 20
@@ -99,6 +106,8 @@ def sets_of(family: Family) -> dict[str, str]:
         found[f"map {side}-to"] = f"type inet_proto . inet_service : {addr} . inet_service;"
         found[f"map {side}-to-one"] = f"type inet_service . inet_proto : {addr} . inet_service; flags interval;"
         found[f"map {side}-to-keep"] = f"type inet_service . inet_proto : {addr}; flags interval;"
+    found["set in-ends"] = "type inet_service . inet_proto; flags interval;"
+    found["set in-late"] = "type inet_service . inet_proto; flags interval,timeout;"
     found["set near"] = f"type ifname . {addr}; flags interval;"
     found["set home"] = f"type ifname . {addr}; flags interval;"
     found["set attached"] = f"type {addr}; flags interval;"
@@ -169,7 +178,18 @@ def table(family: Family) -> str:
   chain standing {{
     meta l4proto . th dport vmap @in-port
     th dport . meta l4proto vmap @in-range
+    th dport . meta l4proto @in-late drop
+    th dport . meta l4proto @in-ends goto over
     drop
+  }}
+  chain over {{
+    meta l4proto tcp tcp flags & rst == rst return
+    meta l4proto tcp reject with tcp reset
+    reject
+  }}
+  chain leaving {{
+    th sport . meta l4proto @in-late return
+    th sport . meta l4proto @in-ends reject
   }}
   chain dead {{
     meta l4proto tcp tcp flags & (syn | rst | ack) == syn return
@@ -189,6 +209,10 @@ def table(family: Family) -> str:
     type filter hook input priority filter - 1; policy accept;
     iifgroup 1 meta l4proto {{ tcp, udp }} ct state new jump arrival
     ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} meta l4proto {{ tcp, udp }} jump standing
+  }}
+  chain output {{
+    type filter hook output priority filter - 1; policy accept;
+    ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} meta l4proto udp jump leaving
   }}
 }}
 """
@@ -260,6 +284,10 @@ def guard(family: Family) -> str:
   chain {GUARDS[3]} {{
     type filter hook input priority filter + 1; policy accept;
     {again} & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} delete @{DEAD_IN} {{ meta l4proto . {ip} saddr . th dport }}
+  }}
+  chain {GUARDS[4]} {{
+    type filter hook output priority raw; policy accept;
+    meta mark & 0x{MARK_FAREWELL:08x} != 0 notrack
   }}
 }}
 """
