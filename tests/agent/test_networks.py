@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.agent.elements import Network
+from portfwd.agent.elements import Network, Surroundings, build
 from portfwd.agent.networks import Address, is_attachable, networks_of, without
 from portfwd.agent.uplinks import Device, Link, links_of
 from portfwd.agent.ways import MAIN, Route
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.status import IGNORED_MAX, Ignored, Why
 from portfwd.wire.values import Family, IPNetwork
+from tests.agent.world import relay
 
 UP = 1
 ENS6 = Link(2, "ens6", uplink=True, tunnel=False)
@@ -164,6 +165,18 @@ def test_f1_what_is_left_of_a_prefix_is_every_address_that_nobody_takes(
 ) -> None:
     left = [address for piece in without(prefix, others) for address in piece]
     assert sorted(left) == [a for a in prefix if not any(a in other for other in others)]
+
+
+def test_f1_the_cost_does_not_grow_with_the_number_of_forwards() -> None:
+    near = (
+        Network("ens6", ipaddress.ip_network("192.168.1.0/24")),
+        Network("ens7", ipaddress.ip_network("10.0.0.0/8")),
+    )
+    sizes = set()
+    for number in (1, 1000):
+        elements, _ = build([relay(port + 1) for port in range(number)], Surroundings(0, near, home=near))
+        sizes.add(tuple(len(elements[Family.V4, name]) for name in ("home", "attached")))
+    assert sizes == {(2, 2)}
 
 
 @pytest.mark.parametrize(

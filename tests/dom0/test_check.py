@@ -19,6 +19,7 @@ from portfwd.model.forward import parse_forwards
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.probe import Answer, Count, Request, RouteWord, Sent, Sight, Way, parse_head, parse_keyed
+from portfwd.wire.status import Ignored
 from portfwd.wire.values import Family, Proto, QubeName
 from portfwd.wire.views import CheckResult, HopState
 from tests.dom0.asking import run
@@ -47,6 +48,16 @@ def healthy() -> Case:
     }
     states = {(name, entry.key): HopState.APPLIED for name, entry in PATH}
     return Case(WORK, StoredForward(RULE, 1, ""), path=PATH, look=Look(states, {}), trace=Trace(hops, Sent.YES))
+
+
+def test_f2_a_network_that_does_not_count_has_no_neighbours() -> None:
+    """What the agent leaves out of account is no reason to look for the fault elsewhere."""
+    uplinks = {NET: tuple(map(ipaddress.ip_interface, ("192.168.1.10/24", "203.0.113.1/1")))}
+    ignored = {NET: (Ignored.parse("ens7:network:128.0.0.0/1"),)}
+    for left_out, wrong in ({}, False), (ignored, True):
+        look = Look(healthy().look.states, uplinks, left_out)
+        findings = diagnose(replace(healthy(), look=look, client=ipaddress.ip_address("203.0.113.80")))
+        assert any(finding.cause == "not-a-neighbour" for finding in findings) is wrong
 
 
 def seen(case: Case, name: QubeName, **changes: Any) -> Case:

@@ -23,6 +23,7 @@ from pathlib import Path
 from portfwd.agent import frames, inject
 from portfwd.agent.flows import Conntrack
 from portfwd.agent.listeners import read_sockets
+from portfwd.agent.networks import is_attachable
 from portfwd.agent.nft import LibNft, Nft, NftError
 from portfwd.agent.probe_table import TABLE, probe_table
 from portfwd.agent.sight import Eyes, agent_runs
@@ -112,8 +113,10 @@ def _choose(eyes: Eyes, way: Way) -> tuple[Way, _Target | None]:
     client = way.client or _client_for(way, [address for _, address in outside])
     if client is None:
         return way, None
-    near = [link for link, address in outside if client in address.network and address.network.prefixlen > 0]
-    link = near[0] if near else eyes.way_to(client).link
+    # Where the address is at home: by another card it would be refused.
+    near = [(a.network.prefixlen, -place, link) for place, (link, a) in enumerate(outside) if client in a.network]
+    near = [found for found in near if found[0] > 0]
+    link = max(near)[2] if near else eyes.way_to(client).link
     if link is None or link.uplink is (way.entry.side is Side.DOWNSTREAM):
         return replace(way, client=client), None
     address = next((address.ip for at, address in own if at.index == link.index), None)
@@ -132,7 +135,7 @@ def _client_for(way: Way, uplinks: Sequence[ipaddress.IPv4Interface | ipaddress.
         except OSError:
             return None
         return ipaddress.ip_address(found[0][4][0])
-    networks = [address.network for address in uplinks if address.network.num_addresses > 2]
+    networks = [a.network for a in uplinks if a.network.num_addresses > 2 and is_attachable(a.network)]
     taken = {address.ip for address in uplinks}
     if not isinstance(source, SourceWord):
         networks = [network for network in networks if network.overlaps(source)]

@@ -84,7 +84,7 @@ class Eyes:
                 return Way(RouteWord.LOCAL)
             link = self.links.get(int.from_bytes(fields.get(_RTA_OIF, b""), "little"))
             if link is not None:
-                word = RouteWord.UPLINK if link.uplink else RouteWord.TUNNEL if link.tunnel else RouteWord.VIF
+                word = RouteWord.VIF if link.downstream else RouteWord.UPLINK if link.uplink else RouteWord.TUNNEL
                 return Way(word, link)
         return Way(RouteWord.NONE)
 

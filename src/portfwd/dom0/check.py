@@ -142,7 +142,8 @@ def _wrong_client(case: Case, hops: Sequence[QubeName]) -> Iterator[Finding]:
         if case.client not in rule.srchost:
             yield _bad(entrance, Cause.WRONG_SOURCE, texts.wrong_source(case.client, rule.srchost))
     elif rule.srchost is SourceWord.NEIGHBOURS and rule.forwardtype is ForwardType.EXTERNAL:
-        networks = [address.network for address in case.look.uplinks.get(entrance, ())]
+        wide = {str(found.what) for found in case.look.ignored.get(entrance, ())}
+        networks = [a.network for a in case.look.uplinks.get(entrance, ()) if str(a.network) not in wide]
         if networks and not any(case.client in network for network in networks):
             yield _bad(entrance, Cause.NOT_A_NEIGHBOUR, texts.not_a_neighbour(case.client, entrance))
     if case.client_qube is not None and case.refused.get(case.client_qube) is Outbound.REFUSED:
