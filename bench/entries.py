@@ -49,11 +49,13 @@ def around(count: int, now: float, clients: Clients, numbered: bool = False) -> 
     `numbered`: replies need a way of their own through every uplink.
     """
     names = {HostName(f"client{index}.example"): tuple(_addresses(index)) for index in range(count)}
+    near = (Network("ens6", NEAR),)
     return Surroundings(
         now,
-        (Network("ens6", NEAR),),
+        near,
         names if clients is Clients.THREE_PREFIXES else {},
         {"ens6": 1, "eth0": 2} if numbered else {},
+        home=near,
     )
 
 
