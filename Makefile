@@ -48,6 +48,7 @@ package-client:
 	$(call install_program,qvm-port-forward,portfwd.client.qvm_port_forward)
 	install -D -m 0644 integration/qubes-port-forwarding.pth $(SITE)/qubes-port-forwarding.pth
 	install -D -m 0644 man/qvm-port-forward.1 $(DESTDIR)/usr/share/man/man1/qvm-port-forward.1
+	install -D -m 0644 man/qvm-firewall.1pf $(DESTDIR)/usr/share/man/man1/qvm-firewall.1pf
 	install -D -m 0644 completion/qvm-port-forward.bash $(DESTDIR)/usr/share/bash-completion/completions/qvm-port-forward
 	install -D -m 0644 completion/_qvm-port-forward $(DESTDIR)$(ZSH_COMPLETIONS)/_qvm-port-forward
 

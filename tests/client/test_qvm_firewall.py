@@ -62,9 +62,14 @@ def test_f6_forwards_that_some_hop_does_not_confirm_to_be_shut_are_told(
     qubesd.hops = "hop=sys-net internal=no confirmed=no\nhop=work internal=yes confirmed=no\n"
     doubt = "sys-net and work have not confirmed it: the port may still be open until then"
     note = f"Note: the forward is removed, but {doubt}\n"
-    for words in (["del", *WEB.split()], ["reset"]):
+    qubesd.forwards["work"] = f"{WEB}\n"
+    assert run("work", "del", *WEB.split()) == (3, "", note)
+    for quiet in ([], ["-q"]):
         qubesd.forwards["work"] = f"{WEB}\n"
-        assert run("work", *words) == (3, "", note)
+        outcome = run("work", "reset", "--forwards", *quiet)
+        assert (outcome.code, outcome.out) == (3, "")
+        # It is no mere news that a port may be open.
+        assert outcome.err.endswith(note)
     assert run("work", "reset") == (0, "", "")
     qubesd.hops = "hop=sys-net internal=no confirmed=yes\nhop=work internal=yes confirmed=no\n"
     note = note.replace("sys-net and work have", "work has")
@@ -176,10 +181,55 @@ def test_a_forward_can_be_added_before_another_and_removed_by_number(qubesd: Qub
     assert qubesd.forwards["work"] == f"{DNS}\n"
 
 
-def test_reset_shuts_the_forwards_too(qubesd: Qubesd, run: Run) -> None:
-    qubesd.rules["work"], qubesd.forwards["work"] = ["action=drop"], f"{WEB}\n"
-    assert run("work", "reset") == (0, "", "")
+@pytest.mark.parametrize(("number", "stay"), [(1, "forward of work stays"), (2, "2 forwards of work stay")])
+def test_f14_a_reset_of_outbound_rules_loses_no_forward_and_says_how_many_stay(
+    qubesd: Qubesd, run: Run, number: int, stay: str
+) -> None:
+    """As the stock's tool without our hook: whoever loosens outbound rules does not mean the ports."""
+    forwards = "".join(f"{line}\n" for line in (WEB, DNS)[:number])
+    qubesd.rules["work"], qubesd.forwards["work"] = ["action=drop"], forwards
+    code, out, err = run("work", "reset")
+    assert (code, out) == (0, "")
+    assert stay in err
+    assert err.count("\n") == 1
+    assert "qvm-firewall work reset --forwards" in err
+    assert (qubesd.rules["work"], qubesd.forwards["work"]) == (["action=accept"], forwards)
+
+
+@pytest.mark.parametrize("words", [["work", "reset", "-q"], ["-q", "work", "reset"], ["--raw", "-q", "work", "reset"]])
+def test_f14_a_quiet_reset_says_nothing_and_loses_nothing(qubesd: Qubesd, run: Run, words: list[str]) -> None:
+    qubesd.forwards["work"] = f"{WEB}\n"
+    assert run(*words) == (0, "", "")
+    assert qubesd.forwards["work"] == f"{WEB}\n"
+
+
+@pytest.mark.parametrize(("number", "gone"), [(0, ""), (1, "1 forward of work is removed"), (2, "2 forwards of work")])
+def test_f14_a_reset_of_forwards_says_how_many_are_gone(qubesd: Qubesd, run: Run, number: int, gone: str) -> None:
+    qubesd.rules["work"] = ["action=drop"]
+    qubesd.forwards["work"] = "".join(f"{line}\n" for line in (WEB, DNS)[:number])
+    code, out, err = run("work", "reset", "--forwards")
+    assert (code, out) == (0, "")
+    assert gone in err
+    assert bool(err) == bool(number)
     assert (qubesd.rules["work"], qubesd.forwards["work"]) == (["action=accept"], "")
+
+
+def test_f14_forwards_that_cannot_be_counted_are_not_told_to_be_none(qubesd: Qubesd, run: Run) -> None:
+    unreadable = f"{WEB} newword=1\n"
+    qubesd.rules["work"], qubesd.forwards["work"] = ["action=drop"], unreadable
+    code, out, err = run("work", "reset")
+    assert (code, out) == (0, "")
+    assert "newword=1" in err
+    assert (qubesd.rules["work"], qubesd.forwards["work"]) == (["action=accept"], unreadable)
+
+
+def test_f14_a_reset_that_fails_half_way_has_told_what_is_gone(qubesd: Qubesd, run: Run) -> None:
+    qubesd.forwards["work"] = f"{WEB}\n"
+    qubesd.before_edit = lambda: qubesd.rules.pop("work") and None
+    code, _, err = run("work", "reset", "--forwards")
+    assert code == 1
+    assert err.startswith("Note: 1 forward of work is removed\n")
+    assert "Error: " in err
 
 
 def test_an_edit_of_someone_else_in_between_is_kept(qubesd: Qubesd, run: Run) -> None:
@@ -292,7 +342,7 @@ def test_help_names_the_commands_and_what_reset_does(run: Run) -> None:
     assert code == 0
     for command in ("add", "del", "list", "reset"):
         assert f"Command '{command}':\n  usage: qvm-firewall VMNAME {command}" in out
-    assert "remove all forwards, too" in out
+    assert "forwards stay, unless --forwards" in out
 
 
 def test_the_version_is_that_of_the_project(run: Run) -> None:

@@ -41,7 +41,7 @@ def tool(socket: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Tool]:
 
     yield tool
     for qube in ("work", "personal"):
-        tool(qube, "reset")
+        tool(qube, "reset", "--forwards")
 
 
 def test_a_forward_is_added_listed_and_removed(tool: Tool) -> None:
@@ -63,10 +63,13 @@ def test_a_port_that_is_taken_is_refused_with_its_owner(tool: Tool) -> None:
     assert tool("--raw", "personal") == (0, "action=accept\n", "")
 
 
-def test_reset_leaves_neither_rules_nor_forwards(tool: Tool) -> None:
+def test_f14_reset_keeps_the_forwards_until_it_is_told_to_remove_them(tool: Tool) -> None:
     tool("work", "add", *WEB.split())
     tool("work", "add", "--before", "0", "drop")
-    assert tool("work", "reset") == (0, "", "")
+    hint = "'qvm-firewall work reset --forwards' removes it"
+    assert tool("work", "reset") == (0, "", f"Note: 1 forward of work stays as it was; {hint}\n")
+    assert tool("--raw", "work") == (0, f"action=accept\n{WEB}\n", "")
+    assert tool("work", "reset", "--forwards") == (0, "", "Note: 1 forward of work is removed\n")
     assert tool("--raw", "work") == (0, "action=accept\n", "")
 
 

@@ -55,6 +55,35 @@ def test_no_file_is_in_two_packages_and_none_of_the_lab_or_the_tests_in_any(root
     assert not [file for file in everything if "lab" in Path(file).parts or "tests" in Path(file).parts]
 
 
+STOCK = {
+    # Of qubes-core-admin-client and the rest of Qubes, in dom0: as its packages list them.
+    "usr/bin/qvm-firewall",
+    "usr/share/man/man1/qvm-firewall.1",
+    "usr/share/man/man1/qvm-firewall.1.gz",
+}
+
+
+def test_f14_the_manual_page_of_the_hooked_tool_is_installed_beside_the_stocks(roots: dict[str, Path]) -> None:
+    """man qvm-firewall finds the stock's first, man 1pf qvm-firewall ours; one file of two packages would stop rpm."""
+    everything = {file for root in roots.values() for file in files(root)}
+    assert not everything & STOCK
+    page = roots["client"] / "usr/share/man/man1/qvm-firewall.1pf"
+    assert page.read_text() == (ROOT / "man/qvm-firewall.1pf").read_text()
+    assert "reset" in page.read_text()
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="no man")
+def test_f14_man_finds_both_pages_by_their_section(roots: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "man1"
+    folder.mkdir()
+    (folder / "qvm-firewall.1").write_text(".TH QVM-FIREWALL 1\n.SH NAME\nstock\n")
+    shutil.copy(roots["client"] / "usr/share/man/man1/qvm-firewall.1pf", folder)
+    for section, file in (("1pf", "qvm-firewall.1pf"), ("1", "qvm-firewall.1")):
+        argv = ["man", "-M", str(tmp_path), "-w", section, "qvm-firewall"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        assert done.stdout.split()[0] == str(folder / file)
+
+
 def test_the_agents_package_starts_alone(tmp_path: Path) -> None:
     make("install-agent", tmp_path)
     code = f"import sys; sys.path.insert(0, {str(tmp_path) + SITE!r}); import portfwd.agent.__main__; print('starts')"

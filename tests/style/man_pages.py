@@ -26,11 +26,18 @@ class Page(NamedTuple):
     exits: Mapping[int, str]
     examples: Sequence[str]
     see: str
+    section: str = "1"
+    """Another than 1 stands beside the manual page that somebody else's package has of that name."""
+
+    @property
+    def file(self) -> str:
+        """Its name in man/ and where it is installed."""
+        return f"{self.name}.{self.section}"
 
 
 def make(page: Page, parser: argparse.ArgumentParser) -> str:
     """The whole page."""
-    lines = [f".TH {page.name.upper()} 1 2026 {_quoted('Qubes Port Forwarding')} {_quoted('Qubes OS')}"]
+    lines = [f".TH {page.name.upper()} {page.section} 2026 {_quoted('Qubes Port Forwarding')} {_quoted('Qubes OS')}"]
     lines += [".SH NAME", f"{_text(page.name)} \\- {_text(page.purpose)}"]
     lines += [".SH SYNOPSIS", *_synopsis(page.name, parser)]
     lines += [".SH DESCRIPTION", *_paragraphs(page.description)]

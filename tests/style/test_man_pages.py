@@ -26,7 +26,7 @@ FORWARD_PAGE = Page(
     purpose="see and steer the port forwards of all qubes",
     description=(
         "Makes a port of the network lead to a port of a qube, through all the net qubes between, and tells how each "
-        "forward fares. Runs in dom0, or in a management qube that the policy of dom0 lets do so. qvm-firewall(1) is "
+        "forward fares. Runs in dom0, or in a management qube that the policy of dom0 lets do so. qvm-firewall(1pf) is "
         "the exact tool beside it; both change the same lists and number the forwards of a qube alike.",
         "Colours are used on a terminal, unless NO_COLOR is set or TERM is dumb; nothing is told by colour alone.",
     ),
@@ -65,7 +65,7 @@ FORWARD_PAGE = Page(
         130: "interrupted; a change may have been made.",
     },
     examples=[f"qvm-port-forward {line}" for text in _EXAMPLES.values() for line in text.splitlines()],
-    see=".BR qvm\\-firewall (1)",
+    see=".BR qvm\\-firewall (1pf)",
 )
 FIREWALL_PAGE = Page(
     name="qvm-firewall",
@@ -76,6 +76,10 @@ FIREWALL_PAGE = Page(
         "their own, f0, f1, ..., and let others reach the qube.",
         "A rule is given as words KEY=VALUE or by position: ACTION [DSTHOST [PROTO [DSTPORTS|ICMPTYPE]]], or forward "
         "FORWARDTYPE PROTO SRCPORTS [DSTPORTS [SRCHOST]].",
+        "This page is of the tool as it is where Qubes Port Forwarding is installed; qvm-firewall(1) is of the one in "
+        "Qubes OS, which it replaces there. A reset concerns the ordinary rules alone, as there. What it says of "
+        "forwards, such as how many stay, goes to standard error, and with --quiet nowhere; that a port may still be "
+        "open is always said.",
     ),
     words={
         "RULES": {
@@ -110,7 +114,8 @@ FIREWALL_PAGE = Page(
         "qvm-firewall work add action=forward forwardtype=external proto=tcp srcports=443 dstports=8443 expire=+2h",
         "qvm-firewall work del --rule-no f0",
     ],
-    see=".BR qvm\\-port\\-forward (1)",
+    see=".BR qvm\\-port\\-forward (1),\n.BR qvm\\-firewall (1)",
+    section="1pf",
 )
 WINDOWS_PAGE = Page(
     name="qubes-port-forwarding",
@@ -124,7 +129,7 @@ WINDOWS_PAGE = Page(
     words={},
     exits={0: "the last window was closed, or the program was told to end.", 2: "wrong usage."},
     examples=["qubes-port-forwarding", "qubes-port-forwarding work", "qubes-port-forwarding --hidden"],
-    see=".BR qvm\\-port\\-forward (1),\n.BR qvm\\-firewall (1)",
+    see=".BR qvm\\-port\\-forward (1),\n.BR qvm\\-firewall (1pf)",
 )
 PARSERS = {
     "qvm-port-forward": make_parser,
@@ -137,20 +142,20 @@ PARSERS = {
 class TestPage:
     def test_it_is_that_of_the_program(self, page: Page) -> None:
         made = make(page, PARSERS[page.name]())
-        file = MAN / f"{page.name}.1"
+        file = MAN / page.file
         if os.environ.get("REGENERATE"):
             MAN.mkdir(exist_ok=True)
             file.write_text(made)
         assert file.read_text() == made
 
     def test_it_names_every_command_and_option(self, page: Page) -> None:
-        text = (MAN / f"{page.name}.1").read_text().replace("\\-", "-")
+        text = (MAN / page.file).read_text().replace("\\-", "-")
         for option in options(PARSERS[page.name]()):
             assert f"\\fB{option}\\fR" in text, option
 
     @pytest.mark.skipif(shutil.which("groff") is None, reason="no groff")
     def test_it_can_be_formatted(self, page: Page) -> None:
-        argv = ["groff", "-man", "-ww", "-Tutf8", "-z", str(MAN / f"{page.name}.1")]
+        argv = ["groff", "-man", "-ww", "-Tutf8", "-z", str(MAN / page.file)]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
         assert done.stderr == ""
 

@@ -87,25 +87,28 @@ def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> Rules:
     return ()
 
 
-def reset(client: AdminClient, qube: QubeName, say: Callable[[str], None]) -> Rules:
-    """Accept everything outbound, forward nothing. Returns the forwards that are gone.
+def reset(client: AdminClient, qube: QubeName, say: Callable[[str], None]) -> None:
+    """Accept everything outbound. The forwards stay as they are.
 
     A file whose forwards cannot be read is kept under another name, which `say` is told.
     """
-    removed: Rules = ()
     try:
-        try:
-            present = client.forwards(qube).rules
-        except ApiError:
-            say(f"the forwards of {qube} cannot be read; their file is kept: {client.begin_anew(qube)}")
-            present = ()
-        if present:
-            removed = _remove(client, qube, lambda _: (), once=False)
-    except NoExtensionError:
-        # Where there are no forwards there is nothing to remove.
+        client.forwards(qube)
+    except ApiError:
+        say(f"the forwards of {qube} cannot be read; their file is kept: {client.begin_anew(qube)}")
+    except RefusedError:
+        # No forwards there, or words of a newer dom0.
         pass
     client.set_rules(qube, [_ACCEPT_ALL])
-    return removed
+
+
+def remove_all(client: AdminClient, qube: QubeName) -> Rules:
+    """Forward nothing any more. Returns the forwards that are gone; those that dom0 cannot read are not there."""
+    try:
+        present = client.forwards(qube).rules
+    except (NoExtensionError, ApiError):
+        return ()
+    return _remove(client, qube, lambda _: (), once=False) if present else ()
 
 
 def _remove(client: AdminClient, qube: QubeName, change: Change, *, once: bool) -> Rules:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from portfwd.client.adminapi import AdminClient, NoExtensionError, Transport, connect
-from portfwd.client.edits import Number, UsageError, add_forward, add_ordinary, delete, reset
+from portfwd.client.edits import Number, UsageError, add_forward, add_ordinary, delete, remove_all, reset
 from portfwd.client.table import forwards_table, ordinary_table
 from portfwd.model.command import parse_match
 from portfwd.model.forward import ForwardRule
@@ -88,11 +88,12 @@ Comments:
 class _Parser(argparse.ArgumentParser):
     """With the options that every tool of Qubes has; the help shows the usage of the commands, too."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, default: Any = argparse.SUPPRESS, **kwargs: Any) -> None:
+        """`default`: None in the outermost parser; a command's would take back what was said before its name."""
         super().__init__(add_help=False, **kwargs)
         self.commands: dict[str, _Parser] = {}
-        self.add_argument("--verbose", "-v", action="count", help="increase verbosity")
-        self.add_argument("--quiet", "-q", action="count", help="decrease verbosity")
+        self.add_argument("--verbose", "-v", action="count", default=default, help="increase verbosity")
+        self.add_argument("--quiet", "-q", action="count", default=default, help="decrease verbosity")
         self.add_argument("--force-root", action="store_true", help=argparse.SUPPRESS)
         self.add_argument("--help", "-h", action="help", help="show this help message and exit")
         version = f"{_PROGRAM} (Qubes Port Forwarding) {VERSION}\nLicense: GPL-2.0-or-later"
@@ -142,7 +143,7 @@ def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: R
         meant = args.rule_no if match is None or args.rule_no is not None else match
         return _said_shut(client, qube, delete(client, qube, meant))
     if args.command == "reset":
-        return _said_shut(client, qube, reset(client, qube, lambda text: print(f"Note: {text}", file=sys.stderr)))
+        return _reset(client, qube, forwards=args.forwards, quiet=bool(args.quiet))
     if isinstance(match, ForwardRule):
         add_forward(client, qube, match, args.before)
         if match.enabled and (problem := client.problem(qube, match)) is not None:
@@ -169,6 +170,34 @@ def _is_damaged(client: AdminClient, qube: QubeName) -> bool:
     except RefusedError:
         return True
     return False
+
+
+def _reset(client: AdminClient, qube: QubeName, *, forwards: bool, quiet: bool) -> int:
+    """As the stock's: of outbound rules. Forwards stay unless that is said, and either way the user is told."""
+    code = 0
+    if forwards and (gone := remove_all(client, qube)):
+        if not quiet:
+            print(f"Note: {_count(gone, qube)} {'are' if len(gone) > 1 else 'is'} removed", file=sys.stderr)
+        code = _said_shut(client, qube, gone)
+    reset(client, qube, lambda text: print(f"Note: {text}", file=sys.stderr))
+    if forwards or quiet:
+        return code
+    command = f"'{_PROGRAM} {qube} reset --forwards'"
+    try:
+        left = client.forwards(qube).rules
+    except NoExtensionError:
+        return code
+    except RefusedError as error:
+        print(f"Note: forwards of {qube} stay as they were, and cannot be listed: {error}", file=sys.stderr)
+        return code
+    if left:
+        stays, them = ("stay as they were", "them") if len(left) > 1 else ("stays as it was", "it")
+        print(f"Note: {_count(left, qube)} {stays}; {command} removes {them}", file=sys.stderr)
+    return code
+
+
+def _count(forwards: Sequence[ForwardRule], qube: QubeName) -> str:
+    return f"{len(forwards)} forward{'s' if len(forwards) > 1 else ''} of {qube}"
 
 
 def _said_shut(client: AdminClient, qube: QubeName, removed: Sequence[ForwardRule]) -> int:
@@ -232,7 +261,7 @@ def _number(text: str) -> Number:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog=_PROGRAM, epilog=_EPILOG, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _Parser(default=None, prog=_PROGRAM, epilog=_EPILOG, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("VMNAME", nargs=1, help="a domain name")
     commands = parser.add_subparsers(dest="command", help="action to perform")
     add = commands.add_parser("add", help="add rule")
@@ -243,8 +272,9 @@ def _parser() -> _Parser:
     delete_.add_argument("--rule-no", dest="rule_no", type=_number, help="rule number")
     delete_.add_argument("rule", metavar="match", nargs="*", help="rule to be removed")
     list_ = commands.add_parser("list", help="list rules")
-    what = "remove all firewall rules and reset to default (accept all connections);\nremove all forwards, too"
+    what = "remove all firewall rules and reset to default (accept all connections);\nforwards stay, unless --forwards"
     reset_ = commands.add_parser("reset", help=what)
+    reset_.add_argument("--forwards", action="store_true", help="remove all forwards of the qube, too")
     parser.commands = {"add": add, "del": delete_, "list": list_, "reset": reset_}
     parser.add_argument("--reload", "-r", action="store_true", help="force reload of rules even when unchanged")
     parser.add_argument("--raw", action="store_true", help="output rules as raw strings, instead of nice table")
