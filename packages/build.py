@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from packages.releases import Release, releases
+
 ROOT = Path(__file__).parents[1]
 NAME = "qubes-port-forwarding"
 _NOT_SOURCE = (".git", ".venv", "__pycache__", ".hypothesis", ".mypy_cache", ".ruff_cache", "*.egg-info", "dist")
@@ -98,33 +100,54 @@ def _build(folder: Path, change: Change) -> Iterator[Path]:
         _say("no debs: dpkg-buildpackage is not here")
     specs = folder / "rpm" / "SPECS"
     specs.mkdir(parents=True)
-    for recipe in sorted(source.glob("rpm_spec/*.spec.in")):
-        _say(f"building rpms of {recipe.name}")
-        yield from _build_rpms(recipe, specs, source, change)
+    recipes = [_Recipe.make(recipe, specs, source, change) for recipe in sorted(source.glob("rpm_spec/*.spec.in"))]
+    for release in releases():
+        _say(f"building rpms for {release.dist}: {release.purpose}")
+        for recipe in recipes:
+            yield from recipe.build(release, source)
 
 
-def _build_rpms(recipe: Path, specs: Path, source: Path, change: Change) -> list[Path]:
-    spec = specs / recipe.stem
-    text = recipe.read_text()
-    for word, value in (("VERSION", change.version), ("REL", change.release), ("CHANGELOG", change.for_rpm())):
-        text = text.replace(f"@{word}@", value)
-    spec.write_text(text)
-    (found,) = re.findall(r"^Name: +(\S+)$", text, re.MULTILINE)
-    top = source.parent / "rpm" / found
-    _pack(source, top / "SOURCES" / f"{found}-{change.version}.tar.gz", f"{found}-{change.version}", change)
-    _run("rpmbuild", *_macros(source), "--define", f"_topdir {top}", "-bb", str(spec), cwd=source)
-    return sorted(top.glob("RPMS/noarch/*.rpm"))
+class _Recipe(NamedTuple):
+    """A spec with its archive, in a folder for rpmbuild. `packages`: those that come of it, by their last word."""
+
+    spec: Path
+    top: Path
+    packages: frozenset[str]
+
+    @classmethod
+    def make(cls, recipe: Path, specs: Path, source: Path, change: Change) -> "_Recipe":
+        spec = specs / recipe.stem
+        text = recipe.read_text()
+        for word, value in (("VERSION", change.version), ("REL", change.release), ("CHANGELOG", change.for_rpm())):
+            text = text.replace(f"@{word}@", value)
+        spec.write_text(text)
+        (found,) = re.findall(r"^Name: +(\S+)$", text, re.MULTILINE)
+        top = source.parent / "rpm" / found
+        _pack(source, top / "SOURCES" / f"{found}-{change.version}.tar.gz", f"{found}-{change.version}", change)
+        parts = re.findall(r"^%package +(\S+)$", text, re.MULTILINE)
+        return cls(spec, top, frozenset(parts or [found.removeprefix(f"{NAME}-")]))
+
+    def build(self, release: Release, source: Path) -> list[Path]:
+        """Those of the packages that the release has."""
+        wanted = self.packages & set(release.packages)
+        if not wanted:
+            return []
+        defined = [f"_topdir {self.top}", *_macros(release, source)]
+        options = itertools.chain.from_iterable(("--define", words) for words in defined)
+        # What they need to be built is no question of the machine's own rpm database.
+        _run("rpmbuild", "--nodeps", *options, "-bb", str(self.spec), cwd=source)
+        made = self.top / "RPMS/noarch"
+        return [path for name in sorted(wanted) for path in made.glob(f"{NAME}-{name}-*.{release.dist}.noarch.rpm")]
 
 
-def _macros(source: Path) -> list[str]:
-    """Elsewhere than on Fedora, what rpm lacks; there it does not know either what is installed."""
-    known = _run("rpm", "--eval", "%{python3_sitelib}", cwd=source).strip()
-    if known.startswith("/"):
-        return []
+def _macros(release: Release, source: Path) -> list[str]:
+    """What rpm of this machine does not know as that of the release does."""
+    defined = [f"{name} {value}" for name, value in release.macros.items()]
+    if _run("rpm", "--eval", "%{python3_sitelib}", cwd=source).startswith("/"):
+        return defined
     # One by one, since rpm 4.20 forgets a loaded file when it comes to BuildArch.
     lines = (source / "rpm_spec/not-fedora.macros").read_text().splitlines()
-    defined = (("--define", line.removeprefix("%")) for line in lines if line.startswith("%"))
-    return ["--nodeps", *itertools.chain.from_iterable(defined)]
+    return [*defined, *(line.removeprefix("%") for line in lines if line.startswith("%"))]
 
 
 def _pack(source: Path, archive: Path, top: str, change: Change, without: str = "") -> None:

@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from packages import build
+from packages.releases import Release, releases
 from tests.packages.test_install import PACKAGES, ROOT, files, make
 
 _MADE_BY_TOOLS = re.compile(r"usr/share/(doc|licenses)/")
@@ -52,13 +54,116 @@ def test_debs_hold_what_make_installs(built: Path, tmp_path: Path, name: str) ->
     assert contents(package) == expected(name, tmp_path, "/usr/lib/python3/dist-packages", zsh)
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_rpms_hold_what_make_installs(built: Path, tmp_path: Path, name: str) -> None:
-    (package,) = built.glob(f"qubes-port-forwarding-{name}-*.rpm")
-    (site,) = {
-        match[0] for file in contents(package) if (match := re.match(r"usr/lib/python3\.\d+/site-packages", file))
+def rpms(built: Path, release: Release) -> dict[str, Path]:
+    """By the last word of their names."""
+    return {path.name.split("-")[3]: path for path in built.glob(f"qubes-port-forwarding-*.{release.dist}.noarch.rpm")}
+
+
+@pytest.mark.parametrize("release", releases(), ids=lambda release: release.dist)
+def test_f22_each_release_has_rpms_of_its_own_python_that_hold_what_make_installs(
+    built: Path, tmp_path: Path, release: Release
+) -> None:
+    """Mistake: one set for all, with the paths and the Python of one."""
+    made = rpms(built, release)
+    assert sorted(made) == sorted(release.packages)
+    site = f"/usr/lib/python{release.python}/site-packages"
+    for name, package in made.items():
+        held = {file for file in contents(package) if "__pycache__" not in file}
+        assert held == expected(name, tmp_path / name, site)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[[Release, list[Path]], str]:
+    """A machine of a release: what rpm says when packages are to be installed there, empty when it would."""
+
+    def install(release: Release, packages: list[Path]) -> str:
+        folder = tmp_path / f"{release.dist}-{len(list(tmp_path.iterdir()))}"
+        there = [*release.provides, f"python(abi) = {release.python}", "/usr/bin/python3", "/bin/sh"]
+        spec = folder / "there.spec"
+        folder.mkdir()
+        spec.write_text(
+            "Name: there\nVersion: 1\nRelease: 1\nSummary: x\nLicense: x\nBuildArch: noarch\n"
+            + "".join(f"Provides: {capability}\n" for capability in there)
+            + "%description\nWhat the release brings.\n%files\n"
+        )
+        rpm("rpmbuild", "--define", f"_topdir {folder}", "-bb", str(spec))
+        (brought,) = folder.glob("RPMS/noarch/*.rpm")
+        # On Debian rpm wants to be asked twice.
+        options = ["--dbpath", str(folder / "db"), *(["--force-debian"] if shutil.which("dpkg") else [])]
+        rpm("rpm", *options, "--install", "--justdb", "--nodeps", str(brought))
+        done = subprocess.run(
+            ["rpm", *options, "--install", "--test", *map(str, packages)], capture_output=True, text=True, check=False
+        )
+        return done.stderr if done.returncode else ""
+
+    return install
+
+
+def rpm(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("release", releases(), ids=lambda release: release.dist)
+def test_f22_the_rpms_of_a_release_can_be_installed_there_and_nowhere_else(
+    built: Path, machine: Callable[[Release, list[Path]], str], release: Release
+) -> None:
+    """rpm itself compares what they require with what the release provides."""
+    assert machine(release, list(rpms(built, release).values())) == ""
+    for other in releases():
+        if other.python != release.python:
+            refused = machine(other, [rpms(built, release)["common"]])
+            assert f"python(abi) = {release.python} is needed" in refused
+
+
+def test_f22_every_release_that_is_promised_is_built_for(built: Path) -> None:
+    promised = re.search(r"builds the add-on for Qubes OS (.*?);", " ".join((ROOT / "README.md").read_text().split()))
+    assert promised is not None
+    names = set(re.findall(r"R?4\.\d", promised[1]))
+    assert names == {"R4.2", "R4.3", "4.4"}
+    for name in names:
+        (release,) = (each for each in releases() if re.search(rf"dom0 of .*{re.escape(name)}\b", each.purpose))
+        assert "dom0" in rpms(built, release)
+
+
+DEBIAN = {
+    "12": {"python3": "3.11.2-1+b1", "libnftables1": "1.0.6-2+deb12u2", "python3-qrcode": "7.4.2-2"},
+    "13": {"python3": "3.13.5-1", "libnftables1": "1.1.3-1", "python3-qrcode": "8.0-1"},
+}
+"""Versions in Debian's releases where one could ask for them; the others that are there have none that matters."""
+IN_DEBIAN = ("nftables", "python3-argcomplete", "python3-pyqt6", "qubes-core-agent-networking")
+
+
+@pytest.mark.skipif(shutil.which("dpkg-buildpackage") is None, reason="no Debian")
+@pytest.mark.parametrize("debian", DEBIAN)
+def test_f22_the_debs_can_be_installed_in_each_debian(built: Path, tmp_path: Path, debian: str) -> None:
+    """apt itself compares what they depend on with what is installed; nothing else is to be had."""
+    there = DEBIAN[debian] | dict.fromkeys(IN_DEBIAN, "1")
+    assert simulate(built, tmp_path / "whole", there) == ""
+    del there["libnftables1"]
+    assert "Depends: libnftables1" in simulate(built, tmp_path / "without", there)
+
+
+def simulate(built: Path, folder: Path, there: dict[str, str]) -> str:
+    """What apt says against installing all debs where these packages are; empty when nothing."""
+    for name in ("lists/partial", "cache/archives/partial", "etc"):
+        (folder / name).mkdir(parents=True)
+    head = "Status: install ok installed\nMaintainer: x\nArchitecture: all\nMulti-Arch: allowed\nDescription: x\n"
+    status = folder / "status"
+    status.write_text("".join(f"Package: {name}\n{head}Version: {version}\n\n" for name, version in there.items()))
+    options = {
+        "Dir::State": folder,
+        "Dir::State::status": status,
+        "Dir::Cache": folder / "cache",
+        "Dir::Etc": folder / "etc",
+        "Debug::NoLocking": "1",
     }
-    assert {file for file in contents(package) if "__pycache__" not in file} == expected(name, tmp_path, f"/{site}")
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    argv = ["apt-get", *words, "--simulate", "install", *map(str, sorted(built.glob("*.deb")))]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
+    )
+    return done.stdout + done.stderr if done.returncode else ""
 
 
 def test_a_version_without_its_change_is_not_built(
