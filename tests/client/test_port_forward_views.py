@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from portfwd.client.adminapi import ApiError
+from portfwd.client.adminapi import ApiError, EmptyAnswerError
 from portfwd.client.arguments import make_parser
 from portfwd.client.terminal import Cell, clean, table, wants_colour
 from tests.client.conftest import Run
@@ -66,6 +66,27 @@ class TestList:
         assert code == 1
         assert "192.168.1.10:443" in out
         assert err.startswith("Error: personal: ")
+
+    def test_f26_one_qube_that_gets_no_answer_hides_no_other(
+        self, dom0: Dom0, tool: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As qubesd of R4.3 answers what its policy does not permit: with nothing."""
+        dom0.whole = False
+        dom0.forwards["work"] = f"{WEB}\n"
+        status = dom0.status
+
+        def some(name: str) -> str:
+            if name == "personal":
+                raise EmptyAnswerError
+            return status(name)
+
+        monkeypatch.setattr(dom0, "status", some)
+        code, out, err = tool("list")
+        assert (code, err) == (1, "Error: personal: dom0 does not answer\n")
+        assert "192.168.1.10:443" in out
+        told = json.loads(tool("list", "--json").out)
+        assert told["not_told"] == [{"qube": "personal", "reason": "dom0 does not answer"}]
+        assert len(told["forwards"]) == 1
 
     def test_only_the_qubes_that_are_named(self, dom0: Dom0, tool: Run) -> None:
         dom0.forwards = {"work": f"{WEB}\n", "personal": f"{DNS}\n"}
@@ -216,7 +237,7 @@ class TestJson:
         return code, answer
 
     def test_list(self, dom0: Dom0, tool: Run) -> None:
-        assert self.read(tool, "list") == (0, {"version": 1, "kind": "list", "forwards": []})
+        assert self.read(tool, "list") == (0, {"version": 1, "kind": "list", "forwards": [], "not_told": []})
         dom0.forwards["work"] = f"{WEB} expire=reboot comment=web\n"
         _, answer = self.read(tool, "list")
         (forward,) = answer["forwards"]

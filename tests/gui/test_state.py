@@ -13,7 +13,7 @@ from portfwd.client.status import RuleStatus
 from portfwd.client.status_lines import parse_status
 from portfwd.gui.state.draft import Draft, Reach, check
 from portfwd.gui.state.history import History
-from portfwd.gui.state.overview import Column, Overview, cell, found_by, key_of, summary
+from portfwd.gui.state.overview import Column, Overview, cell, found_by, key_of, summary, untold_text
 from portfwd.gui.state.picture import LAN, lay_out
 from portfwd.gui.state.places import place_of
 from portfwd.gui.state.traffic import Traffic, line
@@ -79,6 +79,28 @@ def test_the_log_tells_openings_and_endings_once() -> None:
         "LAN hosts can now reach work's port 8443 at tcp 192.168.1.10:443",
         "work's port 8443 is no longer reachable: the forward is removed",
     ]
+
+
+def test_f26_a_qube_that_tells_nothing_any_more_is_neither_shut_nor_open() -> None:
+    overview, history = Overview(), History()
+    first, other = status(), status(qube="personal")
+    history.note(overview.update([first, other]), NOW)
+    untold = {QubeName("personal"): "Request refused"}
+    changes = overview.update([first], None, untold)
+    assert (changes.removed, changes.untold, overview.statuses) == ((), (other,), (first,))
+    (line_,) = history.note(changes, NOW)
+    assert line_.text == "personal's port 8443: not told any more, it may be open or not"
+    assert str(summary(overview.statuses, untold)) == "1 forward open: 1 to the LAN; 1 qube is not told"
+    assert str(summary((), {**untold, QubeName("web"): ""})) == "No port is known to be open; 2 qubes are not told"
+    # Others that are gone are gone.
+    assert overview.update([], None, untold).removed == (first,)
+
+
+def test_f26_a_line_names_some_of_the_qubes_that_tell_nothing() -> None:
+    untold = {QubeName(f"q{number}"): "no" for number in range(5)}
+    assert untold_text(untold) == "Not told: q0 (no), q1 (no), q2 (no) and 2 more"
+    assert untold_text({QubeName("a"): "no"}) == "Not told: a (no)"
+    assert untold_text({}) == ""
 
 
 def test_an_expiry_is_told_as_one() -> None:

@@ -12,7 +12,7 @@ from PyQt6.QtCore import Qt
 from PyQt6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
-from portfwd.client.adminapi import AdminClient, CallError, SocketTransport
+from portfwd.client.adminapi import AdminClient, CallError, EmptyAnswerError, SocketTransport
 from portfwd.client.streams import Stream
 from portfwd.gui.state.draft import Place
 from portfwd.gui.widgets.dashboard import Dashboard
@@ -35,12 +35,16 @@ class Through:
     def __init__(self, transport: SocketTransport, *, news: bool = True) -> None:
         self._transport = transport
         self.gone, self.news = False, news
+        self.denied: dict[str, Exception] = {}
+        """Whose forwards this client may not see, with what it gets instead."""
         self.calls: list[str] = []
 
     def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
         self.calls.append(f"{method}+{arg} {dest}")
         if self.gone:
             raise RefusedError("qubesd is away")
+        if dest in self.denied and method == "admin.vm.firewall.Get":
+            raise self.denied[dest]
         return self._transport.call(dest, method, arg, payload)
 
     def stream(self, dest: str, method: str) -> Stream:
@@ -65,6 +69,52 @@ def test_qubesd_that_goes_away_and_comes_back_is_met_calmly(
     away.gone = False
     client.edit_forwards(WORK, lambda _: (parse_forward("action=forward forwardtype=external srcports=1"),))
     until(lambda: dashboard.status.text().startswith("1 forward open") and len(mine.overview.statuses) == 1)
+    mine.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(CallError("Request refused"), "Request refused"), (EmptyAnswerError(), "dom0 does not answer")],
+    ids=["refused", "nothing"],
+)
+def test_f26_a_management_qube_that_is_denied_one_qube_sees_all_others(
+    client: AdminClient,
+    transport: SocketTransport,
+    watch: Watch,
+    qtbot: QtBot,
+    until: Callable[..., None],
+    answer: Exception,
+    reason: str,
+) -> None:
+    """Policy lets it ask about some qubes, and about all at once neither."""
+    for name, port in (("work", 1), ("personal", 2)):
+        rule = parse_forward(f"action=forward forwardtype=external proto=tcp srcports={port}")
+        client.edit_forwards(QubeName(name), lambda _, rule=rule: (rule,))  # type: ignore[misc]
+    some = Through(transport)
+    some.denied = {"dom0": answer, "personal": answer}
+    mine = Watch(AdminClient(some), some, watch.tasks)
+    dashboard, panel = Dashboard(mine), Panel(mine, QubeName("personal"))
+    tray = Tray(mine, dashboard.doing, dashboard)
+    for window in (dashboard, panel):
+        qtbot.addWidget(window)
+        window.show()
+    mine.start()
+    until(lambda: [status.qube for status in mine.overview.statuses] == ["work"])
+    assert dashboard.table.forwards.rowCount() == 1
+    assert f"Not told: personal ({reason})" in dashboard.status.text()
+    assert "1 qube is not told" in tray.icon.toolTip()
+    assert "out of date" not in dashboard.status.text() + tray.icon.toolTip()
+    assert panel.line.text() == f"Not told: {reason}"
+    # It may see it now, and later not any more.
+    some.denied = {"dom0": answer}
+    mine.look()
+    until(lambda: dashboard.table.forwards.rowCount() == 2 and "told" not in dashboard.status.text())
+    some.denied = {"dom0": answer, "work": answer}
+    mine.look()
+    until(lambda: [status.qube for status in mine.overview.statuses] == ["personal"])
+    said = [dashboard.log.item(row).text() for row in range(dashboard.log.count())]  # type: ignore[union-attr]
+    assert "work's port 1: not told any more, it may be open or not" in said[-1]
+    assert not any("removed" in text for text in said)
     mine.close()
 
 

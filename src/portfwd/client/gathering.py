@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How the forwards of many qubes fare, and what could not be asked."""
+"""How the forwards of many qubes fare, each by itself, and why some are not told."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from portfwd.client.adminapi import AdminClient, NoExtensionError
+from portfwd.client.adminapi import AdminClient, ApiError, NoExtensionError
 from portfwd.client.status import RuleStatus
 from portfwd.client.status_lines import parse_status, parse_unread
 from portfwd.wire.errors import RefusedError
@@ -13,27 +14,42 @@ from portfwd.wire.values import QubeName
 _DOM0 = "dom0"
 
 
-def gather(client: AdminClient) -> tuple[list[RuleStatus], list[str]]:
+class Gathered(NamedTuple):
+    """The forwards of those that have told, by qube and number; for each of the others the reason."""
+
+    statuses: list[RuleStatus]
+    untold: Mapping[QubeName, str]
+
+
+def gather(client: AdminClient) -> Gathered:
     """Of all qubes: in one call where dom0 allows that, else qube by qube."""
     try:
         told = client.status(None)
-        return _sorted(parse_status(told)), [f"{name}: {reason}" for name, reason in parse_unread(told).items()]
+        return Gathered(_sorted(parse_status(told)), parse_unread(told))
     except RefusedError:
-        return gather_each(client, [name for name in client.qubes() if name != _DOM0])
+        return gather_each(client, [name for name in client.qubes() if name != _DOM0], gone=True)
 
 
-def gather_each(client: AdminClient, names: Sequence[QubeName]) -> tuple[list[RuleStatus], list[str]]:
-    """Of these qubes, and a sentence for each that gave no answer."""
+def gather_each(client: AdminClient, names: Sequence[QubeName], *, gone: bool = False) -> Gathered:
+    """Of these qubes. `gone`: one that was removed meanwhile has no forwards, and is not missed.
+
+    Raises NoExtensionError when all say so: one alone may just not be told to this client, which looks the same.
+    """
     found: list[RuleStatus] = []
-    failed = []
+    untold: dict[QubeName, str] = {}
+    without = 0
     for name in names:
         try:
             found += parse_status(client.status(name))
-        except NoExtensionError:
-            raise
         except RefusedError as error:
-            failed.append(f"{name}: {error}")
-    return _sorted(found), failed
+            if gone and isinstance(error, ApiError) and error.exception == "QubesVMNotFoundError":
+                continue
+            unknown = isinstance(error, NoExtensionError)
+            without += unknown
+            untold[name] = "dom0 does not answer" if unknown else str(error)
+    if without and without == len(names):
+        raise NoExtensionError
+    return Gathered(_sorted(found), untold)
 
 
 def _sorted(found: Sequence[RuleStatus]) -> list[RuleStatus]:

@@ -6,21 +6,22 @@ A field is added without a new version; none is renamed, removed or given anothe
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from portfwd.client.connections import Client
 from portfwd.client.diagnosis import Diagnosis, Finding
 from portfwd.client.sentences import explained, told
 from portfwd.client.status import Fault, HopStatus, RuleStatus
-from portfwd.wire.values import Kind, PortRange, format_source
+from portfwd.wire.values import Kind, PortRange, QubeName, format_source
 
 VERSION = 1
 Value = None | bool | int | str | Sequence["Value"] | dict[str, "Value"]
 
 
-def list_json(found: Iterable[RuleStatus], now: float) -> str:
-    """All forwards that were asked for."""
-    return _text("list", {"forwards": [_forward(status, now) for status in found]})
+def list_json(found: Iterable[RuleStatus], untold: Mapping[QubeName, str], now: float) -> str:
+    """All forwards that were asked for, and the qubes that are not told, with the reason."""
+    missing: list[Value] = [{"qube": qube, "reason": reason} for qube, reason in untold.items()]
+    return _text("list", {"forwards": [_forward(status, now) for status in found], "not_told": missing})
 
 
 def show_json(status: RuleStatus, connections: Sequence[Client] | None, more: int | None, now: float) -> str:

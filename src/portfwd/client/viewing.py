@@ -30,20 +30,20 @@ from portfwd.wire.values import IPAddress, QubeName, parse_address
 def list_(client: AdminClient, args: argparse.Namespace) -> Exit:
     """All forwards of the named qubes, or of all."""
     names = [parse_qube(name) for name in args.qubes]
-    found, failed = gather(client) if not names else gather_each(client, names)
+    found, untold = gather(client) if not names else gather_each(client, names)
     now = time.time()
     if args.json:
         from portfwd.client.json_out import list_json
 
-        print(list_json(found, now))
+        print(list_json(found, untold, now))
     elif found:
         sys.stdout.write(list_table(found, now, colour=_colour(), width=width_of(sys.stdout)))
         _say_notes(found)
-    elif not failed:
+    elif not untold:
         say("No forwards.")
-    for text in failed:
-        complain(f"Error: {text}")
-    return Exit.REFUSED if failed else Exit.DONE
+    for qube, reason in untold.items():
+        complain(f"Error: {qube}: {reason}")
+    return Exit.REFUSED if untold else Exit.DONE
 
 
 def show(client: AdminClient, args: argparse.Namespace) -> Exit:

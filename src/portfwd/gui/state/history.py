@@ -38,6 +38,8 @@ def _told(changes: Changes, now: float) -> Iterator[str]:
         ended = isinstance(status.rule.expire, int) and status.rule.expire <= now + 1
         why = "its time is over" if ended else "the forward is removed"
         yield f"{target(status.qube, status.rule)} is no longer reachable: {why}"
+    for status in changes.untold:
+        yield f"{target(status.qube, status.rule)}: not told any more, it may be open or not"
     for status in changes.added:
         yield told(status, now, "can reach")
     for before, after in changes.changed:

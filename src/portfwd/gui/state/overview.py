@@ -3,7 +3,8 @@
 """All forwards that a window shows: what changed since the last look, what a search finds, what the tray says."""
 
 import enum
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from portfwd.client.tables import amount, state_text, where, who
 from portfwd.model.forward import ForwardType
 from portfwd.wire.values import QubeName, RuleId, SourceWord
 from portfwd.wire.views import Doors
+
+_NAMED = 3
+"""Qubes that a line names with their reasons."""
 
 
 class Key(NamedTuple):
@@ -39,11 +43,15 @@ class Column(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a look brought: new forwards, those that fare otherwise or are otherwise, and those that are gone."""
+    """What a look brought: new forwards, those that fare otherwise or are otherwise, and those that are gone.
+
+    `untold`: those of qubes that tell nothing any more. They may be as they were, or not.
+    """
 
     added: tuple[RuleStatus, ...]
     changed: tuple[tuple[RuleStatus, RuleStatus], ...]
     removed: tuple[RuleStatus, ...]
+    untold: tuple[RuleStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +65,12 @@ class Summary:
     inside: int
     broken: int
     unknown: int
+    untold: int = 0
 
     def __str__(self) -> str:
         unknown = f"{self.unknown} may be open (not known)" if self.unknown else ""
         if not self.passing:
-            text = unknown or "No port is open"
+            text = unknown or ("No port is known to be open" if self.untold else "No port is open")
         else:
             kinds = (
                 (self.anyone, "to anyone"),
@@ -72,7 +81,9 @@ class Summary:
             whom = ", ".join(f"{number} {words}" for number, words in kinds if number)
             text = f"{self.passing} forward{'s' if self.passing > 1 else ''} open: {whom}"
             text = f"{text}; {unknown}" if unknown else text
-        return f"{text}; {self.broken} not working" if self.broken else text
+        text = f"{text}; {self.broken} not working" if self.broken else text
+        qubes = "qubes are" if self.untold > 1 else "qube is"
+        return f"{text}; {self.untold} {qubes} not told" if self.untold else text
 
 
 class Overview:
@@ -89,17 +100,20 @@ class Overview:
     def get(self, key: Key) -> RuleStatus | None:
         return self._seen.get(key)
 
-    def update(self, told: Iterable[RuleStatus], qube: QubeName | None = None) -> Changes:
-        """Take in a new look, at one qube or (None) at all; what it does not tell of is gone."""
+    def update(
+        self, told: Iterable[RuleStatus], qube: QubeName | None = None, untold: Collection[QubeName] = ()
+    ) -> Changes:
+        """Take in a new look, at one qube or (None) at all. What it does not tell of is gone, or its qube untold."""
         new = {key_of(status): status for status in told}
         old = {key: status for key, status in self._seen.items() if qube in (None, key.qube)}
         changed = tuple((old[key], status) for key, status in new.items() if key in old and old[key] != status)
         added = tuple(status for key, status in new.items() if key not in old)
-        removed = tuple(status for key, status in old.items() if key not in new)
-        for status in removed:
+        missing = [status for key, status in old.items() if key not in new]
+        for status in missing:
             del self._seen[key_of(status)]
         self._seen.update(new)
-        return Changes(added, changed, removed)
+        removed = tuple(status for status in missing if status.qube not in untold)
+        return Changes(added, changed, removed, tuple(status for status in missing if status.qube in untold))
 
 
 def key_of(status: RuleStatus) -> Key:
@@ -168,8 +182,8 @@ def found_by(status: RuleStatus, search: str) -> bool:
     return all(word in text for word in search.lower().split())
 
 
-def summary(statuses: Iterable[RuleStatus]) -> Summary:
-    """Count what is open, and to whom."""
+def summary(statuses: Iterable[RuleStatus], untold: Collection[QubeName] = ()) -> Summary:
+    """Count what is open, and to whom, and the qubes of which nothing is known."""
     counts: dict[str, int] = dict.fromkeys(("passing", "anyone", "lan", "chosen", "inside", "broken", "unknown"), 0)
     for status in statuses:
         if status.state.passes or status.state is State.PARTLY:
@@ -179,7 +193,16 @@ def summary(statuses: Iterable[RuleStatus]) -> Summary:
             counts["unknown"] += 1
         if status.state in (State.PROBLEM, State.UNCLEAR):
             counts["broken"] += 1
-    return Summary(**counts)
+    return Summary(**counts, untold=len(untold))
+
+
+def untold_text(untold: Mapping[QubeName, str]) -> str:
+    """Which qubes are not told, and why: 'Not told: vault (Request refused), web (...) and 3 more'; or nothing."""
+    if not untold:
+        return ""
+    named = [f"{qube} ({reason})" for qube, reason in itertools.islice(untold.items(), _NAMED)]
+    more = f" and {len(untold) - _NAMED} more" if len(untold) > _NAMED else ""
+    return f"Not told: {', '.join(named)}{more}"
 
 
 def _kind(status: RuleStatus) -> str:

@@ -22,7 +22,7 @@ from PyQt6.QtWidgets import (
 from portfwd.client.network import Qube
 from portfwd.client.sentences import local_time
 from portfwd.gui.state.history import History
-from portfwd.gui.state.overview import Changes, Column, Key, key_of, summary
+from portfwd.gui.state.overview import Changes, Column, Key, key_of, summary, untold_text
 from portfwd.gui.state.picture import lay_out
 from portfwd.gui.state.traffic import line
 from portfwd.gui.widgets.actions import Actions
@@ -156,8 +156,9 @@ class Dashboard(QMainWindow):
             self.network.show_picture(lay_out(self.watch.qubes, self.watch.overview.statuses), key)
 
     def _show_status(self) -> None:
-        statuses = self.watch.overview.statuses
+        statuses, untold = self.watch.overview.statuses, self.watch.untold
         if self.watch.problem:
             self.status.setText(self.tr("This may be out of date. {0}").format(self.watch.problem))
         elif self.watch.known:
-            self.status.setText(f"{summary(statuses)}.  {line(statuses, self.watch.traffic.total())}")
+            said = (f"{summary(statuses, untold)}.", line(statuses, self.watch.traffic.total()), untold_text(untold))
+            self.status.setText("  ".join(words for words in said if words))

@@ -40,7 +40,7 @@ class ForwardsModel(QAbstractTableModel):
 
     def take(self, changes: Changes) -> None:
         """Follow one look."""
-        for status in changes.removed:
+        for status in (*changes.removed, *changes.untold):
             row = self._place[key_of(status)]
             self.beginRemoveRows(QModelIndex(), row, row)
             del self._rows[row]

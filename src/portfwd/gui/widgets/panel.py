@@ -68,6 +68,7 @@ class Panel(QWidget):
             self._mine(changes.added),
             tuple(pair for pair in changes.changed if pair[1].qube == self._qube),
             self._mine(changes.removed),
+            self._mine(changes.untold),
         )
         self.table.forwards.take(mine)
         self._show_line()
@@ -80,6 +81,8 @@ class Panel(QWidget):
             self.line.setText(self.tr("This may be out of date. {0}").format(self.watch.problem))
         elif not self.watch.known:
             return
+        elif self._qube in self.watch.untold:
+            self.line.setText(self.tr("Not told: {0}").format(self.watch.untold[self._qube]))
         elif not mine:
             self.line.setText(self.tr("Nobody can reach {0} from outside.").format(self._qube))
         elif len(chosen) == 1 and chosen[0].in_doubt:

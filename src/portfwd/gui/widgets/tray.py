@@ -62,7 +62,7 @@ class Tray(QObject):
     def _refresh(self) -> None:
         if self.close_all is not None:
             self.close_all.setEnabled(bool(self.open_now()))
-        said, problem = summary(self._watch.overview.statuses), self._watch.problem
+        said, problem = summary(self._watch.overview.statuses, self._watch.untold), self._watch.problem
         words = str(said) if self._watch.known else self.tr("Asking dom0...")
         if problem:
             words = self.tr("{0} (may be out of date)").format(words)

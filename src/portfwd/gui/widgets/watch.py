@@ -9,9 +9,8 @@ from PyQt6.QtCore import QObject, QTimer, pyqtSignal
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.events import EventTransport
-from portfwd.client.gathering import gather, gather_each
+from portfwd.client.gathering import Gathered, gather, gather_each
 from portfwd.client.network import Qube, read_qubes
-from portfwd.client.status import RuleStatus
 from portfwd.gui.state.overview import Changes, Overview
 from portfwd.gui.state.traffic import Traffic
 from portfwd.gui.widgets.feed import Feed
@@ -26,6 +25,8 @@ _SOON, _AGAIN, _AGAIN_MAX = 60, 300, 20
 """Milliseconds: from an event to the look, so that a burst is one look; between looks while a forward is opening."""
 _RETRY, _RETRY_MAX = 1000, 60_000
 """Milliseconds from a look that failed to the next one, growing."""
+_MISSED_MAX = 3
+"""Looks that are repeated for qubes that tell nothing, until something happens."""
 _NETWORK = (
     "domain-add",
     "domain-delete",
@@ -45,7 +46,8 @@ _ALL = ("domain-paused", "domain-unpaused", "domain-feature-", "property-set:ip"
 class Watch(QObject):
     """What is known of all forwards. `known` turns true with the first look that succeeded.
 
-    `problem` says why what is shown may be out of date; empty when all is well.
+    `problem` says why what is shown may be out of date; empty when all is well. `untold`: the qubes that tell nothing,
+    each with the reason; all others are told nevertheless.
     """
 
     changed = pyqtSignal(object)
@@ -61,11 +63,12 @@ class Watch(QObject):
         self.overview = Overview()
         self.traffic = Traffic()
         self.qubes: tuple[Qube, ...] = ()
+        self.untold: dict[QubeName, str] = {}
         self.known = False
         self._wanted: set[QubeName | None] = set()
         self._network_wanted = False
         self._looking = False
-        self._again = 0
+        self._again = self._missed = 0
         self._failures = 0
         self._no_news = self._no_look = ""
         self._shown: set[QObject] = set()
@@ -135,7 +138,7 @@ class Watch(QObject):
             self._network_wanted = True
         elif name != "firewall-changed" and not name.startswith(_ALL):
             return
-        self._again = 0
+        self._again = self._missed = 0
         self.look(QubeName(subject) if subject and name == "firewall-changed" else None)
 
     def _look(self) -> None:
@@ -149,13 +152,11 @@ class Watch(QObject):
         self._looking = True
         client = self.client
 
-        def work(_: Callable[[object], None]) -> tuple[list[RuleStatus], tuple[Qube, ...] | None]:
-            statuses, failed = gather(client) if scope is None else gather_each(client, [scope])
-            if failed:
-                raise RefusedError("; ".join(failed))
-            return statuses, read_qubes(client) if network else None
+        def work(_: Callable[[object], None]) -> tuple[Gathered, tuple[Qube, ...] | None]:
+            gathered = gather(client) if scope is None else gather_each(client, [scope], gone=True)
+            return gathered, read_qubes(client) if network else None
 
-        def done(result: tuple[list[RuleStatus], tuple[Qube, ...] | None]) -> None:
+        def done(result: tuple[Gathered, tuple[Qube, ...] | None]) -> None:
             self._looking = False
             self._take(scope, *result)
             self._go_on()
@@ -171,8 +172,10 @@ class Watch(QObject):
 
         self.tasks.run(self, work, done, failed)
 
-    def _take(self, scope: QubeName | None, statuses: list[RuleStatus], qubes: tuple[Qube, ...] | None) -> None:
-        changes: Changes = self.overview.update(statuses, scope)
+    def _take(self, scope: QubeName | None, gathered: Gathered, qubes: tuple[Qube, ...] | None) -> None:
+        statuses, untold = gathered
+        changes: Changes = self.overview.update(statuses, scope, untold)
+        self.untold = {qube: why for qube, why in self.untold.items() if scope not in (None, qube)} | dict(untold)
         self.traffic.look(self.overview.statuses, time.monotonic())
         if qubes is not None and qubes != self.qubes:
             self.qubes = qubes
@@ -185,6 +188,12 @@ class Watch(QObject):
             # Agents answer in their own time, and no event tells of it.
             self._again += 1
             self._later.start(_AGAIN)
+        elif untold and self._missed < _MISSED_MAX:
+            # It may have been a moment only; what policy refuses it refuses always, so this has an end.
+            self._missed += 1
+            self._later.start(_RETRY * self._missed)
+        elif not self.untold:
+            self._missed = 0
 
     def _go_on(self) -> None:
         if self._wanted and not self._soon.isActive():
