@@ -354,3 +354,15 @@ def test_start_up_imports_nothing_heavy() -> None:
     code = f"import sys, {qvm_firewall.__name__}; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"asyncio", "lxml", "subprocess", "difflib", "tempfile", "logging"} & set(modules)
+
+
+@pytest.mark.parametrize("words", [["add", *WEB.split()], ["reset", "--forwards"], ["del", "--rule-no", "f0"]])
+def test_f7_an_interrupted_change_is_not_told_as_nothing(qubesd: Qubesd, run: Run, words: list[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    qubesd.forwards["work"] = f"{DNS}\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("portfwd.client.adminapi.AdminClient.edit_forwards", interrupt)
+        outcome = run("work", *words)
+    assert outcome == (130, "", "Interrupted: a change may have been made, see 'qvm-firewall work list'\n")

@@ -295,3 +295,46 @@ class TestChanges:
         assert tool("kill", "work", "192.168.1.20:50124").code == 1
         for wrong in ("192.168.1.20", "2001:db8::1:80", "[2001:db8::1]", "a:b"):
             assert tool("kill", "work", wrong).code == 2
+
+
+class TestInterrupted:
+    """Ctrl-C ends the waiting; what was asked for stands, and that is said."""
+
+    @pytest.fixture
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl-C at the first pause between two looks."""
+
+        def interrupt(_: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("time.sleep", interrupt)
+
+    @pytest.mark.usefixtures("impatient")
+    def test_f7_an_add_that_is_interrupted_says_that_the_forward_stands(self, dom0: Dom0, tool: Run) -> None:
+        dom0.states["sys-net"] = "written"
+        code, out, err = tool("add", "work", "443:8443/tcp")
+        assert (code, out) == (130, "")
+        assert err.startswith("Interrupted: the forward is stored, and opens work's port 8443 when every hop is ready")
+        assert "'qvm-port-forward remove work 443:8443' takes it away" in err
+        assert len(dom0.forwards["work"].splitlines()) == 1
+        assert tool("remove", "work", "443:8443", "--no-wait").code == 0
+        assert dom0.forwards["work"] == ""
+
+    @pytest.mark.usefixtures("impatient")
+    @pytest.mark.parametrize("command", ["remove", "pause"])
+    def test_f7_a_removal_that_is_interrupted_says_what_is_known(self, dom0: Dom0, tool: Run, command: str) -> None:
+        dom0.forwards["work"] = f"{WEB}\n"
+        dom0.confirmed = dict.fromkeys(dom0.confirmed, "no")
+        code, out, err = tool(command, "work", "443")
+        assert (code, out) == (130, "")
+        assert f"Interrupted: the forward is {command}d, but it is not known whether the port is shut" in err
+
+    def test_f7_an_interrupted_change_is_not_told_as_nothing(
+        self, dom0: Dom0, tool: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: str) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(dom0, "_set", interrupt)
+        code, _, err = tool("add", "work", "443:8443/tcp")
+        assert (code, err) == (130, "Interrupted: a change may have been made, see qvm-port-forward list\n")

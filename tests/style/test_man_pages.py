@@ -62,7 +62,7 @@ FORWARD_PAGE = Page(
         "it; check: that could not be found out.",
         4: "check found what is in the way.",
         5: "a change was sent and no answer came: it may have been made.",
-        130: "interrupted; a change may have been made.",
+        130: "interrupted; a change may have been made, and what stands is said: nothing is undone.",
     },
     examples=[f"qvm-port-forward {line}" for text in _EXAMPLES.values() for line in text.splitlines()],
     see=".BR qvm\\-firewall (1pf)",
@@ -106,7 +106,7 @@ FIREWALL_PAGE = Page(
         1: "qubesd refused or did not answer.",
         2: "wrong usage, or a rule that does not exist.",
         3: "forwards were removed, but some hop has not confirmed that they are shut; the text names it.",
-        130: "interrupted.",
+        130: "interrupted; a change may have been made.",
     },
     examples=[
         "qvm-firewall work",

@@ -6,12 +6,14 @@ Each takes the client and the parsed arguments, says in a sentence what came of 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator
 
 from portfwd.client.adminapi import AdminClient, ApiError, UnstoredError
-from portfwd.client.arguments import lookup_service, options_of, qube_of
+from portfwd.client.arguments import PROGRAM, lookup_service, options_of, qube_of
 from portfwd.client.codes import Exit
 from portfwd.client.connections import parse_connections, parse_peer
 from portfwd.client.edits import Edit, Rules, UsageError, added, edited
@@ -192,7 +194,9 @@ def _report(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argpar
 
 def _wait(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> RuleStatus | None:
     """The status of the forward once every hop has answered, or after `args.wait` seconds; None when it is unknown."""
-    followed = follow(client, qube, rule.id(qube), 0 if args.no_wait else args.wait)
+    removed_by = f"'{PROGRAM} remove {qube} {rule.srcports.short}:{rule.dstports.short}' takes it away"
+    with _standing(f"the forward is stored, and opens {target(qube, rule)} when every hop is ready; {removed_by}"):
+        followed = follow(client, qube, rule.id(qube), 0 if args.no_wait else args.wait)
     if followed.error:
         complain(f"Note: the status cannot be read: {followed.error}")
     return followed.status
@@ -201,7 +205,8 @@ def _wait(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse
 def _say_shut(
     client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace, good: str, done: str
 ) -> Exit:
-    found = shut(client, qube, (rule,), 0 if args.no_wait else args.wait)
+    with _standing(f"{done[:1].lower()}{done[1:]}, but it is not known whether the port is shut"):
+        found = shut(client, qube, (rule,), 0 if args.no_wait else args.wait)
     if found.certain:
         say(good)
         return Exit.DONE
@@ -221,6 +226,15 @@ def _say_outcome(status: RuleStatus | None, qube: QubeName, rule: ForwardRule, a
         return Exit.DONE
     complain(f"Stored as forward f{status.number}, but {told(status, now)}")
     return Exit.DONE if args.no_wait or status.state is State.PAUSED else Exit.NOT_OPEN
+
+
+@contextlib.contextmanager
+def _standing(text: str) -> Iterator[None]:
+    """Whoever interrupts the waiting is told what stands: nothing is undone that was asked for."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(text) from None
 
 
 def _entrance(rule: ForwardRule) -> str:

@@ -36,8 +36,12 @@ def follow(
     rule: RuleId,
     seconds: float,
     told: Callable[[RuleStatus], None] = lambda _: None,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> Followed:
-    """Look until every hop has answered, `seconds` at most; `told` gets each status on the way. Never raises."""
+    """Look until every hop has answered, `seconds` at most, or until it is given up. Never raises.
+
+    `told` gets each status on the way.
+    """
     deadline = time.monotonic() + seconds
     pause = _PAUSE_FIRST
     asked_again = False
@@ -46,7 +50,7 @@ def follow(
         if status is not None:
             told(status)
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or given_up():
             return Followed(status, error)
         if status is not None and settled(status):
             # dom0 may have asked the qube just before it had the forward, so it is worth asking again, but once only.

@@ -135,6 +135,9 @@ def main(argv: Sequence[str] | None = None, transport: Transport | None = None) 
     except RefusedError as error:
         return _refused(error)
     except KeyboardInterrupt:
+        if args.command in ("add", "del", "reset"):
+            seen = f"{_PROGRAM} {args.VMNAME[0]} list"
+            print(f"Interrupted: a change may have been made, see {shown(seen)}", file=sys.stderr)
         return 130
 
 

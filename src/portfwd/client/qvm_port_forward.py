@@ -17,6 +17,7 @@ from portfwd.client.terminal import complain
 from portfwd.wire.errors import RefusedError
 
 _INTERRUPTED = 130
+_LOOKS = ("list", "show", "check", "plan")
 
 
 def main(argv: Sequence[str] | None = None, transport: Transport | None = None) -> int:
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None, transport: Transport | None = None) 
     except RefusedError as error:
         complain(f"Error: {error}")
         return Exit.REFUSED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if args.command not in _LOOKS:
+            complain(f"Interrupted: {str(interrupt) or f'a change may have been made, see {PROGRAM} list'}")
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not say so again at its end.

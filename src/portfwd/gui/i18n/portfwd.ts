@@ -396,6 +396,14 @@
         <translation type="unfinished" />
     </message>
     <message>
+        <source>Taking it back...</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>It is not known whether the forward is stored: {0}</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
         <source>{0}: done</source>
         <translation type="unfinished" />
     </message>
@@ -413,6 +421,10 @@
     </message>
     <message>
         <source>Stored, but it is not known whether it is open: {0}</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Stored, but {0}</source>
         <translation type="unfinished" />
     </message>
     <message>
@@ -439,6 +451,10 @@
     </message>
     <message>
         <source>This may be out of date. {0}</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Not told: {0}</source>
         <translation type="unfinished" />
     </message>
     <message>
@@ -549,6 +565,14 @@
     </message>
     <message>
         <source>&amp;Apply</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>Cancel and &amp;undo</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
+        <source>&amp;Undo</source>
         <translation type="unfinished" />
     </message>
     <message>

@@ -39,6 +39,21 @@ def replace(client: AdminClient, qube: QubeName, shown: ForwardRule, rule: Forwa
     client.edit_forwards(qube, change)
 
 
+def undo(client: AdminClient, qube: QubeName, before: ForwardRule | None, rule: ForwardRule) -> None:
+    """Take an addition (`before` is None) or a change back, unless somebody else has touched the forward since."""
+
+    def change(present: Rules) -> Rules:
+        if rule in present:
+            return edited(present, present.index(rule), lambda _: before)[0]
+        meddled = any(other.id(qube) == rule.id(qube) for other in present)
+        # What was added and is gone, or was never changed, is as it was before.
+        if meddled or (before is not None and before not in present):
+            raise GoneError
+        return present
+
+    client.edit_forwards(qube, change)
+
+
 def remove(client: AdminClient, qube: QubeName, rules: set[RuleId]) -> None:
     """Remove these forwards; those that are gone already are no error."""
     client.edit_forwards(qube, lambda present: tuple(rule for rule in present if rule.id(qube) not in rules))

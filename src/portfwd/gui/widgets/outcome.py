@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How a forward comes up, hop by hop, and where it can be reached then; or what is in the way."""
+"""How a forward comes up, hop by hop, and where it can be reached then; or what is in the way; or how it is undone."""
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -9,10 +10,12 @@ from PyQt6.QtCore import Qt, pyqtSignal
 from PyQt6.QtGui import QGuiApplication
 from PyQt6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from portfwd.client.adminapi import AdminClient
-from portfwd.client.following import Followed, follow
-from portfwd.client.sentences import place, told
+from portfwd.client.adminapi import AdminClient, LostAnswerError
+from portfwd.client.following import Followed, follow, shut
+from portfwd.client.sentences import place, target, told
 from portfwd.client.status import HopStatus, RuleStatus
+from portfwd.client.terminal import complain
+from portfwd.gui.state import saving
 from portfwd.gui.widgets.findings import Findings
 from portfwd.gui.widgets.look import address_text, has_qr_codes, plain_label, qr_code
 from portfwd.gui.widgets.tasks import Tasks
@@ -23,20 +26,28 @@ from portfwd.wire.views import HopState
 
 _WAIT = 10.0
 """Seconds that hops have to answer."""
-
-Save = Callable[[AdminClient], None]
-"""Stores a forward; raises CallError."""
+_SHUT_WAIT = 3.0
+"""Seconds that hops have to confirm what was taken back."""
 
 
 class OutcomeView(QWidget):
-    """start() follows one forward. `settled` comes when there is nothing more to wait for."""
+    """start() stores and follows one forward, cancel() takes it back, at any moment.
+
+    `settled` comes when there is nothing more to wait for, `undone` when it was taken back.
+    """
 
     settled = pyqtSignal()
+    undone = pyqtSignal(str)
+    """In words, what is not as it was before; empty when all is."""
 
     def __init__(self, client: AdminClient, tasks: Tasks, qube: QubeName, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._client, self._tasks, self._qube = client, tasks, qube
         self._rule: ForwardRule | None = None
+        self._before: ForwardRule | None = None
+        self._given_up = threading.Event()
+        self._working = False
+        self.passes = False
         self._address = ""
         self.sentence = plain_label(self.tr("Storing the forward..."))
         self.sentence.setAccessibleName(self.tr("Outcome"))
@@ -75,18 +86,95 @@ class OutcomeView(QWidget):
         layout.addWidget(self.findings)
         layout.addStretch(1)
 
-    def start(
-        self, rule: ForwardRule, save: Callable[[AdminClient], None], failed: Callable[[RefusedError], None]
-    ) -> None:
-        """Have `save` store the forward and follow it; failed(error) when it was refused, with nothing changed."""
-        self._rule = rule
-        client, qube = self._client, self._qube
+    def start(self, rule: ForwardRule, before: ForwardRule | None, failed: Callable[[RefusedError], None]) -> None:
+        """Store a forward, in the place of `before` if there is one, and follow it.
 
-        def work(tell: Callable[[object], None]) -> Followed:
-            save(client)
-            return follow(client, qube, rule.id(qube), _WAIT, tell)
+        failed(error) when it was refused, with nothing changed.
+        """
+        self._rule, self._before, self._working = rule, before, True
+        self._given_up = given_up = threading.Event()
+        client, qube, tasks = self._client, self._qube, self._tasks
+        stored = threading.Event()
 
-        self._tasks.run(self, work, self._end, failed, self._on_status)
+        def leaving() -> bool:
+            return given_up.is_set() or tasks.ending
+
+        def work(tell: Callable[[object], None]) -> Followed | str:
+            try:
+                if before is None:
+                    saving.add(client, qube, rule)
+                else:
+                    saving.replace(client, qube, before, rule)
+            except LostAnswerError:
+                if not leaving():
+                    raise
+            stored.set()
+            followed = follow(client, qube, rule.id(qube), _WAIT, tell, leaving)
+            return self._take_back(client) if leaving() else followed
+
+        def refused(error: RefusedError) -> None:
+            self._working = False
+            if isinstance(error, LostAnswerError):
+                self._on_lost(error)
+            elif not given_up.is_set():
+                failed(error)
+            elif stored.is_set():
+                self._not_undone(error)
+            else:
+                self.undone.emit("")
+
+        self._tasks.run(self, work, self._end, refused, self._on_status)
+
+    def cancel(self) -> None:
+        """Have all as it was before, whether the forward is being stored, comes up, or is stored."""
+        if self._given_up.is_set():
+            return
+        self._given_up.set()
+        self.sentence.setText(self.tr("Taking it back..."))
+        self.progress.setRange(0, 0)
+        self.progress.show()
+        if not self._working:
+            self._start_undo()
+
+    def _on_lost(self, error: LostAnswerError) -> None:
+        """dom0 may have stored it or not."""
+        if self._given_up.is_set():
+            self._start_undo()
+            return
+        self.progress.hide()
+        self.sentence.setText(self.tr("It is not known whether the forward is stored: {0}").format(error))
+        self.settled.emit()
+
+    def _start_undo(self) -> None:
+        client = self._client
+        self._tasks.run(self, lambda _: self._take_back(client), self._show_undone, self._not_undone)
+
+    def _take_back(self, client: AdminClient) -> str:
+        """In another thread: undo, and wait until the hops have done it, too. What is not as before, in words."""
+        rule, qube = self._rule, self._qube
+        if rule is None:
+            return ""
+        try:
+            saving.undo(client, qube, self._before, rule)
+        except LostAnswerError as error:
+            problem = f"it is not known whether the forward was taken back: {error}"
+        except RefusedError as error:
+            problem = f"the forward could not be taken back, and stands: {error}"
+        else:
+            doubt = "" if self._tasks.ending else shut(client, qube, (rule,), _SHUT_WAIT).doubt
+            problem = f"the forward was taken back, but {doubt}" if doubt else ""
+        if problem and self._tasks.ending:
+            # No window is left to say it.
+            complain(f"{target(qube, rule)}: {problem}")
+        return problem
+
+    def _show_undone(self, problem: str) -> None:
+        self.progress.hide()
+        self.sentence.setText(problem[:1].upper() + problem[1:])
+        self.undone.emit(problem)
+
+    def _not_undone(self, error: Exception) -> None:
+        self._show_undone(f"it is not known whether the forward was taken back: {error}")
 
     def start_check(self) -> None:
         """Look for the hop that loses the packets."""
@@ -97,7 +185,7 @@ class OutcomeView(QWidget):
         self.findings.start(self._qube, self._rule.id(self._qube))
 
     def _on_status(self, status: object) -> None:
-        if isinstance(status, RuleStatus):
+        if isinstance(status, RuleStatus) and not self._given_up.is_set():
             self._show_hops(status)
 
     def _show_hops(self, status: RuleStatus) -> None:
@@ -116,7 +204,15 @@ class OutcomeView(QWidget):
         self.progress.setValue(done)
         self.sentence.setText(self.tr("Opening..."))
 
-    def _end(self, followed: Followed) -> None:
+    def _end(self, followed: Followed | str) -> None:
+        self._working = False
+        if isinstance(followed, str):
+            self._show_undone(followed)
+            return
+        if self._given_up.is_set():
+            # It was open, or would not open, a moment before that was said.
+            self._start_undo()
+            return
         self.progress.hide()
         status = followed.status
         if status is None:
@@ -124,8 +220,10 @@ class OutcomeView(QWidget):
             self.sentence.setText(self.tr("Stored, but it is not known whether it is open: {0}").format(reason))
         else:
             self._show_hops(status)
-            self.sentence.setText(told(status, time.time(), "can now reach"))
-            if status.state.passes and status.addresses:
+            self.passes = status.state.passes
+            said = told(status, time.time(), "can now reach")
+            self.sentence.setText(said if self.passes else self.tr("Stored, but {0}").format(said))
+            if self.passes and status.addresses:
                 rule = status.rule
                 self._address = address_text(place(status.addresses[0], rule.srcports), rule.proto, rule.srcports.first)
                 self.copy.setToolTip(self._address)

@@ -44,7 +44,8 @@ class Program:
                 application.setQuitOnLastWindowClosed(False)
                 self.tray = Tray(self.watch, self.dashboard.doing, self.dashboard)
                 self.tray.opened.connect(self._raise)
-                self.tray.quit.connect(application.quit)
+                # Not quit(): a dialog that takes its forward back first would refuse that, once.
+                self.tray.quit.connect(lambda: application.exit(0))
             if self.tray is None or not hidden:
                 self.dashboard.show()
         self.watch.start()
@@ -82,7 +83,7 @@ def run(program: str, qube: QubeName | None, *, hidden: bool) -> int:
     windows = Program(application, connect(), qube, hidden=hidden)
     # Ctrl-C ends the program as a window's close button does.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: application.quit())
+        signal.signal(number, lambda *_: application.exit(0))
     breath = QTimer()
     breath.timeout.connect(lambda: None)
     breath.start(_BREATH)

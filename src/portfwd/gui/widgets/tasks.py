@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Calls of the Admin API off the thread of the windows, which never wait."""
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -51,11 +52,17 @@ class Tasks(QObject):
     def __init__(self, pool: QThreadPool | None = None) -> None:
         """`pool`: threads of somebody else's program, which nobody waits for here."""
         super().__init__()
+        self._ending = threading.Event()
         self._own = QThreadPool(self) if pool is None else None
         if self._own is not None:
             self._own.setMaxThreadCount(_THREADS)
         self._pool = self._own or pool
         self._running: set[_Signals] = set()
+
+    @property
+    def ending(self) -> bool:
+        """Whether the program ends, and nobody sees any more what comes of the work. For other threads, too."""
+        return self._ending.is_set()
 
     @property
     def busy(self) -> bool:
@@ -99,6 +106,7 @@ class Tasks(QObject):
 
     def close(self) -> None:
         """Wait for what is under way in threads of our own; nothing of it is delivered any more."""
+        self._ending.set()
         self._running.clear()
         if self._own is not None:
             self._own.clear()
