@@ -81,7 +81,8 @@ class Tasks(QObject):
 
         What it tells on the way arrives at `told`, in order.
         """
-        signals = _Signals()
+        # A child, so that it ends here: Python may collect what is its own in any thread, while Qt delivers to it.
+        signals = _Signals(self)
         gone = False
 
         def forget() -> None:
@@ -92,6 +93,7 @@ class Tasks(QObject):
 
         def finish(call: Callable[[], None]) -> None:
             self._running.discard(signals)
+            signals.deleteLater()
             if not gone:
                 owner.destroyed.disconnect(connection)
                 call()
