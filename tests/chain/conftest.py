@@ -10,7 +10,7 @@ import pytest
 from tests.chain.world import World, running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def home() -> Iterator[World]:
     """The laboratory with its servers."""
     with running(f"chain-{os.getpid()}") as world:
