@@ -36,6 +36,8 @@ from portfwd.wire.values import Family, IPAddress, Proto, QubeName
 
 STEP_SECONDS = 3.0
 """How long a hop may take for each thing that it is asked."""
+PROBE_SECONDS = 6.0
+"""How long all of them may take for all things: others wait for their turn. A probe takes a second or two."""
 _END_SECONDS = 0.5
 """How long it may take to end when its input has ended."""
 _LINE_MAX = 1024
@@ -84,8 +86,7 @@ class Prober:
             try:
                 return await _trace(requests, vms, calls)
             finally:
-                for call in calls.values():
-                    await call.close()
+                await asyncio.gather(*(call.close() for call in calls.values()))
 
 
 def _requests(path: Sequence[tuple[QubeName, Entry]], clients: Mapping[Family, IPAddress]) -> dict[QubeName, list[Way]]:
@@ -106,19 +107,30 @@ async def _trace(
     requests: dict[QubeName, list[Way]], vms: Mapping[QubeName, Any], calls: "dict[QubeName, _Call]"
 ) -> Trace:
     entrance, *others = requests
+    loop = asyncio.get_running_loop()
+    end = loop.time() + PROBE_SECONDS
     hops: dict[QubeName, HopTrace] = {}
     clients: dict[WayKey, IPAddress] = {_key(way): way.client for way in requests[entrance] if way.client is not None}
 
+    async def ask(doing: Awaitable[T], name: QubeName) -> T | None:
+        return await attempt(doing, min(STEP_SECONDS, end - loop.time()), name, "a probe")
+
+    async def begin(name: QubeName) -> _Call | None:
+        # What has been begun gets its time: given up half-way it would leave a process behind.
+        if name not in vms or loop.time() >= end:
+            return None
+        return await attempt(_Call.open(vms[name]), STEP_SECONDS, name, "a probe")
+
     async def arm(name: QubeName, role: Role) -> None:
         ways = [Way(w.entry, w.port, w.sport, clients.get(_key(w))) for w in requests[name]]
-        if name in vms and (call := await _try(_Call.open(vms[name]), name)) is not None:
+        if (call := await begin(name)) is not None:
             calls[name] = call
-            told = await _try(call.arm(Request(role, tuple(ways))), name)
+            told = await ask(call.arm(Request(role, tuple(ways))), name)
             if told is not None:
                 hops[name] = told
 
     async def tell(name: QubeName) -> None:
-        told = await _try(calls[name].tell(len(requests[name])), name)
+        told = await ask(calls[name].tell(len(requests[name])), name)
         if told is not None:
             hops[name] = HopTrace(hops[name].agent, hops[name].sights, told)
 
@@ -130,17 +142,13 @@ async def _trace(
         clients |= {key: client for key, client in chosen.items() if client.version == key[0]}
     await asyncio.gather(*(arm(name, Role.HOP) for name in others))
     if entrance in hops and calls[entrance].armed:
-        sent = await _try(calls[entrance].send(), entrance)
+        sent = await ask(calls[entrance].send(), entrance)
     await asyncio.gather(*(tell(name) for name in hops if calls[name].armed))
     return Trace(hops, sent)
 
 
 def _key(way: Way) -> WayKey:
     return (way.entry.family, way.entry.proto)
-
-
-async def _try(doing: Awaitable[T], name: QubeName) -> T | None:
-    return await attempt(doing, STEP_SECONDS, name, "a probe")
 
 
 class _Call:
