@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from lab.qubesd.errors import (
 )
 from lab.qubesd.events import Handlers
 from lab.qubesd.holder import Holder, Property, as_qube, check_name
+from lab.qubesd.permission import Permissions
 from lab.qubesd.qube import CLASSES, AdminVM, DispVM, LocalVM, Power, Qube
 from lab.qubesd.xen import Domain, Hypervisor
 from portfwd.wire.limits import FEATURE_AGENT
@@ -96,11 +97,19 @@ class App(Holder):
 
     default_netvm = Property("vm", lambda _app: None, _accept_default_netvm)
 
-    def __init__(self, base_dir: Path, xen: Hypervisor, databases: DatabaseHost, boot_id: str = "") -> None:
+    def __init__(
+        self,
+        base_dir: Path,
+        xen: Hypervisor,
+        databases: DatabaseHost,
+        boot_id: str = "",
+        policy: Iterable[Path] = (),
+    ) -> None:
         self.vm_handlers, self.app_handlers = Handlers(), Handlers()
         super().__init__(self.app_handlers, self)
         self.base_dir = base_dir
         self.boot_id = boot_id
+        self.permissions = Permissions(self, policy)
         self.xen = xen
         self.databases = databases
         self.notes: Path | None = None

@@ -27,6 +27,8 @@ from portfwd.dom0.forwards import NOTES
 
 log = logging.getLogger("qubesd")
 
+_POLICY = (Path("/run/qubes/policy.d"), Path("/etc/qubes/policy.d"))
+
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lab.qubesd", description="the laboratory's qubesd")
@@ -39,6 +41,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--poll", type=float, default=POLL, help="seconds between two looks of a QubesDB daemon")
     parser.add_argument(
         "--boot-id", type=Path, default=Path("/run/boot_id"), help="file that names this run of the host"
+    )
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        action="append",
+        default=None,
+        help="folder of the qrexec policy, which also decides what callers are told; the first of two counts",
     )
     parser.add_argument("--verbose", action="store_true", help="log every refused call")
     return parser.parse_args(argv)
@@ -60,7 +69,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         loop.add_signal_handler(number, ended.set)
     boot_id = _boot_id(arguments.boot_id)
     databases = Databases(arguments.qubesdb, arguments.link, arguments.poll)
-    app = App(arguments.base, Xen(arguments.xen), databases, boot_id)
+    app = App(arguments.base, Xen(arguments.xen), databases, boot_id, arguments.policy or _POLICY)
     app.notes = arguments.qubesdb / NOTES
     api = Server(app, stock_methods())
     PortForwardExtension(app, api, boot_id, arguments.qubesdb)

@@ -18,6 +18,7 @@ from lab.qubesd.app import App
 from lab.qubesd.errors import ForwardsUnstoredError, ProtocolError, QubesValueError
 from lab.qubesd.events import Level
 from lab.qubesd.server import Call, Method, Server
+from portfwd.dom0.caller import RESTORES_TAG, Caller
 from portfwd.dom0.forwards import UnstoredError
 from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WAY_OUT_PATH, Running, UnexpectedError
 from portfwd.wire.errors import RefusedError
@@ -70,7 +71,7 @@ class PortForwardExtension:
             return await self._stock["Get"](call)
         try:
             vm = None if call.dest.klass == "AdminVM" else call.dest
-            return await self._running.get(vm, call.arg, call.untrusted_payload)
+            return await self._running.get(vm, call.arg, call.untrusted_payload, _caller(call))
         except UnexpectedError as error:
             raise ProtocolError(str(error)) from None
         except RefusedError as error:
@@ -82,10 +83,15 @@ class PortForwardExtension:
                 raise ProtocolError("expected payload")
             return await self._stock["Set"](call)
         try:
-            return await self._running.set(call.dest, call.arg, call.untrusted_payload)
+            return await self._running.set(call.dest, call.arg, call.untrusted_payload, _caller(call))
         except UnexpectedError as error:
             raise ProtocolError(str(error)) from None
         except UnstoredError as error:
             raise ForwardsUnstoredError(str(error)) from None
         except RefusedError as error:
             raise QubesValueError(str(error)) from None
+
+
+def _caller(call: Call) -> Caller:
+    restores = RESTORES_TAG in call.src.tags
+    return Caller(call.src.name, call.app.permissions.forwards(call.src), restores)

@@ -34,7 +34,7 @@ _INTERNAL_EVENTS = ("admin-permission:", "device-get:", "device-list:", "device-
 
 
 async def _vm_list(call: Call) -> str:
-    vms = call.app.domains if call.dest.name == "dom0" else [call.dest]
+    vms = call.app.permissions.listed(call.src, call.app.domains if call.dest.name == "dom0" else [call.dest])
     return "".join(f"{vm} class={vm.klass} state={vm.get_power_state()} uuid={vm.uuid}\n" for vm in vms)
 
 
@@ -310,14 +310,21 @@ async def _vm_remove(call: Call) -> None:
 
 
 async def _events(call: Call) -> None:
-    """Send every event of the destination, of all qubes and of the application for dom0, until the client leaves."""
+    """Send every event of the destination, of all qubes and of the application for dom0, until the client leaves.
+
+    As far as the policy lets the caller ask for events of their subject.
+    """
+
+    def told(subject: str, event: str) -> bool:
+        return call.app.permissions.allows(call.src, "admin.Events", event.replace(":", "_"), subject)
 
     def on_qube(subject: Any, event: str, **words: Any) -> None:
-        if not event.startswith(_INTERNAL_EVENTS):
+        if not event.startswith(_INTERNAL_EVENTS) and told(subject.name, event):
             call.send_event(subject, event, **words)
 
     def on_app(subject: Any, event: str, **words: Any) -> None:
-        call.send_event(subject, event, **words)
+        if told(words["vm"].name if "vm" in words else "@adminvm", event):
+            call.send_event(subject, event, **words)
         if event == "domain-add":
             words["vm"].add_handler("*", on_qube)
         elif event == "domain-delete":

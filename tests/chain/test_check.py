@@ -32,11 +32,10 @@ SILENT = "192.168.1.254"
 
 
 def check(world: World, qube: str, rule: str, client: str = "") -> list[dict[str, str]]:
-    """The lines of Get+forward.check for a rule as it was typed, as words; the verdict last."""
+    """The lines of Set+forward.check for a rule as it was typed, as words; the verdict last."""
     [parsed] = parse_forwards(f"action=forward {rule.partition(' expire=')[0]}\n")
-    payload = f"client={world.ip.get(client, client)}\n" if client else ""
-    rule_id = parsed.id(QubeName(qube))
-    lines = world.lab.api(qube, "admin.vm.firewall.Get", f"forward.check.{rule_id}", payload).splitlines()
+    payload = f"rule={parsed.id(QubeName(qube))}" + (f" client={world.ip.get(client, client)}" if client else "")
+    lines = world.lab.api(qube, "admin.vm.firewall.Set", "forward.check", payload).splitlines()
     found = []
     for line in lines:
         head, _, text = line.partition(" text=")
@@ -170,6 +169,6 @@ def test_nothing_stays_of_a_probe_that_is_killed(world: World) -> None:
 
 
 def test_words_that_make_no_sense_are_refused(world: World) -> None:
-    for argument, payload in (("forward.check.x", ""), ("forward.check.0123456789abcdef", "client=nobody")):
+    for payload in ("rule=x", "rule=0123456789abcdef client=nobody"):
         with pytest.raises(ApiError, match="is not"):
-            world.lab.api("work", "admin.vm.firewall.Get", argument, payload)
+            world.lab.api("work", "admin.vm.firewall.Set", "forward.check", payload)

@@ -62,7 +62,7 @@ class Dom0:
             )
         if call == "Get forward.connections":
             return self.connections
-        if call.startswith("Get forward.check."):
+        if call == "Set forward.check":
             return self.check
         if call == "Get forward.plan":
             rules = parse_forwards(payload or self.forwards[dest])

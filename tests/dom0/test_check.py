@@ -4,18 +4,25 @@
 
 import asyncio
 import ipaddress
+from collections.abc import Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portfwd.dom0 import probe
+from portfwd.dom0.caller import DOM0, Caller
 from portfwd.dom0.check import Case, diagnose, verdict
+from portfwd.dom0.checking import CheckService
 from portfwd.dom0.look import Look
 from portfwd.dom0.probe import HopTrace, Prober, Trace
+from portfwd.dom0.status import StatusService
 from portfwd.dom0.store import StoredForward
 from portfwd.model.forward import parse_forwards
+from portfwd.wire import limits
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.probe import Answer, Count, Request, RouteWord, Sent, Sight, Way, parse_head, parse_keyed
@@ -23,6 +30,8 @@ from portfwd.wire.status import Ignored
 from portfwd.wire.values import Family, Proto, QubeName
 from portfwd.wire.views import CheckResult, HopState
 from tests.dom0.asking import run
+from tests.fakes.app import FakeApp
+from tests.fakes.service import Service
 
 NET, FIREWALL, WORK = QubeName("sys-net"), QubeName("sys-firewall"), QubeName("work")
 WAY = (Family.V4, Proto.TCP)
@@ -171,3 +180,82 @@ def test_a_hop_that_answers_badly_costs_its_own_part_only(bad: str) -> None:
     assert run(Prober().trace(PATH, vms, {})) == healthy().trace
     found = run(Prober().trace(PATH, vms | {FIREWALL: Hop(bad)}, {}))
     assert found == replace(healthy().trace, hops={NET: good[NET], WORK: good[WORK]})
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> tuple[CheckService, FakeApp, str]:
+    """Three hops that take their time for a probe, and the words that ask for it."""
+    app = FakeApp(tmp_path)
+    for vm, hop in zip((app.net, app.firewall, app.work), healthy().trace.hops.values(), strict=True):
+        vm.services[limits.PROBE_SERVICE] = f"sleep 0.1; {script(hop.sights[WAY], hop.counts[WAY])}"
+    service = Service(app, "boot-1")
+    service.set(app.work, f"{RULE}\n")
+    return CheckService(StatusService(app, service)), app, f"rule={RULE.id(WORK)}\n"
+
+
+async def at_once(checks: list[Coroutine[Any, Any, str]]) -> tuple[list[float], list[tuple[float, str]]]:
+    """When those that were made had their diagnosis, and when the others were refused, and why; in seconds."""
+    began = asyncio.get_running_loop().time()
+    made: list[float] = []
+    refused: list[tuple[float, str]] = []
+
+    async def one(check: Coroutine[Any, Any, str]) -> None:
+        try:
+            assert "verdict=open" in await check
+            made.append(asyncio.get_running_loop().time() - began)
+        except RefusedError as error:
+            refused.append((asyncio.get_running_loop().time() - began, str(error)))
+
+    await asyncio.gather(*map(one, checks))
+    return made, refused
+
+
+def test_f20_of_twenty_checks_few_wait_and_the_rest_is_told_at_once(checked: tuple[CheckService, FakeApp, str]) -> None:
+    """Each waited for all before it: the last of twenty half a minute, with no word."""
+    service, app, words = checked
+    callers = [Caller(f"gui-{number}", DOM0.may) for number in range(20)]
+    made, refused = run(at_once([service.check(app.work, words, caller) for caller in callers]))
+    assert (len(made), len(refused)) == (4, 16)
+    assert {why.partition(":")[0] for _, why in refused} == {"busy"}
+    assert max(then for then, _ in refused) < min(made)
+    again, _ = run(at_once([service.check(app.work, words, callers[0])]))
+    assert len(again) == 1, "who comes later gets his turn"
+
+
+def test_f20_one_caller_leaves_room_for_the_others(checked: tuple[CheckService, FakeApp, str]) -> None:
+    service, app, words = checked
+    hasty, other = Caller("hasty", DOM0.may), Caller("other", DOM0.may)
+    made, refused = run(at_once([service.check(app.work, words, who) for who in [hasty] * 10 + [other]]))
+    assert (len(made), len(refused)) == (3, 8)
+
+
+def test_f20_hops_that_drag_their_feet_keep_the_next_check_waiting_for_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each took as long as one step may take, at every step, and all who waited waited for all steps."""
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 1.0)
+    slow = {
+        name: Hop("sleep 0.8; " + script(hop.sights[WAY], hop.counts[WAY]).replace("case", "sleep 0.8; case"))
+        for name, hop in healthy().trace.hops.items()
+    }
+
+    async def seconds() -> float:
+        began = asyncio.get_running_loop().time()
+        await Prober().trace(PATH, slow, {})
+        return asyncio.get_running_loop().time() - began
+
+    assert run(seconds()) < 2.5
+
+
+def test_f20_who_gives_up_gives_his_place_back(checked: tuple[CheckService, FakeApp, str]) -> None:
+    service, app, words = checked
+
+    async def leave() -> str:
+        tasks = [asyncio.ensure_future(service.check(app.work, words, DOM0)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return await service.check(app.work, words, DOM0)
+
+    assert "verdict=open" in run(leave())

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from portfwd.dom0 import running
+from portfwd.dom0.caller import DOM0
 from portfwd.dom0.running import Running
 from portfwd.dom0.store import Contents, StoredForward, StoreError, load, save
 from portfwd.model.errors import RuleError
@@ -151,17 +152,17 @@ def test_f18_nobody_waits_while_5000_forwards_are_read_changed_and_listed(
             await ours._task
             assert len(many.domains[2].database.multiread(limits.ENTRIES)) == QUBES * EACH
             loop.held("the start")
-            present = await ours.get(last, "forward", b"")
+            present = await ours.get(last, "forward", b"", DOM0)
             more = f"{present}action=forward forwardtype=external proto=udp srcports=53\n"
-            await ours.set(last, "forward", more.encode())
+            await ours.set(last, "forward", more.encode(), DOM0)
             loop.held("an addition")
-            await ours.set(last, "forward", present.encode())
+            await ours.set(last, "forward", present.encode(), DOM0)
             loop.held("a removal")
-            told = await ours.get(None, "forward.status", b"")
+            told = await ours.get(None, "forward.status", b"", DOM0)
             assert told.count("\nqube=") == QUBES * EACH - 1
             loop.held("the list of all")
-            await ours.get(last, "forward.plan", more.encode())
-            await ours.get(last, "forward.hops", b"")
+            await ours.get(last, "forward.plan", more.encode(), DOM0)
+            await ours.get(last, "forward.hops", b"", DOM0)
             loop.held("a preview")
         finally:
             ours.close()

@@ -90,6 +90,9 @@ class FakeVM:
     def is_running(self) -> bool:
         return self.running
 
+    def is_paused(self) -> bool:
+        return False
+
     @property
     def untrusted_qdb(self) -> FakeConnection | None:
         return self.database if self.running else None

@@ -7,10 +7,12 @@ sys-usb (ens6: lan)              - sys-spare    - untrusted
 """
 
 import contextlib
+import math
 import os
 import shutil
 
 from portfwd.dom0 import store
+from portfwd.dom0.tunnels import ABSENT_SECONDS
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
@@ -112,8 +114,10 @@ class FakeHome(FakeComputer):
         node.wake()
         node.work(self._time)
         if not tunnel:
-            # The user must take the word back: dom0 remembers it.
+            # The user must take the word back: dom0 remembers it. And it counts only when it was said for a while.
             self.vms[qube].features.pop(limits.FEATURE_VPN, None)
+            self._refresh()
+            self.wait(math.ceil(ABSENT_SECONDS))
         self._changed()
 
     def recable(self, choice: int) -> set[str]:

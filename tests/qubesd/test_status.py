@@ -62,7 +62,7 @@ def test_each_call_takes_its_destination_and_payload_and_nothing_else(world: Wor
     for call in (GET, f"{GET}+forward", PLAN, f"{GET}+forward.connections", f"{GET}+forward.hops"):
         assert world.error("dom0", call) == nowhere
     assert world.error("dom0", f"{SET}+forward.kill", WEB)[0] == "ProtocolError"
-    for call in ("forward.statuses", "forward.", "forward.check", "status", "plan", "kill"):
+    for call in ("forward.statuses", "forward.", "check", "status", "plan", "kill"):
         assert world.error("work", f"{GET}+{call}") == ("ProtocolError", "unexpected argument")
     assert world.error("work", f"{SET}+kill", WEB) == ("ProtocolError", "unexpected argument")
 

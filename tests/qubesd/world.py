@@ -74,7 +74,7 @@ class World:
     def start(self, module: str = "lab.qubesd", prefix: tuple[str, ...] = ()) -> None:
         """Start qubesd, or a module that behaves like it, and wait until it answers. `prefix` runs it."""
         paths = {"topology": "topology.json", "socket": "qubesd.sock", "xen": "xen.sock", "base": "lib"}
-        paths |= {"qubesdb": "run", "link": "link", "boot-id": "boot_id"}
+        paths |= {"qubesdb": "run", "link": "link", "boot-id": "boot_id", "policy": "policy.d"}
         options = [word for key, name in paths.items() for word in (f"--{key}", str(self.folder / name))]
         options += ["--poll", str(self._poll)]
         log = (self.folder / "log").open("ab")

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from lxml import etree
 
+from lab.qrexec import policy
 from portfwd.model.ordinary import parse_ordinary
 from tests.fakes.app import FakeVM
 
@@ -29,13 +30,14 @@ NAMED = (("work", "10.137.0.6"), ("personal", "10.137.0.7"))
 
 def make(release: str) -> dict[str, ModuleType]:
     """The modules by their names. Each call gives fresh ones."""
-    names = ("", ".exc", ".ext", ".api", ".api.admin", ".firewall", ".vm", ".vm.qubesvm")
+    names = ("", ".exc", ".ext", ".ext.admin", ".api", ".api.admin", ".api.internal", ".firewall", ".vm", ".vm.qubesvm")
     modules = {f"qubes{name}": ModuleType(f"qubes{name}") for name in names}
+    modules |= {f"qrexec{name}": ModuleType(f"qrexec{name}") for name in ("", ".policy", ".policy.parser")}
     for name, module in modules.items():
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(modules[parent], child, module)
-    fill: list[Callable[[Any, str], None]] = [_exceptions, _extensions, _api, _firewall, _qubes, _admin]
+    fill: list[Callable[[Any, str], None]] = [_exceptions, _extensions, _api, _firewall, _qubes, _policy, _admin]
     for each in fill:
         each(SimpleNamespace(**{name.replace(".", "_"): module for name, module in modules.items()}), release)
     return modules
@@ -67,7 +69,7 @@ def _extensions(q: Any, _: str) -> None:
 
     def handler(*events: str, vm: Any = None, system: bool = False) -> Callable[[Any], Any]:
         def decorator(function: Any) -> Any:
-            function.ha_events, function.ha_vm = events, None if system else vm
+            function.ha_events, function.ha_vm = events, None if system else vm or q.qubes_vm_qubesvm.QubesVM
             return function
 
         return decorator
@@ -102,7 +104,13 @@ def _api(q: Any, release: str) -> None:
 
         return decorator
 
+    def apply_filters(iterable: Any, filters: Any) -> Any:
+        for selector in filters:
+            iterable = filter(selector, iterable)
+        return iterable
+
     q.qubes_api.method = new if release == "4.4" else old
+    q.qubes_api.apply_filters = apply_filters
 
 
 def _protocol_error(q: Any) -> Any:
@@ -174,14 +182,77 @@ def _firewall(q: Any, _: str) -> None:
     q.qubes_firewall.Rule, q.qubes_firewall.Firewall = Rule, Firewall
 
 
+def _policy(q: Any, release: str) -> None:
+    """qubes.ext.admin, and the parser of the policy that it asks; its lines are those of AdminExtension.lines."""
+
+    class AllowResolution:
+        pass
+
+    class AccessDenied(Exception):  # noqa: N818 - the name of the real one
+        pass
+
+    class Policy:
+        def evaluate(self, request: Any) -> Any:
+            words = policy.Request(request.service, request.argument.removeprefix("+"), request.source, request.target)
+            try:
+                lines = [policy.Rule.parse(line, "policy") for line in AdminExtension.lines]
+                policy.evaluate(lines, words, request.system_info)
+            except policy.DeniedError as error:
+                raise AccessDenied(str(error)) from None
+            return request.allow_resolution_type()
+
+    def request(service: str, argument: str, source: str, target: str, **words: Any) -> Any:
+        assert words.keys() == {"system_info", "ask_resolution_type", "allow_resolution_type"}
+        return SimpleNamespace(service=service, argument=argument, source=source, target=target, **words)
+
+    class AdminExtension(q.qubes_ext.Extension):  # type: ignore[misc,name-defined]
+        lines: ClassVar[list[str]] = []
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy_cache = SimpleNamespace(get_policy=Policy)
+
+        @q.qubes_ext.handler("admin-permission:admin.vm.List")  # type: ignore[untyped-decorator, unused-ignore]
+        def admin_vm_list(self, vm: Any, event: str, arg: str, **_: Any) -> Any:
+            info = system_info(vm.app)
+
+            def listed(dest: Any) -> bool:
+                words = {"system_info": info, "ask_resolution_type": None, "allow_resolution_type": AllowResolution}
+                try:
+                    Policy().evaluate(request("admin.vm.List", f"+{arg}", vm.name, dest.name, **words))
+                except AccessDenied:
+                    return False
+                return True
+
+            assert event == "admin-permission:admin.vm.List"
+            return (listed,)
+
+    def system_info(app: Any) -> Any:
+        return {vm.name: policy.Domain(vm.klass, frozenset(getattr(vm, "tags", ()))) for vm in app.domains}
+
+    q.qrexec_policy_parser.Request, q.qrexec_policy_parser.AccessDenied = request, AccessDenied
+    q.qrexec_policy_parser.AllowResolution = AllowResolution
+    AdminExtension()
+    q.qubes_ext_admin.AdminExtension = AdminExtension
+    q.qubes_ext_admin.JustEvaluateAllowResolution = AllowResolution
+    q.qubes_ext_admin.JustEvaluateAskResolution = type("AskResolution", (), {})
+    if release == "4.2":
+        q.qubes_api_internal.get_system_info = system_info
+    else:
+        q.qubes_api_internal.SystemInfoCache = SimpleNamespace(get_system_info=system_info)
+
+
 def _qubes(q: Any, _: str) -> None:
     class Emitter:
-        def fire_event(self, event: str, pre_event: bool = False, **words: Any) -> None:
+        def fire_event(self, event: str, pre_event: bool = False, **words: Any) -> list[Any]:
             assert not pre_event or event.startswith("admin-permission:")
+            effects: list[Any] = []
             for pattern, handlers in list(type(self).__handlers__.items()):  # type: ignore[attr-defined]
                 for handler in handlers if fnmatch.fnmatchcase(event, pattern) else ():
                     answer = handler(self, event, **words)
                     assert not inspect.isawaitable(answer), "a synchronous event has no coroutines"
+                    effects.extend(answer or ())
+            return effects
 
     class QubesVM(Emitter, FakeVM):
         __handlers__: ClassVar[dict[str, list[Any]]] = collections.defaultdict(list)
@@ -192,9 +263,6 @@ def _qubes(q: Any, _: str) -> None:
             self.log = logging.getLogger(name)
             self.watched: set[str] = set()
             self.firewall = q.qubes_firewall.Firewall(self)
-
-        def is_paused(self) -> bool:
-            return False
 
         def watch_qdb_path(self, path: str) -> None:
             self.watched.add(path)
@@ -214,7 +282,7 @@ def _qubes(q: Any, _: str) -> None:
             qubes = [net, firewall]
             qubes += [QubesVM(self, folder / n, n, firewall, ip) for n, ip in NAMED]
             self.domains = Domains({vm.name: vm for vm in qubes})
-            self.domains["dom0"] = SimpleNamespace(name="dom0", klass="AdminVM", fire_event=lambda *_, **__: None)
+            self.domains["dom0"] = SimpleNamespace(name="dom0", klass="AdminVM", fire_event=lambda *_, **__: [])
             for vm in qubes:
                 vm.fire_event("domain-load")
 
@@ -258,8 +326,9 @@ def _admin(q: Any, release: str) -> None:
             if not good:
                 raise q.qubes_api.PermissionDenied
 
-        def fire_event_for_permission(self, **given: Any) -> None:
-            self.src.fire_event(f"admin-permission:{self.method}", pre_event=True, dest=self.dest, **given)
+        def fire_event_for_permission(self, **given: Any) -> Any:
+            event = f"admin-permission:{self.method}"
+            return self.src.fire_event(event, pre_event=True, dest=self.dest, arg=self.arg, **given)
 
         @q.qubes_api.method(  # type: ignore[untyped-decorator, unused-ignore]
             "admin.vm.firewall.Get", **words, **({"wants_payload": False} if newest else {"no_payload": True})

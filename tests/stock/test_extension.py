@@ -58,9 +58,9 @@ class Qubesd:
         if found is not None:
             self.loop.run_until_complete(found.told())
 
-    def call(self, method: str, arg: str = "", payload: str = "", dest: str = "work") -> Any:
+    def call(self, method: str, arg: str = "", payload: str = "", dest: str = "work", src: str = "dom0") -> Any:
         api = self.modules["qubes.api.admin"].QubesAdminAPI(
-            self.app, b"dom0", f"admin.vm.firewall.{method}".encode(), dest.encode(), arg.encode()
+            self.app, src.encode(), f"admin.vm.firewall.{method}".encode(), dest.encode(), arg.encode()
         )
 
         async def execute() -> Any:
@@ -135,7 +135,9 @@ def test_every_view_is_made_of_the_stocks_own_objects(qubesd: Qubesd) -> None:
     assert qubesd.call("Get", "forward.hops").count("confirmed=no") == 3
     assert qubesd.call("Get", "forward.plan").count("state=planned") == 5
     rule = status.split()[1].removeprefix("rule=")
-    assert "hop=sys-net " in qubesd.call("Get", f"forward.check.{rule}")
+    assert "hop=sys-net " in qubesd.call("Set", "forward.check", f"rule={rule}\n")
+    with pytest.raises(qubesd.error("QubesValueError"), match="a check sends packets"):
+        qubesd.call("Get", f"forward.check.{rule}")
     with pytest.raises(qubesd.error("QubesValueError"), match="does not answer"):
         qubesd.call("Get", "forward.connections")
     with pytest.raises(qubesd.error("QubesValueError"), match="does not answer"):
@@ -328,3 +330,57 @@ def test_an_application_that_closes_lets_go_of_the_loop(qubesd: Qubesd) -> None:
     assert extension.running_of(qubesd.app) is None
     # A call that comes after all starts it anew.
     assert qubesd.call("Get", "forward") == ""
+
+
+def policy(qubesd: Qubesd, *names: str) -> None:
+    """Let sys-net, which is a qube like any other here, list these and get and set all of theirs."""
+    lines = ["admin.vm.firewall.Get +forward.status sys-net dom0 allow target=dom0"]
+    for name in names:
+        lines += [f"admin.vm.List * sys-net {name} allow target=dom0"]
+        lines += [f"admin.vm.firewall.{method} * sys-net {name} allow target=dom0" for method in ("Get", "Set")]
+    qubesd.modules["qubes.ext.admin"].AdminExtension.lines[:] = lines
+
+
+def test_f21_a_qube_is_told_of_others_what_its_policy_allows(qubesd: Qubesd) -> None:
+    qubesd.call("Set", "forward", f"{WEB} comment=secret\n", dest="personal")
+    qubesd.call("Set", payload="action=drop\n", dest="personal")
+    qubesd.call("Set", "forward", f"{WEB.replace('443-443 ', '80-80 ').replace('external', 'internal')}\n")
+    policy(qubesd, "work")
+    with pytest.raises(qubesd.error("QubesValueError"), match="at 'sys-net' by a forward that you may not see"):
+        qubesd.call("Set", "forward", f"{WEB}\n", src="sys-net")
+    told = qubesd.call("Get", "forward.status", dest="dom0", src="sys-net")
+    assert told == qubesd.call("Get", "forward.status", src="sys-net")
+    assert "hop=sys-firewall" in told
+    assert "personal" not in told
+    assert "sibling=personal outbound=refused" in qubesd.call("Get", "forward.status")
+    assert "comment=secret" in qubesd.call("Get", "forward.status", dest="dom0")
+    policy(qubesd, "work", "personal")
+    assert qubesd.call("Get", "forward.status", dest="dom0", src="sys-net") == qubesd.call(
+        "Get", "forward.status", dest="dom0"
+    )
+    with pytest.raises(qubesd.error("QubesValueError"), match="port 443 of 'personal'"):
+        qubesd.call("Set", "forward", f"{WEB}\n", src="sys-net")
+
+
+def test_f21_what_another_extension_hides_is_not_told(qubesd: Qubesd) -> None:
+    policy(qubesd, "work", "personal")
+    qubesd.call("Set", "forward", f"{WEB}\n", dest="personal")
+    handlers = qubesd.modules["qubes.vm.qubesvm"].QubesVM.__handlers__
+    handlers["admin-permission:admin.vm.firewall.Get"].append(lambda *_, **__: [lambda vm: vm.name != "personal"])
+    assert qubesd.call("Get", "forward.status", dest="dom0", src="sys-net") == ""
+
+
+@pytest.mark.parametrize("lost", ["AdminExtension", "JustEvaluateAllowResolution"])
+def test_f21_where_the_policy_cannot_be_asked_nothing_is_told_of_others(qubesd: Qubesd, lost: str) -> None:
+    policy(qubesd, "work", "personal")
+    qubesd.call("Set", "forward", f"{WEB}\n", dest="personal")
+    delattr(qubesd.modules["qubes.ext.admin"], lost)
+    assert qubesd.call("Get", "forward.status", dest="dom0", src="sys-net") == ""
+    assert "port=" not in qubesd.call("Get", "forward", src="sys-net"), "what the call is about is told as ever"
+
+
+def test_f21_what_the_restore_of_a_backup_brings_comes_in_paused(qubesd: Qubesd) -> None:
+    qubesd.app.domains["sys-net"].tags.add("backup-restore-mgmt")
+    qubesd.call("Set", "forward", f"{WEB}\n", src="sys-net")
+    assert qubesd.call("Get", "forward") == f"{WEB} enabled=no\n"
+    assert qubesd.entries("sys-firewall") == []

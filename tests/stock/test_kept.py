@@ -101,7 +101,7 @@ def test_f10_every_call_names_file_line_and_reason(qubesd: Qubesd) -> None:
         ("Get", "forward.plan", ""),
         ("Get", "forward.hops", ""),
         ("Get", "forward.connections", ""),
-        ("Get", f"forward.check.{'0' * 16}", ""),
+        ("Set", "forward.check", f"rule={'0' * 16}"),
         ("Set", "forward", f"{SSH}\n"),
         ("Set", f"forward.{'0' * 32}", ""),
     ):

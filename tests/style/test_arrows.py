@@ -25,7 +25,7 @@ MAY_IMPORT = {
 BEYOND_STANDARD = {
     "wire": set[str](),
     "model": set[str](),
-    "dom0": {"lxml", "qubes"},
+    "dom0": {"lxml", "qubes", "qrexec"},
     "client": {"argcomplete"},
     "gui": {"PyQt6", "qrcode"},
     "agent": set[str](),

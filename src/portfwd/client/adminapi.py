@@ -302,9 +302,9 @@ class AdminClient:
         return _text(self._view(qube, "plan", payload))
 
     def check(self, qube: QubeName, rule: RuleId, client: IPAddress | None = None) -> str:
-        """The lines of the diagnosis of one forward; `client` is who could not connect."""
-        payload = b"" if client is None else f"client={client}\n".encode()
-        return _text(self._view(qube, f"check.{rule}", payload))
+        """The lines of the diagnosis of one forward; `client` is who could not connect. It sends packets."""
+        payload = f"rule={rule}" + ("" if client is None else f" client={client}")
+        return _text(self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.check", f"{payload}\n".encode()))
 
     def connections(self, qube: QubeName) -> str:
         """The open connections that came to the qube through its forwards, a line each."""

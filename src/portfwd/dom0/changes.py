@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator
 from types import MappingProxyType
 from typing import Any
 
-from portfwd.dom0.claims import Claim, Seat
+from portfwd.dom0.claims import Claim, Clash, Seat
 from portfwd.dom0.forwards import remedy
 from portfwd.dom0.plan import claim_of, claims, doubtful, entrances_of, is_over, useless_for
 from portfwd.dom0.room import Room
@@ -19,6 +19,15 @@ from portfwd.model.forward import ForwardRule, Lifetime, too_wide
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
+
+
+class TakenError(RefusedError):
+    """A rule wants what another rule holds. By whom is said by who knows who asks (dom0/caller.py)."""
+
+    def __init__(self, clash: Clash, mine: QubeName) -> None:
+        self.owner, self.mine = clash.owner, mine
+        self.words = f"{clash.word} is taken at '{clash.at}'"
+        super().__init__(self.words)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,7 +114,7 @@ class Change:
         for claim in sorted(wanted, key=order):
             clash = None if claim.qube in doubts else taken.take(claim.seat)
             if clash is not None and is_fresh(claim):
-                raise RefusedError(f"{clash.word} is taken at '{clash.at}' by {clash.owner.describe()}")
+                raise TakenError(clash, self.qube.name)
             full = room.take(claim.rule, claim.hops, claim.seat.families)
             if full is not None and is_fresh(claim):
                 raise RefusedError(f"{full.word}: {full.text}")

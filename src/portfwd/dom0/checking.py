@@ -1,40 +1,73 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Get+forward.check.RULE: looks at everything that concerns one forward, sends a probe, and answers the diagnosis.
+"""Set+forward.check: looks at everything that concerns one forward, sends a probe, and answers the diagnosis.
 
+rule=ID [client=ADDRESS]                                 (asked: which forward, and perhaps who could not connect)
 hop=QUBE result=ok|bad|hint|unknown cause=WORD text=sentence to the end of the line
 verdict=open | verdict=QUBE:CAUSE                        (left out where neither is certain)
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+from portfwd.dom0.caller import DOM0, ORDINARY, Caller
 from portfwd.dom0.changes import qube_of
 from portfwd.dom0.check import Case, diagnose, verdict
 from portfwd.dom0.plan import Plan, Problem, is_over
 from portfwd.dom0.probe import Prober, Trace, names_of
 from portfwd.dom0.snapshot import Qube, Snapshot
-from portfwd.dom0.status import StatusService
+from portfwd.dom0.status import StatusService, Survey
 from portfwd.dom0.store import StoredForward
 from portfwd.wire.entry import Entry, parse_words
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId, Side, family_of, parse_address
+
+BUSY = "busy"
+"""First word of the answer to who comes too late: programs may look for it."""
+_LINE_MAX = 128
+
+
+class Turns:
+    """Probes go through the chains one after the other, so few may wait; who comes too late is told so at once.
+
+    `most` are those under way and waiting, `each` those of one caller.
+    """
+
+    def __init__(self, most: int = 4, each: int = 2) -> None:
+        self._most, self._each = most, each
+        self._taken: list[str] = []
+
+    @contextlib.contextmanager
+    def take(self, caller: str) -> Iterator[None]:
+        """Hold a place. Raises RefusedError, whose first word is BUSY."""
+        if len(self._taken) >= self._most or self._taken.count(caller) >= self._each:
+            raise RefusedError(f"{BUSY}: as many checks as may wait are under way; try again in some seconds")
+        self._taken.append(caller)
+        try:
+            yield
+        finally:
+            self._taken.remove(caller)
 
 
 class CheckService:
     """One per qubesd, beside the StatusService."""
 
     def __init__(self, status: StatusService) -> None:
-        self._status, self._prober = status, Prober()
+        self._status, self._prober, self._turns = status, Prober(), Turns()
 
-    async def check(self, vm: Any, untrusted_rule: str, untrusted_payload: str = "") -> str:
+    async def check(self, vm: Any, untrusted_payload: str, caller: Caller = DOM0) -> str:
         """The diagnosis of one forward of a qube.
 
-        The payload is empty, or `client=ADDRESS`: one who could not connect. Raises RefusedError for words that make
-        no sense; a forward that is not there is a finding.
+        Raises RefusedError for words that make no sense, and when it is not the caller's turn; a forward that is not
+        there is a finding.
         """
-        rule = RuleId(untrusted_rule)
-        client = _client(untrusted_payload)
-        survey = await self._status.survey(vm)
+        rule, client = _asked(untrusted_payload)
+        with self._turns.take(caller.name):
+            return await self._check(vm, rule, client, caller)
+
+    async def _check(self, vm: Any, rule: RuleId, client: IPAddress | None, caller: Caller) -> str:
+        survey = await self._status.survey(vm, caller)
         qube = qube_of(vm, survey.snapshot)
         stored = next((one for one in qube.forwards if one.rule.id(qube.name) == rule), None)
         over = stored is not None and is_over(stored, qube, survey.snapshot)
@@ -59,7 +92,7 @@ class CheckService:
             paused=paused,
             refused=(await self._status.kept_out(survey)).get(rule, {}),
             client=client,
-            client_qube=None if client is None else _owner(survey.snapshot, client),
+            client_qube=None if client is None else _owner(survey, client),
         )
         findings = diagnose(case)
         lines = [str(finding) for finding in findings]
@@ -67,13 +100,12 @@ class CheckService:
         return "".join(f"{line}\n" for line in [*lines, *([f"verdict={word}"] if word else [])])
 
 
-def _client(untrusted_payload: str) -> IPAddress | None:
+def _asked(untrusted_payload: str) -> tuple[RuleId, IPAddress | None]:
     untrusted_line = untrusted_payload.removesuffix("\n")
-    if not untrusted_line:
-        return None
-    if len(untrusted_line) > 64:
-        raise RefusedError(f"{shown(untrusted_line)} is not client=ADDRESS")
-    return parse_address(parse_words(untrusted_line, ("client",), ("client",))["client"])
+    if len(untrusted_line) > _LINE_MAX:
+        raise RefusedError(f"{shown(untrusted_line)} is not rule=ID client=ADDRESS")
+    words = parse_words(untrusted_line, ("rule", "client"), ("rule",))
+    return RuleId(words["rule"]), parse_address(words["client"]) if "client" in words else None
 
 
 def _problem(planned: Plan, qube: Qube, rule: RuleId) -> Problem | None:
@@ -98,6 +130,8 @@ def _siblings(
     return found
 
 
-def _owner(snapshot: Snapshot, client: IPAddress) -> QubeName | None:
+def _owner(survey: Survey, client: IPAddress) -> QubeName | None:
+    """The qube with that address, if the caller may ask for the rules that keep it in."""
     family = family_of(client)
-    return next((q.name for q in snapshot.qubes.values() if q.running and q.address(family) == client), None)
+    found = (q.name for q in survey.snapshot.qubes.values() if q.running and q.address(family) == client)
+    return next((name for name in found if survey.caller.may(name, ORDINARY)), None)

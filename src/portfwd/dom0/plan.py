@@ -52,13 +52,17 @@ class ProblemKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One rule that opens nothing, the qube that stands in the way, and the sentence for the user."""
+    """One rule that opens nothing, the qube that stands in the way, and the sentence for the user.
+
+    `owner` is whose claim is in the way, if one is: not everybody may be told.
+    """
 
     qube: QubeName
     rule: RuleId
     kind: ProblemKind
     at: QubeName
     text: str
+    owner: Seat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +161,8 @@ def plan(snapshot: Snapshot) -> Plan:
             if useless:
                 raise _StopError(*useless)
             if clash is not None:
-                text = f"port is taken at '{clash.at}' by {clash.owner.describe()}"
-                raise _StopError(ProblemKind.CONFLICT, clash.at, text)
+                text = taken(clash.at, clash.owner.describe())
+                raise _StopError(ProblemKind.CONFLICT, clash.at, text, clash.owner)
             if (full := room.take(claim.rule, claim.hops, claim.seat.families)) is not None:
                 kind = ProblemKind.TOO_WIDE if full.wide else ProblemKind.TOO_MANY
                 raise _StopError(kind, full.at, full.text)
@@ -166,16 +170,21 @@ def plan(snapshot: Snapshot) -> Plan:
             for name, entry in paths[rule_id]:
                 entries.setdefault(name, []).append(entry)
         except _StopError as stop:
-            problems.append(Problem(qube.name, rule_id, stop.kind, stop.at, stop.text))
+            problems.append(Problem(qube.name, rule_id, stop.kind, stop.at, stop.text, stop.owner))
     by_qube = {name: tuple(found) for name, found in entries.items()}
     present = snapshot.held if held == snapshot.held.seats else Holders(held)
     return Plan(MappingProxyType(by_qube), MappingProxyType(paths), tuple(problems), present)
 
 
+def taken(at: QubeName, who: str) -> str:
+    """The sentence for a port that is taken at a hop; `who` is in words."""
+    return f"port is taken at '{at}' by {who}"
+
+
 class _StopError(Exception):
-    def __init__(self, kind: ProblemKind, at: QubeName, text: str) -> None:
+    def __init__(self, kind: ProblemKind, at: QubeName, text: str, owner: Seat | None = None) -> None:
         super().__init__(text)
-        self.kind, self.at, self.text = kind, at, text
+        self.kind, self.at, self.text, self.owner = kind, at, text, owner
 
 
 def _entries(claim: Claim, qube: Qube, snapshot: Snapshot) -> list[tuple[QubeName, Entry]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from portfwd.dom0.caller import Caller
 from portfwd.dom0.checking import CheckService
 from portfwd.dom0.databases import Connections, Workers
 from portfwd.dom0.forwards import UnstoredError
@@ -51,7 +52,10 @@ _ENDS = "port-forward-ends"
 _HOLDERS = "port-forward-holders"
 _KILL = "kill"
 _ANEW = "anew"
-_CHECK = "check."
+_CHECK = "check"
+_OLD_CHECK = (
+    "a check sends packets, so it is admin.vm.firewall.Set+forward.check now; update the programs that ask for it"
+)
 _SLEEP_MIN = 1.0
 """Seconds until the next try when a rule that has ended could not be removed."""
 _RETRY_SECONDS = 5.0
@@ -154,44 +158,49 @@ class Running:
         self._workers.close()
         self._databases.close()
 
-    async def get(self, vm: Any, arg: str, untrusted_payload: bytes) -> str:
+    async def get(self, vm: Any, arg: str, untrusted_payload: bytes, caller: Caller) -> str:
         """admin.vm.firewall.Get+ARG. `vm` is None for dom0. Raises UnexpectedError, RefusedError."""
         name = arg.removeprefix(f"{ARGUMENT}.")
-        if untrusted_payload and name != "plan" and not name.startswith(_CHECK):
+        if arg.split(".")[:2] == [ARGUMENT, _CHECK]:
+            raise RefusedError(_OLD_CHECK)
+        if untrusted_payload and name != "plan":
             raise UnexpectedError("unexpected payload")
         if vm is None and name != "status":
             raise UnexpectedError("expected destination to not be AdminVM")
         with self._workers.turns:
-            return await self._told_of(vm, arg, name, untrusted_payload)
+            return await self._told_of(vm, arg, untrusted_payload, caller)
 
-    async def _told_of(self, vm: Any, arg: str, name: str, untrusted_payload: bytes) -> str:
+    async def _told_of(self, vm: Any, arg: str, untrusted_payload: bytes, caller: Caller) -> str:
         if arg == ARGUMENT:
             return self.service.get(vm)
         if arg == f"{ARGUMENT}.status":
-            return await self.status.status(vm)
+            return await self.status.status(vm, caller)
         if arg == f"{ARGUMENT}.hops":
             return await self.status.hops(vm)
         if arg == f"{ARGUMENT}.plan":
-            return await self.status.plan(vm, _text(untrusted_payload))
+            return await self.status.plan(vm, _text(untrusted_payload), caller)
         if arg == f"{ARGUMENT}.connections":
             return await self.status.connections(vm)
-        if arg.startswith(f"{ARGUMENT}.{_CHECK}"):
-            return await self.check.check(vm, name.removeprefix(_CHECK), _text(untrusted_payload))
         raise UnexpectedError("unexpected argument")
 
-    async def set(self, vm: Any, arg: str, untrusted_payload: bytes) -> str | None:
-        """admin.vm.firewall.Set+ARG. Raises UnexpectedError, RefusedError."""
+    async def set(self, vm: Any, arg: str, untrusted_payload: bytes, caller: Caller) -> str:
+        """admin.vm.firewall.Set+ARG: what changes something, or sends something. Raises UnexpectedError, RefusedError.
+
+        The answer is empty but for the diagnosis of a check, and the name of a file that is kept.
+        """
         name, dot, untrusted_token = arg.partition(".")
         if name != ARGUMENT:
             raise UnexpectedError("unexpected argument")
         if untrusted_token == _KILL:
             await self.status.kill(vm, _text(untrusted_payload))
-            return None
-        answer = None
+            return ""
+        if untrusted_token == _CHECK:
+            return await self.check.check(vm, _text(untrusted_payload), caller)
+        answer = ""
         try:
             async with self._changing:
                 with self._workers.turns:
-                    answer = await self._store(vm, _text(untrusted_payload), untrusted_token if dot else None)
+                    answer = await self._store(vm, _text(untrusted_payload), untrusted_token if dot else None, caller)
         except UnstoredError:
             # What is shut is to be shut everywhere before that is said.
             self.ask()
@@ -204,15 +213,19 @@ class Running:
         await self.told()
         return answer
 
-    async def _store(self, vm: Any, untrusted_text: str, untrusted_token: str | None) -> str | None:
+    async def _store(self, vm: Any, untrusted_text: str, untrusted_token: str | None, caller: Caller) -> str:
         if untrusted_token == _ANEW:
-            change = self.service.asked_anew(vm, untrusted_text)
-            return self.service.begin_anew(vm, await self._workers.compute(change.settled))
+            change = self.service.asked_anew(vm, untrusted_text, caller)
+            with caller.naming():
+                forwards = await self._workers.compute(change.settled)
+            return self.service.begin_anew(vm, forwards)
         for _ in range(_CHANGES_MAX):
-            change = self.service.asked(vm, untrusted_text, untrusted_token)
+            change = self.service.asked(vm, untrusted_text, untrusted_token, caller)
             # To hold a list against thousands of others takes long: not on qubesd's loop.
-            if self.service.store(vm, change, await self._workers.compute(change.settled)):
-                return None
+            with caller.naming():
+                forwards = await self._workers.compute(change.settled)
+            if self.service.store(vm, change, forwards):
+                return ""
         raise RefusedError("forwards are being changed all the time; nothing was done")
 
     def _look_at(self, name: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from portfwd.dom0.caller import DOM0, Caller
 from portfwd.dom0.changes import Change, alive, dates_after, qube_of
 from portfwd.dom0.forwards import UnstoredError, remedy
 from portfwd.dom0.holders_file import HoldersFile
@@ -106,16 +107,18 @@ class ForwardService:
         snapshot = self.snapshot()
         return format_forwards(stored.rule for stored in alive(qube_of(vm, snapshot), snapshot))
 
-    def set(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None) -> None:
-        """Replace the forward rules of a qube (Set+forward, Set+forward.TOKEN).
+    def set(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None, caller: Caller = DOM0) -> None:
+        """Replace the forward rules of a qube (Set+forward, Set+forward.TOKEN). A restored rule comes in paused.
 
         Raises RefusedError, with nothing changed, for a rule that is not accepted, a rule that wants a port which is
         taken, or a token that is not that of the present list.
         """
-        change = self.asked(vm, untrusted_text, untrusted_token)
-        self.store(vm, change, change.settled())
+        change = self.asked(vm, untrusted_text, untrusted_token, caller)
+        with caller.naming():
+            forwards = change.settled()
+        self.store(vm, change, forwards)
 
-    def asked(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None) -> Change:
+    def asked(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None, caller: Caller = DOM0) -> Change:
         """The first third of set: what is wanted, and of which state. Raises RefusedError."""
         rules = parse_forwards(untrusted_text)
         del untrusted_text
@@ -124,7 +127,8 @@ class ForwardService:
         present = format_forwards(stored.rule for stored in alive(qube, snapshot))
         if untrusted_token is not None and untrusted_token != token(present):
             raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
-        return Change(qube, rules, snapshot)
+        known = {stored.rule.id(qube.name) for stored in alive(qube, snapshot) if stored.rule.enabled}
+        return Change(qube, caller.bringing(rules, qube.name, known), snapshot)
 
     def store(self, vm: Any, change: Change, forwards: tuple[StoredForward, ...]) -> bool:
         """The last third: store what Change.settled, the second one, has made of it.
@@ -136,7 +140,7 @@ class ForwardService:
         vm.firewall.save_forwards(forwards)
         return True
 
-    def asked_anew(self, vm: Any, untrusted_text: str) -> Change:
+    def asked_anew(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
         """A list in place of forwards that cannot be read. Raises RefusedError, also where they can be."""
         rules = parse_forwards(untrusted_text)
         del untrusted_text
@@ -146,16 +150,16 @@ class ForwardService:
             raise RefusedError(f"'{vm.name}' cannot be read")
         if not qube.damage:
             raise RefusedError(f"forwards of '{vm.name}' can be read; there is nothing to begin anew")
-        return Change(qube, rules, snapshot)
+        return Change(qube, caller.bringing(rules, qube.name, ()), snapshot)
 
     def begin_anew(self, vm: Any, forwards: tuple[StoredForward, ...]) -> str:
         """Store that list; the file is kept, its new name is the answer. Raises StoreError, with nothing changed."""
         kept = vm.firewall.begin_anew(forwards)
         return f"kept={kept}\n" if kept is not None else ""
 
-    def candidate(self, vm: Any, untrusted_text: str) -> Change:
+    def candidate(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
         """What the qube would have with that list; stores nothing. Raises RefusedError."""
-        return self.asked(vm, untrusted_text)
+        return self.asked(vm, untrusted_text, None, caller)
 
     def may_hold(self, name: QubeName, owner: QubeName) -> bool:
         """Whether a qube may still hold something for a forward of `owner`."""

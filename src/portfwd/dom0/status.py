@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from portfwd.dom0 import views
+from portfwd.dom0.caller import DOM0, ORDINARY, STATUS, Caller
 from portfwd.dom0.changes import alive, qube_of
 from portfwd.dom0.look import Look, Standing, confirmed, look_at, standing
 from portfwd.dom0.outbound import Outbound, outbound
@@ -51,10 +52,14 @@ Fare = tuple[Qube, StoredForward, tuple[tuple[QubeName, Entry], ...]]
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The live rules of some qubes, in their order, with the plan of all qubes and how far its entries have come."""
+    """The live rules of some qubes, in their order, with the plan of all qubes and how far its entries have come.
+
+    All of it is as the caller may be told.
+    """
 
     snapshot: Snapshot
     planned: Plan
+    caller: Caller
     lists: tuple[tuple[Qube, tuple[StoredForward, ...]], ...]
     look: Look
     databases: Mapping[QubeName, Store]
@@ -79,11 +84,11 @@ class StatusService:
         self._app, self._service, self._puller = app, service, Puller()
         self._beside, self._compute = beside, compute or beside
 
-    async def status(self, vm: Any = None) -> str:
-        """How the forwards of one qube fare, or of all (Get+forward.status)."""
-        survey = await self.survey(vm)
+    async def status(self, vm: Any = None, caller: Caller = DOM0) -> str:
+        """How the forwards of one qube fare, or of all whose status the caller may ask for (Get+forward.status)."""
+        survey = await self.survey(vm, caller)
         reports = await self._puller.pull(self.worth_asking(survey))
-        unread = views.unread_view(survey.snapshot) if vm is None else ""
+        unread = views.unread_view(survey.snapshot, lambda name: caller.may(name, STATUS)) if vm is None else ""
         refused = await self.kept_out(survey)
         silent = await self._beside(self._standing, survey)
         told = await self._compute(
@@ -91,12 +96,13 @@ class StatusService:
         )
         return f"{told}{unread}"
 
-    async def survey(self, vm: Any = None) -> Survey:
+    async def survey(self, vm: Any = None, caller: Caller = DOM0) -> Survey:
         """Look at everything that concerns the forwards of one qube, or of all. Raises RefusedError."""
         snapshot = self._service.snapshot()
-        qubes = list(snapshot.qubes.values()) if vm is None else [qube_of(vm, snapshot)]
+        whole = [qube for qube in snapshot.qubes.values() if qube.forwards] if vm is None else []
+        qubes = [qube_of(vm, snapshot)] if vm is not None else [q for q in whole if caller.may(q.name, STATUS)]
         lists = tuple((qube, tuple(alive(qube, snapshot))) for qube in qubes if qube.forwards)
-        planned: Plan = await self._compute(plan, snapshot)
+        planned = caller.told(await self._compute(plan, snapshot))
         rules = [one.rule.id(qube.name) for qube, stored in lists for one in stored if one.rule.enabled]
         concerned = {name for rule in rules for name, _ in planned.paths.get(rule, ())}
         databases = self._service.databases(snapshot) if lists else {}
@@ -104,7 +110,7 @@ class StatusService:
         look = await self._beside(
             look_at, rules, planned, databases, addresses, self._service.unwritten, self._service.may_know
         )
-        return Survey(snapshot, planned, lists, look, databases)
+        return Survey(snapshot, planned, caller, lists, look, databases)
 
     def worth_asking(self, survey: Survey) -> list[Any]:
         """The entrances and the targets that have applied their part: those that can tell how a rule fares."""
@@ -115,28 +121,33 @@ class StatusService:
         return list(self.named(names).values())
 
     async def kept_out(self, survey: Survey) -> dict[RuleId, dict[QubeName, Outbound]]:
-        """For each internal rule, the running qubes behind its entrance whose own ordinary rules refuse it."""
+        """For each internal rule, the running qubes behind its entrance whose own ordinary rules refuse it.
+
+        Only those whose ordinary rules the caller may ask for.
+        """
         internal = [found for found in survey.enabled() if found[1].rule.forwardtype is ForwardType.INTERNAL]
         entrances = {path[0][0] for _, _, path in internal if path}
         clients = [q for q in survey.snapshot.qubes.values() if q.running and q.netvm in entrances]
+        clients = [q for q in clients if survey.caller.may(q.name, ORDINARY)]
         rules = {qube.name: self._ordinary(qube.name) for qube in clients}
         found: dict[RuleId, dict[QubeName, Outbound]] = await self._compute(
             _kept_out, internal, clients, rules, survey.snapshot.now
         )
         return found
 
-    async def plan(self, vm: Any, untrusted_list: str = "") -> str:
+    async def plan(self, vm: Any, untrusted_list: str = "", caller: Caller = DOM0) -> str:
         """What stands where, or would stand with that list of forwards, and the nft elements (Get+forward.plan).
 
         Raises RefusedError for a list that Set+forward would refuse. Stores nothing.
         """
         snapshot = self._service.snapshot()
         if untrusted_list:
-            snapshot = await self._compute(self._service.candidate(vm, untrusted_list).candidate)
+            with caller.naming():
+                snapshot = await self._compute(self._service.candidate(vm, untrusted_list, caller).candidate)
         del untrusted_list
         qube = qube_of(vm, snapshot)
         stored = alive(qube, snapshot)
-        planned: Plan = await self._compute(plan, snapshot)
+        planned = caller.told(await self._compute(plan, snapshot))
         entries: dict[QubeName, list[Entry]] = {}
         for one in stored:
             for name, entry in planned.paths.get(one.rule.id(qube.name), ()):

@@ -101,11 +101,11 @@ def _left_out(ignored: Ignored) -> str:
     return f"nothing comes in by {ignored.interface}: {reason}"
 
 
-def unread_view(snapshot: Snapshot) -> str:
+def unread_view(snapshot: Snapshot, told_of: Callable[[QubeName], bool]) -> str:
     """The qubes whose forwards cannot be read: none of them is open, and none is told of."""
     told = {str(q.name): f"{q.damage}; {remedy(q.name)}" for q in snapshot.qubes.values() if q.damage}
     told |= dict.fromkeys(snapshot.unread, "the qube cannot be read, see the journal of qubesd in dom0")
-    return _text(f"unread={name} text={text}" for name, text in told.items())
+    return _text(f"unread={name} text={text}" for name, text in told.items() if told_of(QubeName(name)))
 
 
 def hops_view(confirmed: Mapping[QubeName, bool], internal: Container[QubeName | None]) -> str:

@@ -17,6 +17,7 @@ import qubes.exc
 
 from portfwd.dom0.forwards import UnstoredError
 from portfwd.dom0.running import ARGUMENT, Running, UnexpectedError
+from portfwd.dom0.stock.callers import caller_of
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.views import UNSTORED
 
@@ -38,10 +39,10 @@ def extend(running_of: RunningOf) -> None:
         if not _is_ours(self.arg):
             _as_stock(stock_get, self, untrusted_payload)
             return await _call(stock_get, self, untrusted_payload)
-        self.fire_event_for_permission()
+        caller = caller_of(self, self.fire_event_for_permission())
         running, vm = _running(running_of, self), None if self.dest.klass == "AdminVM" else self.dest
         with _told():
-            return await running.get(vm, self.arg, untrusted_payload)
+            return await running.get(vm, self.arg, untrusted_payload, caller)
 
     async def vm_firewall_set(self: Any, untrusted_payload: bytes = b"") -> str | None:
         if not _is_ours(self.arg):
@@ -49,9 +50,9 @@ def extend(running_of: RunningOf) -> None:
             return await _call(stock_set, self, untrusted_payload)
         if self.dest.klass == "AdminVM":
             raise _protocol_error("expected destination to not be AdminVM")
-        self.fire_event_for_permission(forwards=untrusted_payload)
+        caller = caller_of(self, self.fire_event_for_permission(forwards=untrusted_payload))
         with _told():
-            return await _running(running_of, self).set(self.dest, self.arg, untrusted_payload)
+            return await _running(running_of, self).set(self.dest, self.arg, untrusted_payload, caller)
 
     admin.vm_firewall_get = _declare("admin.vm.firewall.Get", read=True)(vm_firewall_get)
     admin.vm_firewall_set = _declare("admin.vm.firewall.Set", write=True)(vm_firewall_set)
