@@ -69,10 +69,13 @@ def _threads() -> set[Thing]:
 
 
 def _descriptors() -> set[Thing]:
+    """All but Qt's eventfds: it makes one for a thread in which a signal is sent, and lets go of it in its own time."""
     found = set()
     for number in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the folder's own descriptor is closed by then
         with contextlib.suppress(OSError):
-            found.add(Thing("descriptor", int(number), os.readlink(f"/proc/self/fd/{number}")))  # noqa: PTH115
+            target = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115
+            if target != "anon_inode:[eventfd]":
+                found.add(Thing("descriptor", int(number), target))
     return found
 
 
