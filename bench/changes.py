@@ -13,7 +13,7 @@ from bench.entries import SPARE_PORT, Clients, around, forwards, middle, spare
 from bench.network import CLIENTS_FROM, HOP1, HOP1_AT
 from bench.traffic import PAYLOAD, Line
 from portfwd.agent.firewall import Firewall
-from portfwd.agent.flows import Conntrack, Flow
+from portfwd.agent.flows import ALL, Conntrack, Flow, Which
 from portfwd.agent.nft import LibNft
 from portfwd.agent.skeleton import MARK_OURS
 from portfwd.wire.entry import Entry
@@ -51,19 +51,19 @@ class TimedFlows:
     def __init__(self, flows: Conntrack, clock: Clock) -> None:
         self._flows, self._clock = flows, clock
 
-    def marked(self, bit: int) -> list[Flow]:
+    def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
         """As Conntrack.marked()."""
         begin = time.perf_counter()
         try:
-            return self._flows.marked(bit)
+            return self._flows.marked(bit, which)
         finally:
             self._clock.flows += time.perf_counter() - begin
 
-    def unmarked(self, bit: int) -> list[Flow]:
+    def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
         """As Conntrack.unmarked()."""
         begin = time.perf_counter()
         try:
-            return self._flows.unmarked(bit)
+            return self._flows.unmarked(bit, which)
         finally:
             self._clock.flows += time.perf_counter() - begin
 

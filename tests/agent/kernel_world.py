@@ -221,6 +221,10 @@ class KernelWorld:
         self._opened[len(self._opened)] = machine, handle, attempt.proto, peer, peer_port, port
         return len(self._opened) - 1
 
+    def opened(self, handle: int) -> int:
+        """The name of an open connection in its client's machine."""
+        return self._opened[handle][1]
+
     def client_speaks(self, handle: int) -> Life:
         """The client sends a line and waits for the answer."""
         machine, place, proto, *_ = self._opened[handle]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container
 from types import FrameType
 from typing import Any
 
-from portfwd.agent.flows import Flow, FlowTable
+from portfwd.agent.flows import ALL, Flow, FlowTable, Which
 from portfwd.agent.nft import Nft
 from portfwd.wire.qdb_client import Database
 
@@ -72,14 +72,14 @@ class DyingFlows:
     def __init__(self, flows: FlowTable, fuse: Fuse) -> None:
         self._flows, self._fuse = flows, fuse
 
-    def marked(self, bit: int) -> list[Flow]:
+    def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
         """As the table inside."""
         self._fuse.burn()
-        return self._flows.marked(bit)
+        return self._flows.marked(bit, which)
 
-    def unmarked(self, bit: int) -> list[Flow]:
+    def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
         """As inside."""
-        return self._flows.unmarked(bit)
+        return self._flows.unmarked(bit, which)
 
     def forget(self, flow: Flow) -> None:
         """As the table inside."""

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The agent's view of a fake host's connection table."""
 
-from portfwd.agent.flows import Flow
+from portfwd.agent.flows import ALL, Flow, Which
 from portfwd.wire.values import family_of
 from tests.fakes.nft_trace import FakeHost
 from tests.fakes.packets import Connection
@@ -15,13 +15,17 @@ class FakeFlows:
         self._connections = host.connections
         self._handles: dict[bytes, Connection] = {}
 
-    def marked(self, bit: int) -> list[Flow]:
+    def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
         """The connections with that bit in their mark."""
-        return [self._flow(connection) for connection in self._connections if connection.mark & bit]
+        return [
+            self._flow(connection)
+            for connection in self._connections
+            if connection.mark & bit and _is(connection, which)
+        ]
 
-    def unmarked(self, bit: int) -> list[Flow]:
+    def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
         """The connections without that bit whose destination somebody has translated."""
-        return [self._flow(found) for found in self._connections if found.dnat and not found.mark & bit]
+        return [self._flow(c) for c in self._connections if c.dnat and not c.mark & bit and _is(c, which)]
 
     def _flow(self, connection: Connection) -> Flow:
         handle = id(connection).to_bytes(8, "big")
@@ -37,6 +41,7 @@ class FakeFlows:
             server_port,
             connection.mark,
             handle,
+            translated=connection.dnat,
             client_port=client_port,
             dialled=dialled,
         )
@@ -44,3 +49,7 @@ class FakeFlows:
     def forget(self, flow: Flow) -> None:
         """Delete one connection's entry; one that is gone already is no error."""
         self._connections.forget(self._handles[flow.handle])
+
+
+def _is(connection: Connection, which: Which) -> bool:
+    return which.proto in (None, connection.original[0]) and which.assured in (None, connection.answered)

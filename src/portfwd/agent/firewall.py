@@ -13,16 +13,19 @@ from portfwd.agent import counters, skeleton
 from portfwd.agent.diff import difference, differing, everything, settle
 from portfwd.agent.elements import Elements, Surroundings, build
 from portfwd.agent.farewell import tell
-from portfwd.agent.flows import Flow, FlowTable
+from portfwd.agent.flows import Flow, FlowTable, Which
 from portfwd.agent.nft import Nft, NftError
 from portfwd.agent.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
 from portfwd.agent.sweep import GUARD_SECONDS, divide, mourning
 from portfwd.wire.entry import Entry
 from portfwd.wire.report import BaseReport
 from portfwd.wire.status import Result
-from portfwd.wire.values import Family, Kind
+from portfwd.wire.values import Family, Kind, Proto
 
 log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 1.0
+"""Until connections that could not be looked at are looked at again."""
 
 
 def _mark(family: Family) -> str:
@@ -36,6 +39,11 @@ def _fresh_table(family: Family) -> str:
 
 def _numbered(elements: Elements) -> set[Family]:
     return {family for family, name in elements if name == "via"}
+
+
+def _who(around: Surroundings) -> tuple[object, ...]:
+    """What of the surroundings says who may come in."""
+    return around.near, around.home, around.names, around.numbers
 
 
 def _replies(families: set[Family], elements: Elements) -> str:
@@ -64,11 +72,13 @@ class Firewall:
         self._open: list[Entry] = []
         self._around = Surroundings(0)
         self._guarded: dict[Family, float] = {}
+        self._uncut = False
+        """Whether connections could not be looked at when some had to end."""
         self._printed: dict[tuple[Family, str], str] = {}
 
     def bring(self, entries: Iterable[Entry], around: Surroundings) -> dict[str, Result]:
         """Make exactly these entries work. Raises NftError only when not even closing everything succeeded."""
-        wanted_entries = list(entries)
+        wanted_entries, known = list(entries), self._applied is not None
         based = {family for family in Family if self._ensure_base(family)}
         elements, results = build((e for e in wanted_entries if e.family in based), around)
         results |= {e.key: Result.NO_BASE for e in wanted_entries if e.family not in based}
@@ -79,8 +89,8 @@ class Firewall:
             self._close(around)
             return dict.fromkeys(results, Result.FAILED)
         open_entries = [e for e in wanted_entries if results[e.key] is Result.OK]
-        if removed or around.home != self._around.home:
-            self._cut(open_entries, around)
+        if removed or self._uncut or around.home != self._around.home:
+            self._cut(open_entries, around, self._concerned(open_entries, around) if known else None)
             self._uncount(open_entries)
         self._open, self._around = open_entries, around
         return results
@@ -123,7 +133,7 @@ class Firewall:
                 parts = (f"flush chain {ip} {TABLE} {g}\ndelete chain {ip} {TABLE} {g}\n" for g in GUARDS)
                 self._try("".join(parts))
                 del self._guarded[family]
-        return min(self._guarded.values(), default=None)
+        return min([*self._guarded.values(), *([now + _AGAIN_SECONDS] if self._uncut else [])], default=None)
 
     def leave(self, now: float) -> None:
         """Take everything of ours away, for good. Raises NftError, and OSError, when that did not succeed.
@@ -156,7 +166,8 @@ class Firewall:
                 return self._replace(elements)
         wanted = everything(elements, tuple(Family), now) + _replies(set(Family), elements)
         try:
-            self._nft.run("".join(self._table(family, now) for family in Family) + wanted)
+            tables = "".join(self._table(family, now) for family in Family)
+            self._nft.run(tables + wanted)
         except NftError as error:
             log.warning("making our tables anew: %s", error)
             self._guarded.clear()
@@ -203,22 +214,40 @@ class Firewall:
         self._printed[(family, chain)] = printed[-1] if printed else rule
         return True
 
-    def _cut(self, entries: list[Entry], around: Surroundings) -> None:
+    def _cut(self, entries: list[Entry], around: Surroundings, concerned: set[Proto] | None = None) -> None:
         """End every connection that came through us and that no entry allows any more.
 
         Where a script has overwritten the whole mark, what the entries of before allowed is taken for ours. Without
-        guard some may be picked up again by what the qube behind us says; but left alone, all would go on.
+        guard some may be picked up again by what the qube behind us says; but left alone, all would go on. `concerned`:
+        the protocols in which something may have to end, all without it.
         """
+        protos = set(Proto) if concerned is None else concerned
+        rest = [Which(assured=False)] if len(protos) == len(Proto) else [Which(proto, False) for proto in protos]
+        ended = 0
         try:
-            hidden, _ = divide(self._flows.unmarked(skeleton.MARK_OURS), self._open, self._around)
-            _, lost = divide([*self._flows.marked(skeleton.MARK_OURS), *hidden], entries, around)
-            if not lost:
-                return
-            self.end(lost, around.now)
+            # First what both sides have taken up: the rest may be any number that strangers have begun.
+            for which in (Which(assured=True), *rest):
+                ended += self._end_lost(entries, around, which)
         except OSError as error:
-            log.error("connections of removed forwards could not be ended: %s", error)
-        else:
-            log.info("ended %d connections of forwards that are gone", len(lost))
+            log.error("connections of removed forwards could not be ended, trying again: %s", error)
+            self._uncut = True
+            return
+        self._uncut = False
+        if ended:
+            log.info("ended %d connections of forwards that are gone", ended)
+
+    def _end_lost(self, entries: list[Entry], around: Surroundings, which: Which) -> int:
+        hidden, _ = divide(self._flows.unmarked(skeleton.MARK_OURS, which), self._open, self._around)
+        _, lost = divide([*self._flows.marked(skeleton.MARK_OURS, which), *hidden], entries, around)
+        if lost:
+            self.end(lost, around.now)
+        return len(lost)
+
+    def _concerned(self, entries: list[Entry], around: Surroundings) -> set[Proto]:
+        """The protocols in which a change of entries may end something; all where it is not known what stood before."""
+        if self._uncut or not self._open or _who(around) != _who(self._around):
+            return set(Proto)
+        return {entry.proto for entry in set(self._open).difference(entries)}
 
     def _uncount(self, entries: list[Entry]) -> None:
         """Forget the connections that were counted for relays which are gone. A fresh agent keeps what it finds."""

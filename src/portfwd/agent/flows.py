@@ -3,7 +3,8 @@
 """The connections that conntrack knows and that came through our table: find them, and forget those no rule allows.
 
 Formats: linux/netfilter/nfnetlink_conntrack.h. The filters of a dump are applied by the kernel, so other traffic costs
-nothing; a kernel before 5.16 knows no filter by status, and gives more than is asked for.
+nothing; a kernel before 5.16 knows no filter by status, one before 5.8 none by protocol: it gives more than is asked
+for.
 """
 
 import contextlib
@@ -14,16 +15,18 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from portfwd.agent.netlink import NETLINK_NETFILTER, Netlink, attribute, attributes
+from portfwd.agent.netlink import NETLINK_NETFILTER, Netlink, attribute, attributes, nested
 from portfwd.wire.values import Family, IPAddress, Proto
 
 _CT_GET, _CT_DELETE, _CT_STATS = 0x101, 0x102, 0x105
 _STATS_ENTRIES = 1
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _MARK, _ID, _MARK_MASK, _STATUS_MASK = 1, 2, 3, 4, 8, 12, 21, 26
+_TUPLE_PROTO, _PROTO_NUM = 2, 1
 _PROTOINFO_TCP, _TCP_STATE = 1, 1
 _TCP_ENDED = {6, 7, 8}
 """TCP_CONNTRACK_LAST_ACK, TIME_WAIT, CLOSE: both sides have ended it, or one has reset it."""
-_DST_NAT = struct.pack(">I", 1 << 5)
+_FILTER, _ORIG_FLAGS, _PROTO_NUM_FLAG = 25, 1, 1 << 3
+_ASSURED, _DST_NAT = 1 << 2, 1 << 5
 _NESTED = 0x8000
 _PROTOS = {6: Proto.TCP, 17: Proto.UDP}
 
@@ -50,13 +53,26 @@ class Flow(NamedTuple):
     dialled: IPAddress | None = None
 
 
+class Which(NamedTuple):
+    """Which connections: of one protocol; those that both sides have taken up (assured), or those that they have not.
+
+    Strangers can make any number of the latter in a moment, with sources that are not theirs.
+    """
+
+    proto: Proto | None = None
+    assured: bool | None = None
+
+
+ALL = Which()
+
+
 class FlowTable(Protocol):
     """Anything that tracks connections: the kernel, or the fake of the tests."""
 
-    def marked(self, bit: int) -> list[Flow]:
-        """The connections with that bit in their mark."""
+    def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
+        """The connections with that bit in their mark; perhaps more than `which` asks for."""
 
-    def unmarked(self, bit: int) -> list[Flow]:
+    def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
         """The connections without that bit whose destination somebody has translated."""
 
     def forget(self, flow: Flow) -> None:
@@ -69,21 +85,24 @@ class Conntrack:
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_NETFILTER)
 
-    def marked(self, bit: int) -> list[Flow]:
-        """The connections with that bit in their mark."""
-        return [flow for flow in self._dump(_masked(bit, bit)) if flow.mark & bit]
+    def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
+        """The connections with that bit in their mark; perhaps more than `which` asks for."""
+        return [flow for flow in self._dump(_masked(bit, bit), which) if flow.mark & bit]
 
-    def unmarked(self, bit: int) -> list[Flow]:
+    def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
         """The connections without that bit whose destination somebody has translated."""
-        translated = attribute(_STATUS, _DST_NAT) + attribute(_STATUS_MASK, _DST_NAT)
-        return [flow for flow in self._dump(_masked(0, bit) + translated) if flow.translated and not flow.mark & bit]
+        found = self._dump(_masked(0, bit), which, _DST_NAT)
+        return [flow for flow in found if flow.translated and not flow.mark & bit]
 
-    def _dump(self, filters: bytes) -> Iterator[Flow]:
+    def _dump(self, filters: bytes, which: Which, status: int = 0) -> Iterator[Flow]:
         if self._is_empty():
-            return iter(())
-        body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0) + filters
-        found = (_flow(message.body) for message in self._netlink.dump(_CT_GET, body))
-        return (flow for flow in found if flow is not None)
+            return
+        # The kernel filters by protocol within one family only.
+        for family in (socket.AF_UNSPEC,) if which.proto is None else (socket.AF_INET, socket.AF_INET6):
+            body = struct.pack("=BBH", family, 0, 0) + filters + _filters(which, status)
+            for message in self._netlink.dump(_CT_GET, body):
+                if (flow := _flow(message.body)) is not None:
+                    yield flow
 
     def _is_empty(self) -> bool:
         # A dump walks all buckets of the kernel's table, however few connections this namespace has.
@@ -98,6 +117,19 @@ class Conntrack:
 
 def _masked(value: int, mask: int) -> bytes:
     return attribute(_MARK, struct.pack(">I", value)) + attribute(_MARK_MASK, struct.pack(">I", mask))
+
+
+def _filters(which: Which, status: int = 0) -> bytes:
+    """Of a dump, beside that by mark: all bits of `status`, and what `which` asks for."""
+    mask = status | (0 if which.assured is None else _ASSURED)
+    wanted = status | (_ASSURED if which.assured else 0)
+    found = b""
+    if mask:
+        found += attribute(_STATUS, struct.pack(">I", wanted)) + attribute(_STATUS_MASK, struct.pack(">I", mask))
+    if which.proto is not None:
+        found += nested(_TUPLE_ORIG, nested(_TUPLE_PROTO, attribute(_PROTO_NUM, bytes([which.proto.number]))))
+        found += nested(_FILTER, attribute(_ORIG_FLAGS, struct.pack("=I", _PROTO_NUM_FLAG)))
+    return found
 
 
 def _flow(body: bytes) -> Flow | None:
