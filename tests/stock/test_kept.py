@@ -171,6 +171,23 @@ def test_f13_a_port_is_shut_at_once_although_that_cannot_be_stored(qubesd: Qubes
     assert list((qubesd.folder / "port-forward-unstored").iterdir()) == []
 
 
+def test_f13_what_was_shut_does_not_open_again_by_a_note_that_cannot_be_read(qubesd: Qubesd) -> None:
+    no_room(qubesd)
+    with pytest.raises(qubesd.error("QubesException")):
+        qubesd.call("Set", "forward", f"{SSH}\n")
+    (note,) = (qubesd.folder / "port-forward-unstored").iterdir()
+    note.write_bytes(note.read_bytes()[:-9])
+    restart(qubesd)
+    qubesd.turn()
+    for qube in ("sys-net", "sys-firewall", "work"):
+        assert qubesd.entries(qube) == [], qube
+    with pytest.raises(qubesd.error("QubesValueError"), match="port-forward-unst"):
+        qubesd.call("Get", "forward")
+    note.unlink()
+    qubesd.call("Reload", "")
+    assert qubesd.call("Get", "forward") == f"{WEB}\n{SSH}\n", "the old file, as the user decided"
+
+
 def test_f13_a_file_that_somebody_has_written_since_is_newer_than_what_could_not_be_stored(qubesd: Qubesd) -> None:
     no_room(qubesd)
     with pytest.raises(qubesd.error("QubesException")):

@@ -76,8 +76,9 @@ class Forwards:
         self._present, self._damage, self.unstored = found.forwards, found.damage, ""
         self._digest, self._identity = found.digest, found.identity
         if not found.damage and (noted := self._noted()) is not None:
-            self._present = noted
-            self.unstored = f"firewall file {shown(self._path)} could not be written"
+            # Of a note that cannot be read nothing is known but that something was shut.
+            self._present, self._damage = noted.forwards, noted.damage
+            self.unstored = "" if noted.damage else f"firewall file {shown(self._path)} could not be written"
         return found
 
     def reread(self) -> bool:
@@ -194,12 +195,11 @@ class Forwards:
             return False
         return True
 
-    def _noted(self) -> tuple[StoredForward, ...] | None:
+    def _noted(self) -> Beside | None:
         """What is in force by the note that goes with the file as it was read; None without one."""
         if self._notes is None or not self._note_of(self._digest).exists():
             return None
-        noted = read_forwards(self._note_of(self._digest))
-        return None if noted.damage else noted.forwards
+        return read_forwards(self._note_of(self._digest))
 
     def _note_of(self, digest: str) -> Path:
         return Path(self._notes or "", f"{self._mark}-{digest[:32]}.xml")
