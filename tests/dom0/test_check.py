@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.dom0 import probe
 from portfwd.dom0.caller import DOM0, Caller
 from portfwd.dom0.check import Case, diagnose, verdict
 from portfwd.dom0.checking import CheckService
@@ -227,24 +226,6 @@ def test_f20_one_caller_leaves_room_for_the_others(checked: tuple[CheckService, 
     hasty, other = Caller("hasty", DOM0.may), Caller("other", DOM0.may)
     made, refused = run(at_once([service.check(app.work, words, who) for who in [hasty] * 10 + [other]]))
     assert (len(made), len(refused)) == (3, 8)
-
-
-def test_f20_hops_that_drag_their_feet_keep_the_next_check_waiting_for_a_bounded_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each took as long as one step may take, at every step, and all who waited waited for all steps."""
-    monkeypatch.setattr(probe, "PROBE_SECONDS", 1.0)
-    slow = {
-        name: Hop("sleep 0.8; " + script(hop.sights[WAY], hop.counts[WAY]).replace("case", "sleep 0.8; case"))
-        for name, hop in healthy().trace.hops.items()
-    }
-
-    async def seconds() -> float:
-        began = asyncio.get_running_loop().time()
-        await Prober().trace(PATH, slow, {})
-        return asyncio.get_running_loop().time() - began
-
-    assert run(seconds()) < 2.5
 
 
 def test_f20_who_gives_up_gives_his_place_back(checked: tuple[CheckService, FakeApp, str]) -> None:
