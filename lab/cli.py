@@ -48,6 +48,7 @@ _EVENTS: dict[str, tuple[str, Callable[..., object], tuple[str, ...]]] = {
     "kill-database": ("kill dom0's QubesDB daemon of a qube", Lab.kill_database, ("qube",)),
     "flush": (f"flush a qube's nftables as a user may: {', '.join(FLUSHES)}", Lab.flush, ("qube", "what")),
     "vpn": ("a VPN program in a qube comes up (also at its next starts) or down", Lab.vpn, ("qube", "action")),
+    "stock-firewall": ("enforce ordinary rules in a net qube: on or off", Lab.stock_firewall, ("qube", "action")),
     "unplug": ("pull a network card out", Lab.unplug, ("qube", "card")),
     "rename": ("give a network card another name", Lab.rename, ("qube", "card", "new")),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from lab import dom0, vpn
+from lab.inside import firewall
 from lab.inside.init import AGENT
 from lab.qubesd.client import clone
 from lab.qubesd.preload import MAXIMUM
@@ -167,6 +168,13 @@ class Events(abc.ABC):
         if what not in FLUSHES:
             raise RefusedError(f"flush {shown(what)} is not known, known are {', '.join(FLUSHES)}")
         self.run(qube, ["nft", "-f", "-"], input=FLUSHES[what].encode(), check=True)
+
+    def stock_firewall(self, qube: str, action: str) -> None:
+        """Enforce ordinary rules in a net qube from now on and at each later start, or not: on, off."""
+        if action not in ("on", "off"):
+            raise RefusedError(f"action {shown(action)} is not known, known are on, off")
+        self.run(qube, [*(["touch"] if action == "on" else ["rm", "-f"]), str(firewall.WANTED)], check=True)
+        self.service(qube, firewall.SERVICE, "start" if action == "on" else "stop")
 
     def vpn(self, qube: str, action: str, server: str = "server", routes: str = "halves") -> None:
         """A VPN program in a qube comes up, now and at each later start, or down: a tunnel to a host, see lab.vpn.

@@ -23,7 +23,7 @@ from typing import NoReturn
 from lab import namespaces as ns
 from lab import vpn
 from lab.hypervisor import root
-from lab.inside import network
+from lab.inside import firewall, network
 from lab.inside.commands import PATIENCE
 from lab.inside.services import Service, Services, log
 from portfwd.wire.qdb_client import Error as QubesDBError
@@ -37,6 +37,7 @@ AGENT = "port-forward-agent"
 # Seconds. Generous: a loaded machine is slow, and nobody waits this long when all is well.
 SYNC_DEADLINE = 20.0
 AGENT_DEADLINE = 20.0
+STOCK_DEADLINE = 20.0
 QUBESD_DEADLINE = 60.0
 
 
@@ -119,6 +120,10 @@ def _boot_qube(machine: Machine, services: Services) -> None:
         if key.startswith("/qubes-service/") and value == "1":
             Path("/run/qubes-service", key.rpartition("/")[2]).touch()
     network.load_base_firewall()
+    if keys.get("/qubes-service/qubes-firewall") == "1":
+        stock = Service(firewall.SERVICE, argv=(sys.executable, "-I", "-m", "lab.inside.firewall"))
+        (services.start if firewall.WANTED.exists() else services.add)(stock)
+        services.wait(stock, STOCK_DEADLINE)
     network.set_forwarding(keys)
     network.set_up_uplink(keys)
     network.set_up_cards(machine.cards)

@@ -94,3 +94,13 @@ def test_user_flushes_the_whole_ruleset(world: World) -> None:
     for port in (443, 7443):
         assert world.ask("laptop", "192.168.1.10", port) in ("timeout", "refused")
     world.after("restart after a flushed ruleset", lambda: world.lab.restart("sys-firewall"), PATHS)
+
+
+def test_f28_a_net_qube_enforces_ordinary_rules_from_its_next_start_too(world: World) -> None:
+    world.lab.stock_firewall("sys-firewall", "on")
+    try:
+        world.after("restart beside the stock firewall", lambda: world.lab.restart("sys-firewall"), PATHS)
+        listed = world.lab.run("sys-firewall", ["nft", "list", "tables"], capture_output=True, text=True).stdout
+        assert "table ip qubes-firewall\n" in listed
+    finally:
+        world.lab.stock_firewall("sys-firewall", "off")
