@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The lines of Get+forward.check: what the diagnosis found at each hop. Pure text.
+"""The lines of Set+forward.check: what the diagnosis found at each hop. Pure text.
 
 hop=QUBE check=WORD result=ok|bad|hint|unknown [text=free text to the end of the line]      (cause= for check= too)
 verdict=open | verdict=QUBE:WORD
