@@ -4,6 +4,8 @@
 
 import asyncio
 import ipaddress
+import shlex
+import sys
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portfwd.dom0 import probe
 from portfwd.dom0.caller import DOM0, Caller
 from portfwd.dom0.check import Case, diagnose, verdict
 from portfwd.dom0.checking import CheckService
@@ -28,7 +31,7 @@ from portfwd.wire.probe import Answer, Count, Request, RouteWord, Sent, Sight, W
 from portfwd.wire.status import Ignored
 from portfwd.wire.values import Family, Proto, QubeName
 from portfwd.wire.views import CheckResult, HopState
-from tests.dom0.asking import run
+from tests.dom0.asking import children, run
 from tests.fakes.app import FakeApp
 from tests.fakes.service import Service
 
@@ -165,11 +168,36 @@ class Hop:
         return await asyncio.create_subprocess_exec("sh", "-c", self._script, **streams)
 
 
+class Unanswered(Hop):
+    """A qube that is never called: qubesd gets no further."""
+
+    async def run_service(self, service: str, *, user: str, **streams: Any) -> asyncio.subprocess.Process:
+        await asyncio.sleep(1000)
+        return await super().run_service(service, user=user, **streams)
+
+
 def script(sight: Sight, count: Count) -> str:
     head = f"version=1 ways=1 agent=yes\\n{KEY} {sight}\\narmed=yes\\n"
     told = f"{KEY} {count}\\nend\\n"
     cases = f"send) echo sent=yes;; tell) printf '{told}';;"
     return f"printf '{head}'; while read word; do case $word in {cases} esac; done"
+
+
+def late(sight: Sight, count: Count) -> str:
+    """The same, late at each step; in one process, as what a shell has started outlives it when it is killed."""
+    answers = {
+        "": f"version=1 ways=1 agent=yes\n{KEY} {sight}\narmed=yes\n",
+        "send\n": "sent=yes\n",
+        "tell\n": f"{KEY} {count}\nend\n",
+    }
+    program = (
+        "import itertools, sys, time\n"
+        "for word in itertools.chain([''], sys.stdin):\n"
+        f"    if word in {answers}:\n"
+        "        time.sleep(0.8)\n"
+        f"        print({answers}[word], end='', flush=True)\n"
+    )
+    return f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)}"
 
 
 @pytest.mark.parametrize("bad", ["yes", "printf '\\033[2J\\n'", "true", "echo version=1 ways=1 agent=yes; yes x"])
@@ -226,6 +254,41 @@ def test_f20_one_caller_leaves_room_for_the_others(checked: tuple[CheckService, 
     hasty, other = Caller("hasty", DOM0.may), Caller("other", DOM0.may)
     made, refused = run(at_once([service.check(app.work, words, who) for who in [hasty] * 10 + [other]]))
     assert (len(made), len(refused)) == (3, 8)
+
+
+def test_f20_hops_that_drag_their_feet_keep_the_next_check_waiting_for_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each took as long as one step may take, at every step, and all who waited waited for all steps."""
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 1.0)
+    slow = {name: Hop(late(hop.sights[WAY], hop.counts[WAY])) for name, hop in healthy().trace.hops.items()}
+    dead = {name: Unanswered("") for name in slow}
+
+    async def seconds(vms: dict[QubeName, Hop]) -> float:
+        began = asyncio.get_running_loop().time()
+        await Prober().trace(PATH, vms, {})
+        return asyncio.get_running_loop().time() - began
+
+    for vms in (slow, dead):
+        assert run(seconds(vms)) < 2.5
+
+
+def test_f20_who_leaves_while_a_hop_does_not_end_leaves_no_process_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(probe, "_END_SECONDS", 60.0)
+    deaf = {name: Hop(f"echo no; cat; : > {tmp_path / name}; exec sleep 1000") for name in healthy().trace.hops}
+
+    async def leave() -> set[int]:
+        before = children()
+        task = asyncio.ensure_future(Prober().trace(PATH, deaf, {}))
+        while not all((tmp_path / name).exists() for name in deaf):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        return children() - before
+
+    assert run(leave()) == set()
 
 
 def test_f20_who_gives_up_gives_his_place_back(checked: tuple[CheckService, FakeApp, str]) -> None:

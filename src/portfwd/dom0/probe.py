@@ -86,7 +86,7 @@ class Prober:
             try:
                 return await _trace(requests, vms, calls)
             finally:
-                await asyncio.gather(*(call.close() for call in calls.values()))
+                await asyncio.gather(*(call.close() for call in calls.values()), return_exceptions=True)
 
 
 def _requests(path: Sequence[tuple[QubeName, Entry]], clients: Mapping[Family, IPAddress]) -> dict[QubeName, list[Way]]:
@@ -116,10 +116,9 @@ async def _trace(
         return await attempt(doing, min(STEP_SECONDS, end - loop.time()), name, "a probe")
 
     async def begin(name: QubeName) -> _Call | None:
-        # What has been begun gets its time: given up half-way it would leave a process behind.
         if name not in vms or loop.time() >= end:
             return None
-        return await attempt(_Call.open(vms[name]), STEP_SECONDS, name, "a probe")
+        return await ask(_Call.open(vms[name]), name)
 
     async def arm(name: QubeName, role: Role) -> None:
         ways = [Way(w.entry, w.port, w.sport, clients.get(_key(w))) for w in requests[name]]
@@ -214,15 +213,20 @@ class _Call:
         return untrusted[:-1].decode("ascii", "replace")
 
     async def close(self) -> None:
-        """Let go of the service, which removes its counters when its input ends; end it when it does not."""
+        """Let go of the service, which removes its counters when its input ends; end it when it does not.
+
+        Who stops waiting for this ends it at once.
+        """
         self._transport.close()
         os.close(self._stdin)
-        with contextlib.suppress(ProcessLookupError):
-            try:
+        try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_END_SECONDS):
                     await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
+        finally:
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
                 await self._process.wait()
 
 
