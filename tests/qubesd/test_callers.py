@@ -115,6 +115,20 @@ def test_f21_the_status_of_all_is_that_of_those_whose_status_one_may_ask(managed
     assert managed.asked("dom0", f"{GET}+forward.status") == "", "what cannot be read allows nothing"
 
 
+def test_f21_that_the_file_of_another_qube_is_damaged_is_not_told(managed: Managed) -> None:
+    managed.api("personal", f"{SET}+forward", WEB)
+    path = managed.firewall_file("personal")
+    before = path.read_text()
+    path.write_text(before.replace("8443", "99999"))
+    managed.restart()
+    try:
+        assert "unread=personal" in managed.api("dom0", f"{GET}+forward.status")
+        assert managed.asked("dom0", f"{GET}+forward.status") == ""
+    finally:
+        path.write_text(before)
+        managed.restart()
+
+
 def test_f21_a_check_needs_set_and_the_old_name_says_so(managed: Managed) -> None:
     managed.api("work", f"{SET}+forward", WEB)
     rule = managed.api("work", f"{GET}+forward.status").split()[1].removeprefix("rule=")

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from tests.leaks import lasting
 from tests.qubesd.world import World, eventually
 
 GET, SET, RELOAD = "admin.vm.firewall.Get", "admin.vm.firewall.Set", "admin.vm.firewall.Reload"
@@ -74,9 +73,7 @@ def test_the_file_is_written_as_by_qubesd(halted: World) -> None:
 def test_a_damaged_file_is_reported_and_left_alone(halted: World) -> None:
     path = halted.folder / "lib" / "appvms" / "dvm" / "firewall.xml"
     path.write_text("<firewall version='2'><rules>")
-    with lasting():
-        halted.stop()
-        halted.start()
+    halted.restart()
     for method, payload in ((GET, ""), (SET, "action=drop\n")):
         name, text = halted.error("dvm", method, payload)
         assert name == "QubesException"

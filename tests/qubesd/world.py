@@ -18,6 +18,7 @@ from typing import Any
 
 from lab.qubesd.client import ApiError, call
 from portfwd.wire.qdb_client import Error, QubesDB
+from tests.leaks import lasting
 from tests.qubesd.hypervisor import FakeHypervisor
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,12 @@ class World:
             self._process.terminate()
             assert self._process.wait(DEADLINE) == 0, self.log()
         self._process = None
+
+    def restart(self) -> None:
+        """Stop and start it; what comes belongs to the fixture that made this world."""
+        with lasting():
+            self.stop()
+            self.start()
 
     def died(self) -> bool:
         """Whether qubesd has been killed."""
