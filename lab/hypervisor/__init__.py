@@ -12,7 +12,8 @@ connection can ask many times, and gets its answers in order.
     attach name backend ip ip6 gateway gateway6 mac visible_ip visible_gateway   the cable: eth0 of name to
                             vif<domid>.0 of backend, before or after boot; an address that there is not is null or
                             missing; with a visible_ip other than ip (net.fake-ip) it is translated on the way
-    detach name             takes the cable away; nothing happens when there is none
+    detach name [abandon]   takes the cable away; nothing happens when there is none. abandon: as if the net qube had
+                            not answered in time, so the next one is vif<domid>.1
     destroy name            ends the domain at once; answered when its processes are gone
     pause name, unpause name   stops all its processes, and every packet from, to and through it
     service name service action   start, stop, restart or kill (and so start again) a service: port-forward-agent or

@@ -65,7 +65,7 @@ def can_offload() -> bool:
     return accepted
 
 
-def read_vif(domid: int, words: dict[str, object]) -> Vif:
+def read_vif(domid: int, index: int, words: dict[str, object]) -> Vif:
     """The cable that an attach request describes. Raises RefusedError."""
     text = {key: words.get(key) or None for key in (*_ADDRESSES, "mac")}
     for key, value in text.items():
@@ -78,7 +78,7 @@ def read_vif(domid: int, words: dict[str, object]) -> Vif:
     own = tuple(addresses[key] for key in ("ip", "ip6") if key in addresses)
     visible, gateway = addresses.get("visible_ip"), addresses.get("visible_gateway")
     disguise = (visible, gateway) if visible and gateway and visible != addresses.get("ip") else None
-    return Vif(domid, mac, own, addresses.get("gateway"), addresses.get("gateway6"), disguise)
+    return Vif(domid, mac, own, addresses.get("gateway"), addresses.get("gateway6"), disguise, index)
 
 
 def _address(key: str, word: str) -> str:

@@ -201,8 +201,7 @@ class Hypervisor:
         machine.close()
         shutil.rmtree(self._vchan(machine.domid), ignore_errors=True)
         cards.remove_leftovers(machine)
-        if machine.cable is not None:
-            cables.detach(machine, self._machines.get(machine.cable.backend))
+        self._unplug(machine)
         for subscriber in list(self._subscribers):
             subscriber.send({"event": "died", "name": machine.name})
 
@@ -260,17 +259,21 @@ class Hypervisor:
 
     def _attach(self, connection: Connection, words: Words) -> None:
         machine, backend = self._find(words), self._find({"name": words.get("backend")})
-        if machine.cable is not None:
-            cables.detach(machine, self._machines.get(machine.cable.backend))
-        cable = Cable(backend.name, cables.read_vif(machine.domid, words))
+        self._unplug(machine)
+        cable = Cable(backend.name, cables.read_vif(machine.domid, machine.vif_index, words))
         cables.attach(machine, backend, cable, self._offload)
         connection.answer()
 
     def _detach(self, connection: Connection, words: Words) -> None:
         machine = self._find(words)
+        self._unplug(machine)
+        # The toolstack believes that the old one is still there.
+        machine.vif_index += bool(words.get("abandon"))
+        connection.answer()
+
+    def _unplug(self, machine: Running) -> None:
         if machine.cable is not None:
             cables.detach(machine, self._machines.get(machine.cable.backend))
-        connection.answer()
 
     def _destroy(self, connection: Connection, words: Words) -> None:
         machine = self._find(words)
@@ -311,14 +314,9 @@ class Hypervisor:
         connection.answer()
         self.over = True
 
-    def _hosts_file(self, own: str) -> str:
-        lines = [f"127.0.0.1 localhost {own}", "::1 localhost"]
-        for host in self._topology.hosts:
-            lines += [f"{address} {host.name}" for address in (host.nic.ip, host.nic.ip6) if address is not None]
-        return "\n".join(lines) + "\n"
-
     def _layout(self, name: str, programs: str | None, binds: dict[str, Path], **files: str) -> root.Layout:
-        own = {"/etc/hostname": f"{name}\n", "/etc/hosts": self._hosts_file(name), "/etc/resolv.conf": ""}
+        hosts = root.hosts_file(name, self._topology)
+        own = {"/etc/hostname": f"{name}\n", "/etc/hosts": hosts, "/etc/resolv.conf": ""}
         return root.Layout(name, None if programs is None else self._programs[programs], binds, {**own, **files})
 
     def _plan_host(self, name: str, kind: str, nics: tuple[Nic, ...]) -> init.Machine:

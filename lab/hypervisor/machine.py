@@ -62,6 +62,7 @@ class Running:
     namespaces: list[int] = field(default_factory=list)
     state: str = "created"
     cable: Cable | None = None
+    vif_index: int = 0
     cards: dict[str, Card] = field(default_factory=dict)
     ports: dict[str, str] = field(default_factory=dict)
     waiting: list[Reply] = field(default_factory=list)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import namespaces as ns
+from lab.topology import Topology
 from portfwd.wire import limits
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,14 @@ def make_programs(store: Path, programs: dict[str, str]) -> Path:
         program.chmod(0o755)
     ns.mount("overlay", merged, "overlay", ns.MS_RDONLY, f"lowerdir={ours}:/usr/bin")
     return merged
+
+
+def hosts_file(own: str, topology: Topology) -> str:
+    """/etc/hosts of a machine of that name: itself and the hosts."""
+    lines = [f"127.0.0.1 localhost {own}", "::1 localhost"]
+    for host in topology.hosts:
+        lines += [f"{address} {host.name}" for address in (host.nic.ip, host.nic.ip6) if address is not None]
+    return "\n".join(lines) + "\n"
 
 
 def enter(new_root: Path, layout: Layout) -> None:

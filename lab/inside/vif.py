@@ -24,6 +24,7 @@ MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 class Vif:
     """The cable of one qube: its domain id, its addresses and MAC, and the net qube's address on it.
 
+    `index` is 0 unless the toolstack believes that an earlier cable of this run is still there.
     `disguise` is what the qube shall take its own IPv4 address and that of its gateway for (net.fake-ip), or None.
     """
 
@@ -33,10 +34,11 @@ class Vif:
     gateway: str | None
     gateway6: str | None
     disguise: tuple[str, str] | None = None
+    index: int = 0
 
     @property
     def name(self) -> str:
-        return f"vif{self.domid}.0"
+        return f"vif{self.domid}.{self.index}"
 
 
 def online(vif: Vif, offload: bool) -> None:

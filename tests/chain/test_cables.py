@@ -3,11 +3,12 @@
 """A hop without an interface to what is behind it: as while a vif comes up, and after its script has failed."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.chain.world import SHUT, SYS_NET, SYS_NET6, Ask, World
+from tests.chain.world import LAPTOP, SHUT, SYS_NET, SYS_NET6, Ask, World, says, wait_until
 
 RULE = "forwardtype=external proto=tcp srcports=443 dstports=8443 srchost=any"
 
@@ -34,3 +35,31 @@ def test_f28_clients_of_a_qube_without_interface_are_not_sent_to_the_lan(world: 
         world.expect({Ask("laptop", SYS_NET, 443, proto): SHUT, Ask("laptop", SYS_NET6, 443, proto): SHUT})
     finally:
         world.lab.set("work", "netvm", "sys-firewall")
+
+
+def test_f28_the_index_of_a_vif_is_not_always_0(world: World) -> None:
+    world.add("work", RULE)
+    world.lab.ask("detach", name="work", abandon=True)
+    world.lab.set("work", "netvm", "sys-firewall")
+    world.settle()
+    assert [line for line in _vifs(world) if ".1@" in line.split()[1]]
+    world.expect({Ask("laptop", SYS_NET, 443): says("work", 8443, LAPTOP)})
+
+
+def _vifs(world: World) -> list[str]:
+    lines = world.output("sys-firewall", "ip", "-oneline", "link").splitlines()
+    return [line for line in lines if line.split()[1].startswith("vif")]
+
+
+def test_f28_the_time_of_a_forward_goes_on_in_a_paused_entrance(world: World) -> None:
+    """As on Xen, where a paused qube's clocks leap when it goes on."""
+    end = int(time.time()) + 8
+    world.add("work", f"{RULE.replace('8443', '9001')} expire={end}")
+    held = world.hold("laptop", SYS_NET, 443, "work", 9001)
+    world.lab.pause("sys-net")
+    try:
+        wait_until(lambda: time.time() > end + 1, lambda: "the end of the rule")
+    finally:
+        world.lab.unpause("sys-net")
+    world.expect({Ask("laptop", SYS_NET, 443): SHUT})
+    assert not held.lives
