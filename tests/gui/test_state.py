@@ -13,7 +13,7 @@ from portfwd.client.status import RuleStatus
 from portfwd.client.status_lines import parse_status
 from portfwd.gui.state.draft import Draft, Reach, check
 from portfwd.gui.state.history import History
-from portfwd.gui.state.overview import Column, Overview, cell, found_by, key_of, summary, untold_text
+from portfwd.gui.state.overview import Column, Overview, cell, closely, found_by, key_of, summary, untold_text
 from portfwd.gui.state.picture import LAN, lay_out
 from portfwd.gui.state.places import place_of
 from portfwd.gui.state.traffic import Traffic, line
@@ -31,6 +31,7 @@ def status(
     counts: str = "",
     hops: tuple[str, ...] = (),
     uplinks: str = "192.168.1.10/24",
+    note: str = "",
 ) -> RuleStatus:
     """Through sys-net and sys-firewall; `state` is the first one's."""
     rule = parse_forward(f"action=forward {words}")
@@ -41,7 +42,7 @@ def status(
     lines = [f"rule={rule.id(name)} hop=sys-net {way} state={state}"]
     lines += [f"rule={rule.id(name)} hop={hop} {way} state=applied" for hop in hops or ("sys-firewall",)]
     lines.append(f"rule={rule.id(name)} hop={name} {door} kind=accept state=applied listening=yes{counts}")
-    (found,) = parse_status("\n".join((head, *lines, f"entrance=sys-net uplinks={uplinks}")))
+    (found,) = parse_status("\n".join((head, *lines, f"entrance=sys-net uplinks={uplinks}{note}")))
     return found
 
 
@@ -135,6 +136,14 @@ def test_a_search_finds_state_comment_and_net_qube() -> None:
         assert found_by(told, search)
     assert not found_by(told, "family ssh")
     assert cell(told, Column.ENTRANCE, NOW) == "192.168.1.10:443"
+
+
+def test_f2_the_details_tell_what_the_entrance_leaves_out_of_account() -> None:
+    reason = "nothing comes in by wwan0: its kind, wwan, is neither that of a network card nor of a known tunnel"
+    sentence, *more = closely(status(note=f" text={reason}"), NOW).split("\n")
+    assert sentence == "LAN hosts can reach work's port 8443 at tcp 192.168.1.10:443"
+    assert more == [f"Note: sys-net says that {reason}"]
+    assert closely(status(), NOW) == sentence
 
 
 def test_rates_are_between_looks_and_a_restarted_counter_is_no_negative_rate() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from portfwd.client.sentences import left
+from portfwd.client.sentences import left, notes, told
 from portfwd.client.status import RuleStatus, State
 from portfwd.client.tables import amount, state_text, where, who
 from portfwd.model.forward import ForwardType
@@ -101,10 +101,10 @@ class Overview:
         return self._seen.get(key)
 
     def update(
-        self, told: Iterable[RuleStatus], qube: QubeName | None = None, untold: Collection[QubeName] = ()
+        self, look: Iterable[RuleStatus], qube: QubeName | None = None, untold: Collection[QubeName] = ()
     ) -> Changes:
         """Take in a new look, at one qube or (None) at all. What it does not tell of is gone, or its qube untold."""
-        new = {key_of(status): status for status in told}
+        new = {key_of(status): status for status in look}
         old = {key: status for key, status in self._seen.items() if qube in (None, key.qube)}
         changed = tuple((old[key], status) for key, status in new.items() if key in old and old[key] != status)
         added = tuple(status for key, status in new.items() if key not in old)
@@ -157,6 +157,11 @@ def cell(status: RuleStatus, column: Column, now: float) -> str:
             return rule.comment or ""
 
 
+def closely(status: RuleStatus, now: float) -> str:
+    """How one forward fares, and on a line of its own what its entrance leaves out of account."""
+    return "\n".join([told(status, now), *notes([status])])
+
+
 def order(status: RuleStatus, column: Column, now: float) -> tuple[float, str]:
     """By what a column is sorted: numbers as numbers, ends by time."""
     rule = status.rule
@@ -177,8 +182,8 @@ def order(status: RuleStatus, column: Column, now: float) -> tuple[float, str]:
 
 def found_by(status: RuleStatus, search: str) -> bool:
     """Whether every word of a search stands somewhere in the forward's row or among its net qubes."""
-    told = [cell(status, column, 0) for column in Column if column is not Column.LEFT]
-    text = " ".join([*told, *(hop.hop for hop in status.hops)]).lower()
+    cells = [cell(status, column, 0) for column in Column if column is not Column.LEFT]
+    text = " ".join([*cells, *(hop.hop for hop in status.hops)]).lower()
     return all(word in text for word in search.lower().split())
 
 

@@ -8,9 +8,8 @@ from PyQt6.QtCore import Qt, pyqtSignal
 from PyQt6.QtWidgets import QListWidget, QListWidgetItem, QPushButton, QVBoxLayout, QWidget
 
 from portfwd.client.connections import Clients, parse_connections
-from portfwd.client.sentences import told
 from portfwd.client.status import RuleStatus
-from portfwd.gui.state.overview import Key, key_of
+from portfwd.gui.state.overview import Key, closely, key_of
 from portfwd.gui.widgets.look import plain_label
 from portfwd.gui.widgets.sparkline import Sparkline
 from portfwd.gui.widgets.watch import Watch
@@ -59,7 +58,7 @@ class Details(QWidget):
             self.sentence.setText(self.tr("Select a forward to see who is connected."))
             self.sparkline.show_rates(self._watch.traffic.total())
             return
-        self.sentence.setText(told(status, time.time()))
+        self.sentence.setText(closely(status, time.time()))
         self.sparkline.show_rates(self._watch.traffic.rates(key_of(status)))
         # A closed panel asks no qube for anything.
         if self.isVisible() and not self._asked:
