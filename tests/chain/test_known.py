@@ -50,7 +50,7 @@ def lying(world: World, qube: str) -> Iterator[None]:
         (("qvm-port-forward", "remove", "work", "f0", "--wait", "2"), "The forward is removed, but {}"),
         (("qvm-port-forward", "pause", "work", "f0", "--wait", "2"), "The forward is paused, but {}"),
         (("qvm-firewall", "work", "del", "--rule-no", "f0"), "Note: the forward is removed, but {}"),
-        (("qvm-firewall", "work", "reset"), "Note: the forward is removed, but {}"),
+        (("qvm-firewall", "work", "reset", "--forwards"), "Note: the forward is removed, but {}"),
     ],
     ids=("remove", "pause", "del", "reset"),
 )
