@@ -20,7 +20,7 @@ from lab.qubesd.events import Level
 from lab.qubesd.server import Call, Method, Server
 from portfwd.dom0.caller import RESTORES_TAG, Caller
 from portfwd.dom0.forwards import UnstoredError
-from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WAY_OUT_PATH, Running, UnexpectedError
+from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running, UnexpectedError
 from portfwd.wire.errors import RefusedError
 
 
@@ -36,7 +36,8 @@ class PortForwardExtension:
         app.vm_handlers.add(Level.QUBE, "firewall-changed", self._on_firewall)
         for pattern in ("domain-load", "domain-qdb-create"):
             app.vm_handlers.add(Level.QUBE, pattern, self._on_database)
-        app.vm_handlers.add(Level.QUBE, f"domain-qdb-change:{WAY_OUT_PATH}", self._on_status)
+        for path in WATCHED:
+            app.vm_handlers.add(Level.QUBE, f"domain-qdb-change:{path}", self._on_status)
         for pattern in APP_EVENTS:
             app.app_handlers.add(Level.QUBE, pattern, self._on_event)
         self._stock = {name: server.methods[f"admin.vm.firewall.{name}"].handler for name in ("Get", "Set")}
@@ -49,7 +50,8 @@ class PortForwardExtension:
 
     def _on_database(self, subject: Any, event: str, **_: Any) -> None:
         if subject.klass != "AdminVM":
-            subject.watch_qdb_path(WAY_OUT_PATH)
+            for path in WATCHED:
+                subject.watch_qdb_path(path)
             if event == "domain-qdb-create":
                 self._running.on_database(subject)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from portfwd.dom0.status import StatusService
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
+from portfwd.wire.status import WAY_OUT
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
 
@@ -56,8 +57,8 @@ def plan(app: FakeApp, service: Service, vm: FakeVM, candidate: str = "") -> lis
     return run(StatusService(app, service).plan(vm, candidate)).splitlines()
 
 
-def apply(vm: FakeVM, word: str = "ok") -> list[Entry]:
-    """Acknowledge what stands in a qube's database, as its agent does."""
+def apply(vm: FakeVM, word: str = "ok", way_out: str = "uplink") -> list[Entry]:
+    """Acknowledge what stands in a qube's database, as its agent does; one that knows no routes says no `way_out`."""
     found = vm.database.multiread(limits.ENTRIES)
     commit = Commit.parse((vm.database.read(limits.BASE) or b"").decode())
     entries = [Entry.decode(path.removeprefix(limits.ENTRIES), value.decode()) for path, value in found.items()]
@@ -67,5 +68,7 @@ def apply(vm: FakeVM, word: str = "ok") -> list[Entry]:
             vm.database.rm(path)
     for path in kept:
         vm.database.write(path, word)
+    if way_out:
+        vm.database.write(limits.STATUS + WAY_OUT, way_out)
     vm.database.write(limits.STATUS_BASE, f"version=1 generation={commit.generation} state=applied")
     return entries

@@ -9,7 +9,7 @@ import pytest
 from portfwd.dom0.tunnels import ABSENT_SECONDS
 from portfwd.wire import limits
 from portfwd.wire.qdb_client import Error
-from tests.dom0.asking import plan
+from tests.dom0.asking import apply, plan
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
 
@@ -140,6 +140,53 @@ def test_c28_a_vpn_qube_is_one_when_another_qube_cannot_be_asked_and_stays_one_w
     monkeypatch.setattr(app.firewall, "is_running", broken)
     service.refresh()
     assert open_hops(app)[0] == 0
+
+
+def test_f26_where_the_agent_does_not_say_its_way_out_an_external_forward_does_not_cross(
+    app: FakeApp, service: Service
+) -> None:
+    """It holds its entries, but cannot read its routes: whether they lead into a tunnel is not known."""
+    apply(app.firewall, way_out="")
+    service.refresh()
+    assert open_hops(app) == [0, 1, 1], "what comes from behind the qube is another matter"
+    assert "state=problem reason=way-unknown text='sys-firewall'" in plan(app, service, app.work)[0]
+    assert limits.FEATURE_VPN not in app.firewall.features, "that is no tunnel to remember"
+    apply(app.firewall, way_out="")
+    service.refresh()
+    assert open_hops(app) == [0, 1, 1]
+    app.firewall.features[limits.FEATURE_TRANSIT] = "1"
+    service.refresh()
+    assert open_hops(app) == [1, 2, 2], "the user may know it"
+    del app.firewall.features[limits.FEATURE_TRANSIT]
+    service.refresh()
+    apply(app.firewall)
+    service.refresh()
+    assert open_hops(app) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("untold", [None, b"", b"UPLINK"])
+@pytest.mark.parametrize(("word", "hops"), [(b"uplink", [1, 2, 2]), (b"tunnel", [0, 1, 1])])
+def test_f26_of_a_way_out_that_is_not_told_any_more_the_last_word_counts_on(
+    app: FakeApp, service: Service, clock: Clock, word: bytes, hops: list[int], untold: bytes | None
+) -> None:
+    app.firewall.features[limits.FEATURE_VPN] = ""
+    apply(app.firewall, way_out=word.decode())
+    service.refresh()
+    assert open_hops(app) == hops
+    if untold is None:
+        app.firewall.database.rm(WAY_OUT)
+    else:
+        app.firewall.database.write(WAY_OUT, untold)
+    for _ in range(3):
+        service.refresh()
+        clock.seconds += ABSENT_SECONDS
+        assert open_hops(app) == hops
+
+
+def test_f26_an_agent_that_has_acknowledged_nothing_yet_is_just_starting(app: FakeApp, service: Service) -> None:
+    app.firewall.database.write(limits.STATUS_BASE, "version=1 generation=0 state=applied")
+    service.refresh()
+    assert open_hops(app) == [1, 2, 2]
 
 
 def test_c28_what_cannot_be_remembered_is_shut_all_the_same(

@@ -7,7 +7,7 @@ from typing import Any
 
 from portfwd.dom0.plan import Plan
 from portfwd.dom0.service import ForwardService
-from portfwd.dom0.snapshot import hears_tunnel
+from portfwd.dom0.snapshot import hears_way_out
 from portfwd.wire.qdb_client import Store
 from portfwd.wire.values import QubeName
 
@@ -42,7 +42,7 @@ class Service(ForwardService):
 
     def refresh(self) -> Plan | None:
         """Make every qube's QubesDB equal to the plan; what was planned."""
-        self.hear({name: hears_tunnel(name, database) for name, database in self.speakers().items()})
+        self.hear({name: hears_way_out(name, database) for name, database in self.speakers().items()})
         work = self.prepare()
         if work is None:
             return None

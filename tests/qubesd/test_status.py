@@ -12,6 +12,7 @@ from portfwd.client.status_lines import parse_plan, parse_status
 from portfwd.model.forward import parse_forwards
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit
+from portfwd.wire.status import WAY_OUT
 from portfwd.wire.values import QubeName
 from tests.qubesd.world import World, eventually
 
@@ -30,6 +31,7 @@ def applied(world: World, *names: str) -> None:
         for path in database.list(limits.ENTRIES):
             database.write(limits.STATUS + path.removeprefix(limits.ENTRIES), "ok")
         generation = Commit.parse((database.read(limits.BASE) or b"").decode()).generation
+        database.write(limits.STATUS + WAY_OUT, "uplink")
         database.write(limits.STATUS_BASE, f"version=1 generation={generation} state=applied")
 
 

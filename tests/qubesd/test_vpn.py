@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """A qube's word about its way out reaches the planner through qubesd's watch on its QubesDB, unasked."""
 
+from portfwd.wire import limits
 from tests.qubesd.test_forwards import SET, WEB, closed, opened
 from tests.qubesd.world import World
 
@@ -23,6 +24,15 @@ def test_c28_a_vpn_that_comes_up_shuts_and_one_that_goes_down_stays_shut(world: 
     world.start()
     closed(world, *HOPS)
     world.api("sys-firewall", "admin.vm.feature.Remove+port-forward.vpn")
+    opened(world, *HOPS)
+
+
+def test_f26_an_agent_that_is_at_work_and_does_not_tell_its_way_out_shuts(world: World) -> None:
+    world.api("work", f"{SET}+forward", WEB)
+    opened(world, *HOPS)
+    world.qdb("sys-firewall").write(limits.STATUS_BASE, "version=1 generation=1 state=applied")
+    closed(world, *HOPS)
+    world.qdb("sys-firewall").write(WAY_OUT, "uplink")
     opened(world, *HOPS)
 
 

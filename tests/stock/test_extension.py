@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from portfwd.dom0 import running
-from portfwd.dom0.running import WAY_OUT_PATH
+from portfwd.dom0.running import WATCHED
 from portfwd.model.forward import token
 from tests.fakes.service import TheirOwn
 from tests.stock.stand_in import RELEASES, make
@@ -269,8 +269,8 @@ def test_a_handler_of_the_stock_that_fails_does_not_undo_what_is_stored(qubesd: 
     assert qubesd.call("Get", "forward") == f"{WEB}\n"
 
 
-def test_the_word_of_an_agent_is_watched(qubesd: Qubesd) -> None:
-    assert qubesd.app.domains["sys-net"].watched == {WAY_OUT_PATH}
+def test_the_words_of_an_agent_are_watched(qubesd: Qubesd) -> None:
+    assert qubesd.app.domains["sys-net"].watched == set(WATCHED)
 
 
 def test_offline_nothing_runs_and_files_are_kept(modules: dict[str, ModuleType], tmp_path: Path) -> None:

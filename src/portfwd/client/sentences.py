@@ -50,6 +50,10 @@ _FAULTS = {
         "{hop} is a VPN qube, and an external forward would go around its tunnel",
         f"use --internal, or let forwards cross: qvm-features {{hop}} {limits.FEATURE_TRANSIT} 1",
     ),
+    "way-unknown": _Explained(
+        "{hop} does not tell whether what it sends leaves by a VPN's tunnel",
+        "look at its service: systemctl status qubes-port-forward in {hop}",
+    ),
     "no-address": _Explained("", "switch that version on for {hop}, or choose other clients"),
     "conflict": _Explained("", "choose another port (--pick-port), or remove the other one"),
     "too-wide": _Explained("", "use the same range on both sides, or several smaller rules"),

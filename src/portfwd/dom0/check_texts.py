@@ -30,6 +30,7 @@ class Cause(enum.StrEnum):
     TOR_GATEWAY = "tor-gateway"
     DENIED = "denied"
     VPN = "vpn"
+    WAY_UNKNOWN = "way-unknown"
     NO_ADDRESS = "no-address"
     CONFLICT = "conflict"
     # How far the entries have come.

@@ -42,6 +42,7 @@ class ProblemKind(enum.StrEnum):
     TOR_GATEWAY = "tor-gateway"
     DENIED = "denied"
     VPN = "vpn"
+    WAY_UNKNOWN = "way-unknown"
     NO_ADDRESS = "no-address"
     CONFLICT = "conflict"
     TOO_WIDE = "too-wide"
@@ -246,6 +247,10 @@ def _check_tunnels(hops: tuple[Qube, ...]) -> None:
             text = f"'{hop.name}' is a VPN qube (feature {limits.FEATURE_VPN})"
             text += f"; its feature {limits.FEATURE_TRANSIT} lets forwards cross"
             raise _StopError(ProblemKind.VPN, hop.name, text)
+        if hop.way_untold and not hop.transit:
+            text = f"'{hop.name}' does not tell whether what it sends leaves by a tunnel"
+            text += f"; its feature {limits.FEATURE_TRANSIT} lets forwards cross"
+            raise _StopError(ProblemKind.WAY_UNKNOWN, hop.name, text)
 
 
 def _relays(

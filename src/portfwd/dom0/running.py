@@ -18,7 +18,7 @@ from portfwd.dom0.checking import CheckService
 from portfwd.dom0.databases import Connections, Workers
 from portfwd.dom0.forwards import UnstoredError
 from portfwd.dom0.service import ForwardService
-from portfwd.dom0.snapshot import hears_tunnel
+from portfwd.dom0.snapshot import hears_way_out
 from portfwd.dom0.status import StatusService
 from portfwd.wire import limits
 from portfwd.wire.clock import ClockWatch
@@ -26,8 +26,8 @@ from portfwd.wire.errors import RefusedError
 from portfwd.wire.status import WAY_OUT
 
 ARGUMENT = "forward"
-WAY_OUT_PATH = limits.STATUS + WAY_OUT
-"""Of a qube's QubesDB: the word of its agent that dom0 watches."""
+WATCHED = (limits.STATUS + WAY_OUT, limits.STATUS_BASE)
+"""Of a net qube's QubesDB: the words of its agent that dom0 watches, by which way it sends and that it is at work."""
 QUBE_EVENTS = (
     "domain-load",
     "domain-start",
@@ -126,7 +126,7 @@ class Running:
             await asyncio.wait((self._task,), timeout=_TOLD_SECONDS)
 
     def on_status(self, vm: Any) -> None:
-        """An agent has written the word that is watched, maybe the same one again: it alone is looked at."""
+        """An agent has written a word that is watched, maybe the same one again: it alone is looked at."""
         name = str(vm.name)
         if name not in self._looks:
             now = self._loop.time()
@@ -239,7 +239,7 @@ class Running:
     async def _hear(self, name: str) -> None:
         """Ask one speaker. Everything is looked at anew only if its word changes what counts."""
         databases = {n: database for n, database in self.service.speakers().items() if n == name}
-        if self.service.hear(await self._workers.each(hears_tunnel, databases)):
+        if self.service.hear(await self._workers.each(hears_way_out, databases)):
             self.ask()
         self._wake_for_silence()
 
@@ -255,7 +255,7 @@ class Running:
     async def _refresh(self) -> None:
         """Make every qube's QubesDB equal to the plan."""
         service = self.service
-        service.hear(await self._workers.each(hears_tunnel, service.speakers()))
+        service.hear(await self._workers.each(hears_way_out, service.speakers()))
         if not self._read_in:
             for _ in service.read_in():
                 await asyncio.sleep(0)

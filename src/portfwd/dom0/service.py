@@ -25,7 +25,7 @@ from portfwd.dom0.plan import Plan, is_over, plan
 from portfwd.dom0.publish import Publisher
 from portfwd.dom0.snapshot import Qube, Snapshot, may_run, speaks, take_snapshot
 from portfwd.dom0.store import StoredForward
-from portfwd.dom0.tunnels import Tunnels
+from portfwd.dom0.tunnels import Said, Tunnels
 from portfwd.model.forward import Lifetime, format_forwards, parse_forwards, token
 from portfwd.wire import limits
 from portfwd.wire.clock import Moment
@@ -186,7 +186,7 @@ class ForwardService:
             log.exception("port forwarding: net qubes cannot be asked for tunnels")
             return {}
 
-    def hear(self, said: Mapping[QubeName, bool | None]) -> bool:
+    def hear(self, said: Mapping[QubeName, Said]) -> bool:
         """What speakers have just said of a tunnel (dom0/tunnels.py). Whether another plan may be right now."""
         return self._tunnels.hear(said)
 
@@ -249,7 +249,7 @@ class ForwardService:
 
     def next_deadline(self) -> float | None:
         """When the next rule ends, in epoch seconds by the present clock, or None."""
-        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels.counted)
+        snapshot = self._taken()
         return min((self._now() + seconds for seconds in self._left(snapshot).values()), default=None)
 
     def expire(self) -> None:
@@ -269,9 +269,13 @@ class ForwardService:
 
     def snapshot(self) -> Snapshot:
         """All qubes at this moment, with the rules whose time is over."""
-        snapshot = take_snapshot(self._app, int(self._now()), self._boot_id, self._tunnels.counted)
+        snapshot = self._taken()
         over = frozenset(rule for rule, seconds in self._left(snapshot).items() if seconds <= 0)
         return dataclasses.replace(snapshot, over=over, held=self._holders.present)
+
+    def _taken(self) -> Snapshot:
+        tunnels = self._tunnels
+        return take_snapshot(self._app, int(self._now()), self._boot_id, tunnels.counted, tunnels.untold)
 
     def _left(self, snapshot: Snapshot) -> dict[tuple[QubeName, RuleId], float]:
         """How many seconds each rule with an end by the clock still has."""

@@ -15,10 +15,11 @@ from typing import Any
 
 from portfwd.dom0.claims import Holders
 from portfwd.dom0.store import StoredForward
+from portfwd.dom0.tunnels import Said
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.qdb_client import Store
-from portfwd.wire.status import WAY_OUT, WayOut
+from portfwd.wire.status import WAY_OUT, Acknowledgement, WayOut
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Qube:
     denies: bool = False
     tunnel: bool = False
     """A VPN qube: its agent says that what it sends to the world leaves by a tunnel, or has once said so."""
+    way_untold: bool = False
+    """Whether it is one is not known: its agent is at work and does not say."""
     vpn: str | None = None
     """The feature by which dom0 remembers that; empty when it shall not, None when there is nothing yet."""
     transit: bool = False
@@ -78,8 +81,10 @@ class Snapshot:
         return tuple(path.values())
 
 
-def take_snapshot(app: Any, now: int, boot_id: str, tunnels: Container[str] = ()) -> Snapshot:
-    """Read every qube once. `tunnels`: those whose agent says that they send into a tunnel.
+def take_snapshot(
+    app: Any, now: int, boot_id: str, tunnels: Container[str] = (), untold: Container[str] = ()
+) -> Snapshot:
+    """Read every qube once. `tunnels`: those whose agent says that they send into a tunnel, `untold`: does not say.
 
     Never raises for one bad qube: it is logged, named in `unread` and left out.
     """
@@ -90,7 +95,7 @@ def take_snapshot(app: Any, now: int, boot_id: str, tunnels: Container[str] = ()
         if getattr(vm, "klass", "") == "AdminVM":
             continue
         try:
-            qube = _read(vm, tunnels)
+            qube = _read(vm, tunnels, untold)
         except Exception as error:
             log.warning("port forwarding: cannot read qube %s: %s", name, error)
             unread.append(name)
@@ -99,7 +104,7 @@ def take_snapshot(app: Any, now: int, boot_id: str, tunnels: Container[str] = ()
     return Snapshot(MappingProxyType(qubes), now, boot_id, tuple(unread))
 
 
-def _read(vm: Any, tunnels: Container[str]) -> Qube:
+def _read(vm: Any, tunnels: Container[str], untold: Container[str]) -> Qube:
     netvm = getattr(vm, "netvm", None)
     running = runs(vm)
     ip = _address(getattr(vm, "ip", None))
@@ -120,6 +125,7 @@ def _read(vm: Any, tunnels: Container[str]) -> Qube:
         tor_gateway=limits.TAG_TOR_GATEWAY in vm.tags,
         denies=bool(vm.features.check_with_template(limits.FEATURE_DENY, None)),
         tunnel=bool(getattr(vm, "provides_network", False)) and (bool(vpn) or says_tunnel),
+        way_untold=running and agent and str(vm.name) in untold,
         vpn=vpn,
         transit=bool(vm.features.check_with_template(limits.FEATURE_TRANSIT, None)),
         session=session_of(vm) if running else "",
@@ -164,16 +170,27 @@ def session_of(vm: Any) -> str:
     return f"{getattr(vm, 'xid', -1)}@{getattr(vm, 'start_time', None) or 0}"
 
 
-def hears_tunnel(_name: QubeName, database: Store) -> bool | None:
-    """What the qube's agent says of its way out; None when its database cannot be read.
+def hears_way_out(_name: QubeName, database: Store) -> Said:
+    """What the qube's agent says of its way out. A qube that lies shuts what would cross it, or leads it astray.
 
-    A qube that lies shuts what would cross it, or leads it astray.
+    An agent that has acknowledged a commit has said it before, if it knows.
     """
     try:
-        untrusted_word = database.read(limits.STATUS + WAY_OUT)
-    except (RuntimeError, OSError):
-        return None
-    return untrusted_word == WayOut.TUNNEL.value.encode()
+        said = _way_out(database)
+        if said is Said.UNTOLD:
+            untrusted_ack = database.read(limits.STATUS_BASE) or b""
+            at_work = Acknowledgement.parse(untrusted_ack.decode("ascii", "replace")).generation > 0
+            # It may have said both since the first look.
+            return _way_out(database) if at_work else Said.UNHEARD
+    except (RuntimeError, OSError, RefusedError):
+        return Said.UNHEARD
+    return said
+
+
+def _way_out(database: Store) -> Said:
+    untrusted_word = database.read(limits.STATUS + WAY_OUT)
+    words = {WayOut.TUNNEL.value.encode(): Said.TUNNEL, WayOut.UPLINK.value.encode(): Said.UPLINK}
+    return words.get(untrusted_word or b"", Said.UNTOLD)
 
 
 def _address(value: object) -> IPAddress | None:

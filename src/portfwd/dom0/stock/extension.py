@@ -14,7 +14,7 @@ import qubes.ext
 import qubes.vm.qubesvm
 
 from portfwd.dom0.forwards import NOTES
-from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WAY_OUT_PATH, Running
+from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running
 from portfwd.dom0.stock import api, firewall
 
 log = logging.getLogger("qubes.ext.port-forward")
@@ -65,7 +65,7 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
         else:
             running.ask()
 
-    @qubes.ext.handler(f"domain-qdb-change:{WAY_OUT_PATH}", vm=_QUBE)  # type: ignore[untyped-decorator, unused-ignore]
+    @qubes.ext.handler(*(f"domain-qdb-change:{path}" for path in WATCHED), vm=_QUBE)  # type: ignore[untyped-decorator, unused-ignore]
     @_safely
     def on_status(self, subject: Any, _event: str, **_: Any) -> None:
         running = _awake(subject.app)
@@ -131,7 +131,8 @@ def _start(app: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _watch(vm: Any) -> None:
-    """Hear of the one word of an agent that changes plans. A qube that is not running has nothing to watch."""
+    """Hear of the words of an agent that change plans. A qube that is not running has nothing to watch."""
     watch = getattr(vm, "watch_qdb_path", None)
     if watch is not None:
-        watch(WAY_OUT_PATH)
+        for path in WATCHED:
+            watch(path)
