@@ -61,6 +61,7 @@ class Events(abc.ABC):
         dead: qubes that cannot answer, as their agent or their QubesDB is gone. Raises NotConvergedError.
         """
         began = time.monotonic()
+        self.ask("settle")
         if missing := self.call("dom0", dom0.converge, seconds, frozenset(dead)):
             raise NotConvergedError("\n".join(missing))
         return time.monotonic() - began
@@ -168,6 +169,10 @@ class Events(abc.ABC):
         if what not in FLUSHES:
             raise RefusedError(f"flush {shown(what)} is not known, known are {', '.join(FLUSHES)}")
         self.run(qube, ["nft", "-f", "-"], input=FLUSHES[what].encode(), check=True)
+
+    def slow(self, qube: str, what: str, seconds: float) -> None:
+        """Scripts of a net qube for new vifs (what is `vif`) begin so many seconds late from now on."""
+        self.ask("slow", name=qube, what=what, seconds=float(seconds))
 
     def stock_firewall(self, qube: str, action: str) -> None:
         """Enforce ordinary rules in a net qube from now on and at each later start, or not: on, off."""

@@ -27,8 +27,11 @@ def build_networks(topology: Topology) -> None:
     ip(*lines)
 
 
-def attach(machine: Running, backend: Running, cable: Cable, offload: bool) -> None:
-    """Connect a qube with its net qube, at both ends. OSError, and then nothing of it is left."""
+def attach(machine: Running, backend: Running, cable: Cable) -> None:
+    """Connect a qube with its net qube; what the net qube does with its end follows (vifs.py).
+
+    OSError, and then nothing of it is left.
+    """
     machine.call(network.remove_uplink)
     machine.cable = cable
     wire = cable.vif
@@ -37,7 +40,6 @@ def attach(machine: Running, backend: Running, cable: Cable, offload: bool) -> N
             f"link add name {wire.name} address {vif.NETVM_MAC} netns {backend.pid} type veth "
             f"peer name eth0 address {wire.mac} netns {machine.pid}"
         )
-        backend.call(vif.online, wire, offload)
         if machine.state == "running":
             machine.call(init.set_up_uplink_again)
     except OSError:

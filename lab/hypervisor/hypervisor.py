@@ -17,9 +17,10 @@ from typing import Any
 from lab import namespaces as ns
 from lab.hypervisor import cables, cards, root
 from lab.hypervisor.calls import fork, serve_in_background
-from lab.hypervisor.machine import Cable, Running, launch, wait_created
+from lab.hypervisor.machine import Running, launch, wait_created
 from lab.hypervisor.server import Connection, Loop, listen
 from lab.hypervisor.state import State, short_path
+from lab.hypervisor.vifs import Vifs, set_delay
 from lab.inside import init
 from lab.inside.network import Card
 from lab.qrexec.policy import DOM0
@@ -53,6 +54,7 @@ class Hypervisor:
         self._programs: dict[str, Path] = {}
         self._listeners: dict[str, socket.socket] = {}  # also "control" and "xen"
         self._switchboard = Switchboard(fork)
+        self._vifs = Vifs(loop)
         self.over = False
         self.failed: str | None = None
         self._operations: dict[str, Callable[[Connection, Words], None]] = {
@@ -60,6 +62,8 @@ class Hypervisor:
             "boot": self._boot,
             "attach": self._attach,
             "detach": self._detach,
+            "settle": lambda c, _: self._vifs.when_idle(c.answer),
+            "slow": self._slow,
             "destroy": self._destroy,
             "pause": self._pause,
             "unpause": self._unpause,
@@ -101,7 +105,8 @@ class Hypervisor:
     def ready(self) -> bool:
         """Whether dom0, the hosts and every qube that starts by itself are up."""
         wanted = {qube.name for qube in self._topology.qubes if qube.autostart}
-        return wanted <= set(self._machines) and all(m.state != "created" for m in self._machines.values())
+        up = all(m.state != "created" for m in self._machines.values())
+        return up and wanted <= set(self._machines) and self._vifs.idle
 
     def reap(self) -> None:
         """Take note of every child that ended; a machine whose first process ended is gone."""
@@ -220,11 +225,11 @@ class Hypervisor:
 
     def _boot(self, connection: Connection, words: Words) -> None:
         machine = self._find(words)
-        machine.boot(self._booted(machine.name, _reply_to(connection)))
+        machine.boot(self._booted(machine.name, connection.reply))
 
     def _service(self, connection: Connection, words: Words) -> None:
         machine = self._find_running(words)
-        machine.control(str(words.get("service")), str(words.get("action")), _reply_to(connection))
+        machine.control(str(words.get("service")), str(words.get("action")), connection.reply)
 
     def _agent(self, connection: Connection, words: Words) -> None:
         name, installed = str(words.get("name")), bool(words.get("installed"))
@@ -236,7 +241,7 @@ class Hypervisor:
         if machine is None or machine.state != "running":
             connection.answer()
         else:
-            machine.control(init.AGENT, "start" if installed else "stop", _reply_to(connection))
+            machine.control(init.AGENT, "start" if installed else "stop", connection.reply)
 
     def _card(self, connection: Connection, words: Words) -> None:
         machine, name, action = self._find_running(words), str(words.get("card")), words.get("action")
@@ -259,21 +264,22 @@ class Hypervisor:
 
     def _attach(self, connection: Connection, words: Words) -> None:
         machine, backend = self._find(words), self._find({"name": words.get("backend")})
+        wire = cables.read_vif(machine.domid, machine.vif_index, words)
         self._unplug(machine)
-        cable = Cable(backend.name, cables.read_vif(machine.domid, machine.vif_index, words))
-        cables.attach(machine, backend, cable, self._offload)
+        self._vifs.attach(machine, backend, wire, self._offload)
         connection.answer()
 
     def _detach(self, connection: Connection, words: Words) -> None:
-        machine = self._find(words)
-        self._unplug(machine)
-        # The toolstack believes that the old one is still there.
-        machine.vif_index += bool(words.get("abandon"))
+        self._unplug(self._find(words), abandon=bool(words.get("abandon")))
         connection.answer()
 
-    def _unplug(self, machine: Running) -> None:
-        if machine.cable is not None:
-            cables.detach(machine, self._machines.get(machine.cable.backend))
+    def _unplug(self, machine: Running, *, abandon: bool = False) -> None:
+        backend = None if machine.cable is None else self._machines.get(machine.cable.backend)
+        self._vifs.detach(machine, backend, abandon=abandon)
+
+    def _slow(self, connection: Connection, words: Words) -> None:
+        set_delay(words, {"vif": self._vifs.delays})
+        connection.answer()
 
     def _destroy(self, connection: Connection, words: Words) -> None:
         machine = self._find(words)
@@ -295,13 +301,10 @@ class Hypervisor:
 
     def _list(self, connection: Connection, _: Words) -> None:
         qubes = [m for m in self._machines.values() if m.plan.kind == "qube"]
-        connection.answer(domains=[{"name": m.name, "domid": m.domid, "state": m.state} for m in qubes])
+        connection.answer(domains=[m.described for m in qubes])
 
     def _list_machines(self, connection: Connection, _: Words) -> None:
-        machines = [
-            {"name": m.name, "domid": m.domid, "state": m.state, "kind": m.plan.kind} for m in self._machines.values()
-        ]
-        connection.answer(machines=machines)
+        connection.answer(machines=[m.described | {"kind": m.plan.kind} for m in self._machines.values()])
 
     def _ns(self, connection: Connection, words: Words) -> None:
         connection.answer(fds=self._find(words).namespaces, kinds=list(ns.KINDS))
@@ -384,13 +387,3 @@ class Hypervisor:
     def _new_root(self) -> Path:
         # One folder for all: each machine mounts its root there in its own mount namespace.
         return self._state.mounts / "new-root"
-
-
-def _reply_to(connection: Connection) -> Callable[[str | None], None]:
-    def reply(error: str | None) -> None:
-        if error is None:
-            connection.answer()
-        else:
-            connection.answer(ok=False, error=error)
-
-    return reply

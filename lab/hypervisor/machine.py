@@ -40,12 +40,21 @@ table inet lab-paused {
 """
 
 
+@dataclass(frozen=True)
+class Script:
+    """The net qube's script for a new vif while it runs: its process, and a pipe that is closed with its end."""
+
+    pid: int
+    end: int
+
+
 @dataclass
 class Cable:
     """What connects a qube to its net qube."""
 
     backend: str
     vif: Vif
+    script: Script | None = None
 
 
 @dataclass
@@ -71,6 +80,11 @@ class Running:
     @property
     def name(self) -> str:
         return self.plan.name
+
+    @property
+    def described(self) -> dict[str, str | int]:
+        """As a client is told of it."""
+        return {"name": self.name, "domid": self.domid, "state": self.state}
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a function inside, now."""

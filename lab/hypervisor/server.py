@@ -68,6 +68,13 @@ class Connection:
         self._busy = False
         self._next()
 
+    def reply(self, error: str | None) -> None:
+        """Answer that it is done, or why not."""
+        if error is None:
+            self.answer()
+        else:
+            self.answer(ok=False, error=error)
+
     def send(self, message: Answer, fds: Sequence[int] = ()) -> None:
         """Send a line, an event or an answer; a client that does not read loses its connection."""
         line = json.dumps(message).encode() + b"\n"

@@ -37,6 +37,37 @@ def test_f28_clients_of_a_qube_without_interface_are_not_sent_to_the_lan(world: 
         world.lab.set("work", "netvm", "sys-firewall")
 
 
+def test_f28_a_vif_comes_in_steps_and_is_no_way_before_its_script_has_run(world: World) -> None:
+    world.add("work", RULE)
+    world.lab.slow("sys-firewall", "vif", 2)
+    try:
+        world.lab.set("work", "netvm", "sys-firewall")
+        (vif,) = [line for line in _vifs(world) if " group 2 " not in line]
+        assert " state DOWN " in vif
+        assert " group default " in vif
+        assert world.ip["work"] not in world.output("sys-firewall", "ip", "route")
+        assert f"inet {world.ip['work']}/32" in world.output("work", "ip", "address", "show", "dev", "eth0", "up")
+    finally:
+        world.lab.slow("sys-firewall", "vif", 0)
+    world.settle()
+    world.expect({Ask("laptop", SYS_NET, 443): says("work", 8443, LAPTOP)})
+
+
+def test_f28_a_vif_whose_script_fails_stays_as_it_was(world: World) -> None:
+    tables = world.output("sys-firewall", "nft", "list", "table", "ip", "qubes")
+    world.output("sys-firewall", "nft", "delete", "table", "ip", "qubes")
+    try:
+        world.lab.set("work", "netvm", "sys-firewall")
+        world.lab.ask("settle")
+        (vif,) = [line for line in _vifs(world) if " group 2 " not in line]
+        assert " state DOWN " in vif
+    finally:
+        world.lab.run("sys-firewall", ["nft", "-f", "-"], input=tables.encode(), check=True)
+        world.lab.set("work", "netvm", "sys-firewall")
+        world.lab.ask("settle")
+    assert all(" group 2 " in line for line in _vifs(world))
+
+
 def test_f28_the_index_of_a_vif_is_not_always_0(world: World) -> None:
     world.add("work", RULE)
     world.lab.ask("detach", name="work", abandon=True)

@@ -147,6 +147,7 @@ class World:
 
     def settle(self) -> None:
         """Wait until the agent of every running qube has applied what dom0 wrote last."""
+        self.lab.ask("settle")
         # qubesd answers a Set just before it publishes; its next answer comes after that.
         self.lab.api("dom0", "admin.vm.List")
         late = self.lab.call("dom0", late_qubes, DEADLINE)
