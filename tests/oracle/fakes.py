@@ -29,7 +29,8 @@ class FakeHome(FakeComputer):
 
     ports = targets = PORTS
     mischiefs = tuple(Mischief)
-    can = EVENTS
+    # Interfaces are where the net qube says; that qubesd takes them away (topology.change_default) is not imitated.
+    can = EVENTS - {"detach"}
 
     def home(self) -> Home:
         """See Driver."""
@@ -71,9 +72,10 @@ class FakeHome(FakeComputer):
         self.set_netvm(qube, netvm)
 
     def set_default(self, netvm: str, followers: list[str]) -> None:
-        """See Driver."""
+        """See Driver. As in qubesd: all of them have moved before anything is planned anew."""
         for name in followers:
-            self.set_netvm(name, netvm)
+            self.vms[name].netvm = self.vms[netvm]
+        self._changed()
 
     def set_address(self, qube: str, address: str) -> None:
         """See Driver."""

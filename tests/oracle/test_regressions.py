@@ -3,11 +3,14 @@
 """What the random events have found, in the fewest steps."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.oracle.driver import Question, Refused
 from tests.oracle.fakes import FakeHome
+from tests.oracle.rules import Rule
+from tests.oracle.test_fakes import OnFakes
 
 TCP4 = "action=forward forwardtype=external proto=tcp"
 
@@ -73,3 +76,28 @@ def test_f5_who_moves_in_takes_no_port_by_an_older_rule_of_its_own(home: FakeHom
     assert set(seen) <= {("sys-firewall", 1004), None}
     home.set_netvm("personal", "sys-net")
     assert reached(home, "personal", 1000) == ("sys-firewall", 1004)
+
+
+class Drawn:
+    """In the place of hypothesis: what an event draws, by the label under which it asks."""
+
+    def __init__(self, **words: object) -> None:
+        self._words = words
+
+    def draw(self, strategy: object, label: str) -> Any:
+        """The value with this label."""
+        del strategy
+        return self._words[label]
+
+
+def test_the_default_net_qube_is_set_once_more_and_its_followers_stay_where_they_are() -> None:
+    """qubesd takes their interfaces away, which the fakes do not imitate; the oracle believed that they did."""
+    machine = OnFakes()
+    try:
+        work = machine.home.qubes["work"]
+        work.by_default = True
+        machine.change("add", work, [Rule(True, 1000, 1000, 1000, 1000, source="any")])
+        machine.change_default(Drawn(netvm="sys-firewall"))  # type: ignore[arg-type]
+        assert reached(machine.driver, "laptop", 1000) == ("work", 1000)  # type: ignore[arg-type]
+    finally:
+        machine.teardown()
