@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""A small server for the laboratory's qubes and hosts: python -m lab.services [--http N] [--tcp A-B] [--udp A-B].
+"""A small server for the laboratory's qubes and hosts: python -m lab.services [--tell] [--http N] [--tcp N] [--udp N].
 
 Every answer names the machine, the port and the client's address as the server saw them, so that a test or a person
-can tell which qube answered and whether the address survived the chain. Prints "serving" when it listens.
+can tell which qube answered and whether the address survived the chain. Prints "serving" when it listens, and with
+--tell "heard PORT ADDRESS WORDS" for each datagram: an answer to a forged address would reach nobody who could tell.
 """
 
 import argparse
@@ -50,8 +51,8 @@ async def serve_page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 class Datagrams(asyncio.DatagramProtocol):
     """Answers each datagram."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, tell: bool) -> None:
+        self._port, self._tell = port, tell
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way back."""
@@ -61,6 +62,8 @@ class Datagrams(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Answer to where it came from."""
         words = data.decode(errors="replace").strip()[:200]
+        if self._tell:
+            print(f"heard {self._port} {addr[0]} {words}", flush=True)
         self._transport.sendto(answer(self._port, addr[:2], words), addr)
 
 
@@ -70,7 +73,7 @@ def ports(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-async def serve(http: list[range], tcp: list[range], udp: list[range], host: str | None) -> None:
+async def serve(http: list[range], tcp: list[range], udp: list[range], host: str | None, tell: bool) -> None:
     """Listen until the process ends; `host` None means every address of both families."""
     loop = asyncio.get_running_loop()
     for port in (p for r in http for p in r):
@@ -83,7 +86,7 @@ async def serve(http: list[range], tcp: list[range], udp: list[range], host: str
             if ":" in address:
                 receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             receiver.bind((address, port))
-            await loop.create_datagram_endpoint(lambda port=port: Datagrams(port), sock=receiver)  # type: ignore[misc]
+            await loop.create_datagram_endpoint(lambda port=port: Datagrams(port, tell), sock=receiver)  # type: ignore[misc]
     print("serving", flush=True)
     await asyncio.Event().wait()
 
@@ -94,8 +97,9 @@ def main() -> None:
     for name in ("--http", "--tcp", "--udp"):
         parser.add_argument(name, type=ports, action="append", default=[], metavar="A-B")
     parser.add_argument("--host", help="address to listen on (default: all)")
+    parser.add_argument("--tell", action="store_true", help="print each datagram")
     args = parser.parse_args()
-    asyncio.run(serve(args.http, args.tcp, args.udp, args.host))
+    asyncio.run(serve(args.http, args.tcp, args.udp, args.host, args.tell))
 
 
 if __name__ == "__main__":

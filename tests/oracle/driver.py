@@ -3,10 +3,10 @@
 """What the oracle is held against: one interface, a machine on fakes (fakes.py) and the laboratory (house.py)."""
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from tests.oracle.rules import Client, Doors, Home, Qube, Way
+from tests.oracle.rules import Client, Doors, Forged, Home, Qube, Way
 
 
 class Question(NamedTuple):
@@ -160,6 +160,9 @@ class Driver(Protocol):
     def reload(self, qube: str) -> None:
         """The stock call to reload the rules of a qube."""
 
+    def may_tunnel(self, home: Home, qube: str) -> bool:
+        """Whether that can be done here at the moment."""
+
     def set_tunnel(self, qube: str, tunnel: bool) -> None:
         """Make a VPN qube of a running net qube, or let the user say that it is none any more."""
 
@@ -180,6 +183,12 @@ class Driver(Protocol):
 
     def settle(self, home: Home) -> Iterator[None]:
         """Wait until everything that has happened has arrived everywhere; yields in states on the way there."""
+
+    def forgeries(self, home: Home) -> list[Forged]:
+        """Datagrams with made up sources that every machine could send at the moment; none where nobody can."""
+
+    def forge(self, home: Home, forged: Sequence[Forged]) -> list[tuple[str, int] | None]:
+        """Send them: who has heard each of them, and at which port."""
 
     def questions(self, home: Home) -> list[Question]:
         """Everything that can be asked at the moment."""

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import shutil
+from collections.abc import Sequence
 
 from portfwd.dom0 import store
 from portfwd.dom0.tunnels import ABSENT_SECONDS
@@ -21,7 +22,7 @@ from tests.crash.dying import KilledError, die_at_line
 from tests.oracle.driver import EVENTS, Fault, Mischief, Refused
 from tests.oracle.fake_computer import QUBES, FakeComputer, addresses
 from tests.oracle.fake_net import GUEST_LAN, HOME_LAN, OUTSIDE, PORTS, Card
-from tests.oracle.rules import Home, Qube
+from tests.oracle.rules import Forged, Home, Qube
 
 
 class FakeHome(FakeComputer):
@@ -108,6 +109,19 @@ class FakeHome(FakeComputer):
     def set_transit(self, qube: str, transit: bool) -> None:
         """See Driver."""
         self._feature(qube, limits.FEATURE_TRANSIT, "1" if transit else "")
+
+    def may_tunnel(self, home: Home, qube: str) -> bool:
+        """See Driver."""
+        return qube in home.qubes
+
+    def forgeries(self, home: Home) -> list[Forged]:
+        """See Driver. The packet tracer's clients have the addresses that they have."""
+        del home
+        return []
+
+    def forge(self, home: Home, forged: Sequence[Forged]) -> list[tuple[str, int] | None]:
+        """See Driver."""
+        return [home.heard(one) for one in forged]
 
     def set_tunnel(self, qube: str, tunnel: bool) -> None:
         """See Driver."""

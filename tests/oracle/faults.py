@@ -31,15 +31,16 @@ class FaultEvents(Base):
 
     @event
     def restart(self, data: st.DataObject) -> None:
-        fault = data.draw(st.sampled_from([*Fault, None]), "fault")
-        qube = self.pick(data, awake)
-        if fault is None and "reboot" in self.driver.can:
-            self.reboot()
-        elif qube and fault is not None:
+        fault = data.draw(st.sampled_from(Fault), "fault")
+        if qube := self.pick(data, awake):
             self.happen(f"restart {fault.value}", lambda: self.driver.restart(fault, qube.name), (), qube.name)
 
-    def reboot(self) -> None:
+    @event
+    def reboot(self, data: st.DataObject) -> None:
         """The whole computer loses its power; what ran before is started again."""
+        del data
+        if "reboot" not in self.driver.can:
+            return
         for qube in [q for q in self.home.qubes.values() if q.running]:
             self.end(qube)
             qube.running = qube.base = True
@@ -164,5 +165,5 @@ class FaultEvents(Base):
     @event
     def wait(self, data: st.DataObject) -> None:
         seconds = data.draw(st.sampled_from((1, 4, 30)), "seconds")
-        if seconds <= min(self.lifetimes) or "reboot" in self.driver.can:
+        if seconds <= min(self.lifetimes) or "die" in self.driver.can:
             self.happen("wait", lambda: self.driver.wait(seconds), (), seconds)

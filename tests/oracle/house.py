@@ -7,17 +7,22 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab.client import ApiError, Lab
 from lab.dom0 import gather
+from lab.vpn import CONFIG
+from portfwd.dom0.tunnels import ABSENT_SECONDS
 from portfwd.wire import limits
+from portfwd.wire.status import WAY_OUT, WayOut
 from tests.oracle.driver import Fault, Mischief, Refused
+from tests.oracle.house_forged import Heard, forgeries, send
 from tests.oracle.house_net import NETWORKS, PORTS, TARGETS, HouseNet, address
 from tests.oracle.kernel import read_doors, read_near
-from tests.oracle.rules import Doors, Home, Qube
+from tests.oracle.rules import Doors, Forged, Home, Qube
 
 QUBES = {
     "sys-net": None,
@@ -48,7 +53,7 @@ class House(HouseNet):
     ports = PORTS
     targets = TARGETS
     mischiefs = tuple(_FLUSHES)
-    can = frozenset({"disposable", "detach"})
+    can = frozenset({"disposable", "detach", "reboot", "tunnel"})
 
     def __init__(self, seconds: list[float]) -> None:
         self._stack = contextlib.ExitStack()
@@ -59,7 +64,11 @@ class House(HouseNet):
             self.seconds = seconds
             self._happened = time.monotonic()
             self._away = False
+            self._boots = itertools.count(2)
+            self._heard = Heard(Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="oracle-"))))
             for name in QUBES:
+                # After a restart of the host what ran before is started, and nothing else.
+                self.lab.set(name, "autostart", "False")
                 self._serve(name)
         except BaseException:
             self.close()
@@ -161,6 +170,32 @@ class House(HouseNet):
         self._began()
         self.lab.feature(qube, limits.FEATURE_TRANSIT, "1" if transit else None)
 
+    def may_tunnel(self, home: Home, qube: str) -> bool:
+        """See Driver. One VPN qube, whose program finds its server when it starts."""
+        above = home.above(qube)
+        return qube == "sys-spare" and bool(above) and all(hop.running and not hop.paused for hop in above)
+
+    def set_tunnel(self, qube: str, tunnel: bool) -> None:
+        """See Driver."""
+        self._began()
+        if tunnel:
+            self.lab.vpn(qube, "up")
+            return
+        self.lab.vpn(qube, "down")
+        self.lab.run(qube, ["rm", "-f", str(CONFIG)], check=True)
+        deadline = time.monotonic() + DEADLINE
+        while self._way_out(qube) == WayOut.TUNNEL and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # dom0 believes that when it was said for a while, and the user must take back what it remembers.
+        time.sleep(ABSENT_SECONDS + 1)
+        with contextlib.suppress(ApiError):
+            self.lab.feature(qube, limits.FEATURE_VPN, None)
+        self._began()
+
+    def _way_out(self, qube: str) -> str:
+        argv = ["qubesdb-read", "-e", "", limits.STATUS + WAY_OUT]
+        return str(self.lab.run(qube, argv, capture_output=True, text=True, check=True).stdout).strip()
+
     # Qubes
 
     def clone(self, qube: str, new: str) -> Qube:
@@ -216,6 +251,24 @@ class House(HouseNet):
         self._began()
         (self.lab.pause if on else self.lab.unpause)(qube)
 
+    def reboot(self) -> None:
+        """See Driver. The power fails: nobody is told, and what was kept for as long as the host runs is gone."""
+        listed = self.lab.api("dom0", "admin.vm.List").splitlines()
+        running = [line.split(" ")[0] for line in listed if "state=Running" in line or "state=Paused" in line]
+        self.lab.service("dom0", "qubesd", "stop")
+        qubes = [name for name in running if name != "dom0"]
+        for name in qubes:
+            self.lab.ask("destroy", name=name)
+        words = f"echo oracle-{next(self._boots)} > /run/boot_id; rm -f /var/run/qubes/port-forward-ends"
+        self.lab.run("dom0", ["sh", "-c", words], check=True)
+        self.lab.service("dom0", "qubesd", "start")
+        there = self.lab.api("dom0", "admin.vm.List")
+        for name in (name for name in qubes if f"{name} class=" in there):
+            if f"{name} class=DispVM" not in there:
+                self.lab.start(name)
+                self._serve(name)
+        self._began()
+
     # Faults
 
     def disturb(self, qube: str, mischief: Mischief) -> None:
@@ -262,6 +315,14 @@ class House(HouseNet):
             time.sleep(0.05)
         yield from ()
 
+    def forgeries(self, home: Home) -> list[Forged]:
+        """See Driver."""
+        return forgeries(home, self.cards)
+
+    def forge(self, home: Home, forged: Sequence[Forged]) -> list[tuple[str, int] | None]:
+        """See Driver."""
+        return send(self.lab, self._heard, home, forged)
+
     def doors(self, qube: str) -> Doors:
         """See Driver."""
         return self.lab.call(qube, read_doors)
@@ -290,11 +351,17 @@ class House(HouseNet):
 
     def _serve(self, name: str) -> None:
         span = f"{TARGETS[0]}-{TARGETS[-1]}"
-        argv = [sys.executable, "-I", "-m", "lab.services", "--tcp", span, "--udp", span]
-        server = self.lab.popen(name, argv, stdout=subprocess.PIPE, text=True)
+        argv = [sys.executable, "-I", "-m", "lab.services", "--tcp", span, "--udp", span, "--tell"]
+        # A file, which nobody has to read for the server to go on.
+        told = self._heard.file(name)
+        with told.open("a") as file:
+            server = self.lab.popen(name, argv, stdout=file)
         self._stack.callback(_end, server)
-        assert server.stdout is not None
-        assert server.stdout.readline() == "serving\n", name
+        deadline = time.monotonic() + DEADLINE
+        while "serving\n" not in told.read_text():
+            assert server.poll() is None, name
+            assert time.monotonic() < deadline, name
+            time.sleep(0.01)
 
 
 _TOPOLOGY = Path(__file__).parent / "house.toml"
@@ -305,6 +372,6 @@ def _service(fault: Fault, qube: str) -> tuple[str, str]:
     return ("dom0", "qubesd") if fault is Fault.QUBESD else (qube, names[fault])
 
 
-def _end(server: "subprocess.Popen[str]") -> None:
+def _end(server: "subprocess.Popen[bytes]") -> None:
     with server:
         server.kill()

@@ -102,6 +102,22 @@ class Client(NamedTuple):
     netvm: str = ""
 
 
+class Forged(NamedTuple):
+    """A datagram whose source its sender has made up, sent to an address of a net qube.
+
+    `near` are the networks of the network card by which it comes, `far` those of the net qube's other cards; both are
+    empty for what comes from a qube.
+    """
+
+    sender: str
+    entrance: str
+    to: str
+    source: str
+    port: int
+    near: tuple[str, ...] = ()
+    far: tuple[str, ...] = ()
+
+
 @dataclass
 class Home:
     """All qubes. `now` is in epoch seconds; `held`: which ports whose rules had when all was at rest."""
@@ -244,6 +260,38 @@ class Home:
                 ):
                     found[client.name, entrance, way] = qube.name, to
         return found
+
+    def heard(self, forged: Forged) -> tuple[str, int] | None:
+        """Which qube hears a forged datagram, at which of its ports: a source is believed only where it can be true.
+
+        Behind a vif is nobody but its qube, so nobody hears another source from there, nor the source of a qube behind
+        the net qube from outside. What is attached to one card does not come by another.
+        """
+        sender = self.qubes.get(forged.sender)
+        source = ipaddress.ip_address(forged.source)
+        if sender is not None:
+            true = sender.addresses.get(source.version) == forged.source
+            client = Client(sender.name, sender.addresses, qube=sender.name, netvm=forged.entrance)
+            place = (client.name, forged.entrance, (source.version, "udp", forged.port))
+            return self.reached([client]).get(place) if true else None
+        mine = [a for q in self.behind(forged.entrance) if self.qubes[q].running for a in self.qubes[q].own.values()]
+
+        def among(networks: tuple[str, ...]) -> bool:
+            return any(source in ipaddress.ip_network(network) for network in networks)
+
+        if not forged.near or forged.source in mine or (among(forged.far) and not among(forged.near)):
+            return None
+        for qube, hops, rule, way, to in self.open():
+            if not rule.external or hops[-1].name != forged.entrance or way != (source.version, "udp", forged.port):
+                continue
+            if not all(one.base and not one.paused for one in (qube, *hops)):
+                return None
+            if rule.source == "neighbours":
+                allowed = among(forged.near)
+            else:
+                allowed = rule.source == "any" or source in ipaddress.ip_network(rule.source)
+            return (qube.name, to) if allowed else None
+        return None
 
     def _may(self, client: Client, entrance: str, rule: Rule, family: int) -> bool:
         if family not in client.addresses:

@@ -92,6 +92,8 @@ def _run(name: str, kind: type[Machine], first: int, end: float, steps: int) -> 
     figures = kind.figures
     total = sum(figures.events.values())
     print(f"{name}: {total} events, {figures.questions} questions by packet, {violations} violations")
+    senders = ", ".join(f"{name} {count}" for name, count in sorted(figures.forged.items()))
+    print(f"{name}: datagrams with made up sources: {senders or 'none'}")
     print("".join(f"  {count:6} {event}\n" for event, count in figures.events.most_common()), end="")
     print(f"{name}: seconds for an event with all its checks: {_spread(figures.seconds)}", flush=True)
     return violations
@@ -104,7 +106,7 @@ def _once(kind: type[Machine], seed: int, steps: int, seconds: float, phases: li
             run_state_machine_as_test(
                 hypothesis.seed(seed)(kind),
                 settings=settings(
-                    # The first of them is always the most boring one.
+                    # In the first of them nothing happens (Base.step).
                     max_examples=10 if kind is OnFakes else 8,
                     stateful_step_count=steps,
                     deadline=None,

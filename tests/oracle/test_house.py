@@ -9,7 +9,7 @@ from tests.oracle.base import Figures
 from tests.oracle.house import House
 from tests.oracle.machine import Machine
 
-EXAMPLES = 2
+EXAMPLES = 3
 STEPS = 8
 
 

@@ -101,9 +101,14 @@ class NetworkEvents(Base):
         """The way out of a net qube becomes a tunnel, or is none any more."""
         if "tunnel" not in self.driver.can:
             return
-        if qube := self.pick(data, lambda q: q.provides and q.running and q.agent and q.silent is None):
+        if qube := self.pick(data, self.tunnels):
             qube.tunnel = not qube.tunnel
             self.happen("VPN", lambda: self.driver.set_tunnel(qube.name, qube.tunnel), (), qube.name)
+
+    def tunnels(self, qube: Qube) -> bool:
+        """Whether a qube's VPN program can be started or stopped, and its agent tells of that."""
+        awake = qube.provides and qube.running and qube.agent and qube.silent is None
+        return awake and self.driver.may_tunnel(self.home, qube.name)
 
     @event
     def allow_transit(self, data: st.DataObject) -> None:
