@@ -121,6 +121,8 @@ class KernelWorld:
     """See World. One network for many tests: reset() between them."""
 
     patience = 0.05
+    server = "work"
+    """Where the programs are that the clients reach."""
 
     def __init__(self, *more: str) -> None:
         names = ("outside", "hop", "work", "sibling", "tunnel", *more)
@@ -225,6 +227,10 @@ class KernelWorld:
         """The name of an open connection in its client's machine."""
         return self._opened[handle][1]
 
+    def source_port(self, handle: int) -> int:
+        """The client's port of an open connection."""
+        return self._opened[handle][4]
+
     def client_speaks(self, handle: int) -> Life:
         """The client sends a line and waits for the answer."""
         machine, place, proto, *_ = self._opened[handle]
@@ -234,7 +240,7 @@ class KernelWorld:
         """The program in work sends a line; what its side sees of it."""
         machine, place, proto, peer, peer_port, port = self._opened[handle]
         arguments = (proto, peer, peer_port, port, self._patience_for(proto))
-        seen = self._machines["work"].call(sockets.server_speaks, *arguments)
+        seen = self._machines[self.server].call(sockets.server_speaks, *arguments)
         heard = proto is Proto.UDP and machine.call(sockets.hears, place, self.patience)
         return Life.ALIVE if heard else seen
 

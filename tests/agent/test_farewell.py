@@ -2,10 +2,16 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """A client that only receives is told that its connection has ended, and does not wait for ever."""
 
+import contextlib
+import socket
+
 import pytest
 
 from portfwd.agent.skeleton import LATE_SECONDS
 from portfwd.wire.values import Family, Proto, Side
+from tests.agent import sockets
+from tests.agent.kernel_world import KernelWorld
+from tests.agent.machine import Machine
 from tests.agent.world import (
     LAPTOP,
     PHONE,
@@ -78,6 +84,34 @@ def test_f29_the_kernel_alone_ends_what_is_only_sent(world: World, family: Famil
     shut(world, attempt)
     world.wait_until(lambda: world.now() - begin > SHORT + LATE_SECONDS + 0.2)
     assert world.server_speaks(handle) is not Life.ALIVE
+
+
+def begin_one(machine: Machine, client: Client, proto: Proto, family: Family) -> int:
+    """Command: dial, and wait for nothing; the handle."""
+    kind = socket.SOCK_STREAM if proto is Proto.TCP else socket.SOCK_DGRAM
+    made = socket.socket(socket.AF_INET if family is Family.V4 else socket.AF_INET6, kind)
+    made.setblocking(False)
+    made.bind((str(client.addresses[family]), 0))
+    with contextlib.suppress(BlockingIOError):
+        made.connect((str(client.dials[family]), 443))
+        made.send(b"hello\n")
+    machine.kept["client -1"] = made
+    return -1
+
+
+@pytest.mark.parametrize(("proto", "family"), EVERY)
+def test_f29_a_client_whom_no_server_has_answered_is_told_nothing(
+    kernel: KernelWorld, proto: Proto, family: Family
+) -> None:
+    """Anybody can send a first packet with an address that is not his: nobody there shall hear of it from us."""
+    kernel.reset()
+    kernel.apply([relay(443, proto=proto, family=family)])
+    outside = kernel.machine("outside")
+    handle = outside.call(begin_one, LAPTOP, proto, family)
+    assert outside.call(sockets.client_waits, handle, 0.1) is Life.SILENT
+    kernel.apply([])
+    assert outside.call(sockets.client_waits, handle, 0.5) is Life.SILENT
+    kernel.forget_connections()
 
 
 def test_f29_others_at_a_shared_door_are_not_reset_before_the_agent_has_opened_it_anew(world: World) -> None:

@@ -44,6 +44,7 @@ class FakeFlows:
             translated=connection.dnat,
             client_port=client_port,
             dialled=dialled,
+            answered=connection.answered,
         )
 
     def forget(self, flow: Flow) -> None:

@@ -33,6 +33,7 @@ SELECTORS: dict[tuple[str, ...], str] = {
     ("meta", "mark"): "mark",
     ("ct", "state"): "state",
     ("ct", "status"): "status",
+    ("ct", "original", "proto-dst"): "inet_service",
     ("fib", "daddr", "type"): "route",
     ("icmpv6", "type"): "icmp",
 }

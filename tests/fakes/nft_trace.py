@@ -254,6 +254,8 @@ class FakeHost:
                 return 0
             case ["ct", "mark"]:
                 return None if connection is None else connection.mark
+            case ["ct", "original", "proto-dst"]:
+                return None if connection is None else connection.original[4]
             case ["ct", "status"]:
                 return None if connection is None else "dnat" if connection.dnat else "none"
             case ["ct", "state"]:

@@ -24,7 +24,7 @@ from portfwd.wire.values import Family, IPAddress, Proto
 log = logging.getLogger(__name__)
 
 FLOWS_MAX = 256
-"""Clients that are told at once. The addresses of a flood of datagrams are not to be trusted, and told no more."""
+"""Clients that are told at once. Those of a flood need not be at the addresses that they came from."""
 _ACK = 0x10
 _TCP = struct.Struct(">HHIIBBHHH")
 _UDP = struct.Struct(">HHHH")
@@ -46,8 +46,12 @@ class Farewell(NamedTuple):
 
 
 def tell(flows: Iterable[Flow]) -> None:
-    """Tell the clients of these connections, TCP first; at most FLOWS_MAX of them. Never raises."""
-    ended = sorted((flow for flow in flows if not flow.ended), key=lambda flow: flow.proto is not Proto.TCP)
+    """Tell the clients of these connections that the server has answered, TCP first. Never raises.
+
+    At most FLOWS_MAX of them: the agent does nothing else meanwhile.
+    """
+    ended = [flow for flow in flows if flow.answered and not flow.ended]
+    ended.sort(key=lambda flow: flow.proto is not Proto.TCP)
     packets: list[Farewell] = []
     for flow in ended[:FLOWS_MAX]:
         try:

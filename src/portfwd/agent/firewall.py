@@ -16,7 +16,7 @@ from portfwd.agent.farewell import tell
 from portfwd.agent.flows import Flow, FlowTable, Which
 from portfwd.agent.nft import Nft, NftError
 from portfwd.agent.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
-from portfwd.agent.sweep import GUARD_SECONDS, divide, mourning
+from portfwd.agent.sweep import GUARD_SECONDS, divide, lingers, mourning
 from portfwd.wire.entry import Entry
 from portfwd.wire.report import BaseReport
 from portfwd.wire.status import Result
@@ -39,6 +39,10 @@ def _fresh_table(family: Family) -> str:
 
 def _numbered(elements: Elements) -> set[Family]:
     return {family for family, name in elements if name == "via"}
+
+
+def _letting_in(elements: Elements) -> set[Family]:
+    return {family for family, name in elements if name in ("in-port", "in-range")}
 
 
 def _who(around: Surroundings) -> tuple[object, ...]:
@@ -72,6 +76,8 @@ class Firewall:
         self._open: list[Entry] = []
         self._around = Surroundings(0)
         self._guarded: dict[Family, float] = {}
+        self._handing: set[Family] = set()
+        """Where the chain stands that asks for the door of what this qube hands on."""
         self._uncut = False
         """Whether connections could not be looked at when some had to end."""
         self._printed: dict[tuple[Family, str], str] = {}
@@ -92,6 +98,7 @@ class Firewall:
         if removed or self._uncut or around.home != self._around.home:
             self._cut(open_entries, around, self._concerned(open_entries, around) if known else None)
             self._uncount(open_entries)
+            self._drop_handing()
         self._open, self._around = open_entries, around
         return results
 
@@ -102,7 +109,7 @@ class Firewall:
 
     def end(self, flows: list[Flow], now: float) -> None:
         """End these connections: clients are told, servers learn it when they next say something. Raises OSError."""
-        self._watch_for(flows, now)
+        self._watch_for({flow.family for flow in flows}, flows, now)
         for flow in flows:
             self._flows.forget(flow)
         self._tell(flows)
@@ -128,11 +135,16 @@ class Firewall:
     def tend(self, now: float) -> float | None:
         """Remove guards whose time is over. Returns when to come again (as Surroundings.now), or None."""
         for family, until in list(self._guarded.items()):
-            if until <= now:
+            if until > now:
+                continue
+            if self._lingering(family):
+                self._guarded[family] = now + GUARD_SECONDS
+            else:
                 ip = nft_family(family)
                 parts = (f"flush chain {ip} {TABLE} {g}\ndelete chain {ip} {TABLE} {g}\n" for g in GUARDS)
                 self._try("".join(parts))
                 del self._guarded[family]
+                self._drop_handing()
         return min([*self._guarded.values(), *([now + _AGAIN_SECONDS] if self._uncut else [])], default=None)
 
     def leave(self, now: float) -> None:
@@ -154,6 +166,7 @@ class Firewall:
         if self._applied is not None:
             elements = settle(self._applied, elements)
             text = _replies(_numbered(self._applied) ^ _numbered(elements), elements)
+            text += "".join(skeleton.handed_on(family) for family in sorted(_letting_in(elements) - self._handing))
             text += difference(self._applied, elements, now)
             if not text:
                 return self._replace(elements)
@@ -167,15 +180,22 @@ class Firewall:
         wanted = everything(elements, tuple(Family), now) + _replies(set(Family), elements)
         try:
             tables = "".join(self._table(family, now) for family in Family)
-            self._nft.run(tables + wanted)
+            self._nft.run(tables + self._handing_text(elements) + wanted)
         except NftError as error:
             log.warning("making our tables anew: %s", error)
             self._guarded.clear()
-            self._nft.run("".join(_fresh_table(family) for family in Family) + wanted)
+            self._handing.clear()
+            tables = "".join(_fresh_table(family) for family in Family)
+            self._nft.run(tables + self._handing_text(elements) + wanted)
+        self._handing |= _letting_in(elements)
         self._applied = elements
         return True
 
+    def _handing_text(self, elements: Elements) -> str:
+        return "".join(skeleton.handed_on(family) for family in sorted(self._handing | _letting_in(elements)))
+
     def _replace(self, elements: Elements) -> bool:
+        self._handing |= _letting_in(elements)
         before, self._applied = self._applied or {}, elements
         return any(differing(old, elements.get(place, {})) for place, old in before.items())
 
@@ -188,7 +208,10 @@ class Firewall:
         ip = nft_family(family)
         if self._try(f"list chain {ip} {TABLE} {skeleton.marker(family)}") is None:
             self._guarded.pop(family, None)
+            self._handing.discard(family)
             return _fresh_table(family)
+        if self._try(f"list chain {ip} {TABLE} {skeleton.HANDED_ON}") is not None:
+            self._handing.add(family)
         if family not in self._guarded and self._try(f"list chain {ip} {TABLE} {GUARDS[0]}") is not None:
             self._guarded[family] = now + GUARD_SECONDS
         guard = skeleton.guard(family) if family in self._guarded else ""
@@ -231,6 +254,8 @@ class Firewall:
         except OSError as error:
             log.error("connections of removed forwards could not be ended, trying again: %s", error)
             self._uncut = True
+            # What is asked for its door ends all the same, as long as the chain that asks stands.
+            self._watch_for(self._handing, [], around.now)
             return
         self._uncut = False
         if ended:
@@ -240,7 +265,11 @@ class Firewall:
         hidden, _ = divide(self._flows.unmarked(skeleton.MARK_OURS, which), self._open, self._around)
         _, lost = divide([*self._flows.marked(skeleton.MARK_OURS, which), *hidden], entries, around)
         if lost:
-            self.end(lost, around.now)
+            self._watch_for({flow.family for flow in lost}, lost, around.now)
+            for flow in lost:
+                if not lingers(flow, entries):
+                    self._flows.forget(flow)
+            self._tell(lost)
         return len(lost)
 
     def _concerned(self, entries: list[Entry], around: Surroundings) -> set[Proto]:
@@ -268,8 +297,23 @@ class Firewall:
         except NftError as error:
             log.info("connections of forwards that are gone stay counted: %s", error)
 
-    def _watch_for(self, lost: list[Flow], now: float) -> None:
-        families = {flow.family for flow in lost}
+    def _lingering(self, family: Family) -> bool:
+        """Whether something is left to the chain that asks what is handed on for its door, or may be."""
+        if family not in self._handing:
+            return False
+        try:
+            _, lost = divide(self._flows.marked(skeleton.MARK_OURS), self._open, self._around)
+        except OSError:
+            return True
+        return any(flow.family is family and lingers(flow, self._open) for flow in lost)
+
+    def _drop_handing(self) -> None:
+        """Without doors, and with nothing left to end, no packet need be asked."""
+        for family in sorted(self._handing - _letting_in(self._applied or {}) - self._guarded.keys()):
+            self._try(skeleton.not_handed_on(family))
+            self._handing.discard(family)
+
+    def _watch_for(self, families: Iterable[Family], lost: list[Flow], now: float) -> None:
         chains = "".join(skeleton.guard(f) for f in sorted(families) if f not in self._guarded)
         try:
             self._nft.run(chains + mourning(lost))
@@ -289,6 +333,7 @@ class Firewall:
         except NftError as error:
             log.error("nft refuses even empty tables, removing them: %s", error)
             places = [f"{nft_family(family)} {TABLE}" for family in Family]
+            self._handing.clear()
             self._nft.run("".join(f"add table {place}\ndelete table {place}\n" for place in places))
         self._cut([], around)
         self._open = []

@@ -26,7 +26,7 @@ _PROTOINFO_TCP, _TCP_STATE = 1, 1
 _TCP_ENDED = {6, 7, 8}
 """TCP_CONNTRACK_LAST_ACK, TIME_WAIT, CLOSE: both sides have ended it, or one has reset it."""
 _FILTER, _ORIG_FLAGS, _PROTO_NUM_FLAG = 25, 1, 1 << 3
-_ASSURED, _DST_NAT = 1 << 2, 1 << 5
+_SEEN_REPLY, _ASSURED, _DST_NAT = 1 << 1, 1 << 2, 1 << 5
 _NESTED = 0x8000
 _PROTOS = {6: Proto.TCP, 17: Proto.UDP}
 
@@ -37,6 +37,7 @@ class Flow(NamedTuple):
     `dialled` and `port` are what the client has dialled.
 
     `ended`: it is over, and conntrack keeps it for a while only in case that something is still on the way.
+    `answered`: the server has said something; whoever has no answer need not be at the address that he came from.
     """
 
     family: Family
@@ -51,6 +52,7 @@ class Flow(NamedTuple):
     client_port: int = 0
     ended: bool = False
     dialled: IPAddress | None = None
+    answered: bool = True
 
 
 class Which(NamedTuple):
@@ -147,7 +149,9 @@ def _flow(body: bytes) -> Flow | None:
     translated = (dialled, port) != (server, server_port)
     family = Family(client.version)
     ended = _has_ended(found)
-    return Flow(family, proto, client, port, server, server_port, mark, handle, translated, client_port, ended, dialled)
+    answered = bool(int.from_bytes(found.get(_STATUS, b""), "big") & _SEEN_REPLY)
+    rest = (client_port, ended, dialled, answered)
+    return Flow(family, proto, client, port, server, server_port, mark, handle, translated, *rest)
 
 
 def _has_ended(found: dict[int, bytes]) -> bool:

@@ -33,11 +33,14 @@ ends open connections, too, when nobody is left but the target's kernel. For two
 about to open a shared door anew for the others. Then it tells: a TCP client that only receives acknowledges what it
 receives, and gets a reset for that; a UDP server is told that nobody hears it. A connection that has been let in is not
 asked for its source.
+
+A door is known by the port that was dialled, whatever the target's own NAT makes of it; what the target hands on, to a
+container for example, is asked in both directions on its way through (`handed_on`).
 """
 
 import hashlib
 
-from portfwd.wire.values import Family, Side
+from portfwd.wire.values import Family, Proto, Side
 
 TABLE = "qubes-port-forward"
 BASE_TABLE = "qubes"
@@ -72,6 +75,7 @@ answer in its place. A chain of type nat sees the first packet of a connection o
 BASE_RULES = {"custom-forward": FORWARD_RULE, "custom-input": INPUT_RULE}
 """The only rules outside our table: chain of the base table -> rule."""
 
+HANDED_ON = "handed-on"
 GUARDS = ("guard-forward", "guard-input", "guard-output", "guard-arrived", "guard-farewell")
 REPLY_CHAINS = ("reply-in", "reply-out", "back-in", "back")
 HITS = "hits"
@@ -83,6 +87,7 @@ LATE_SECONDS = 2.0
 """How long after an end the target's kernel waits for an agent before it tells the ends of a connection."""
 MARK_FAREWELL = 0x08000000
 """Of packets that we send to clients of ended connections (farewell.py); conntrack shall not take them for new ones."""
+_DOOR = "ct original proto-dst . meta l4proto"
 DEAD_OUT = "dead-out"
 DEAD_IN = "dead-in"
 _DEAD_MAX = 1 << 20
@@ -156,7 +161,7 @@ def table(family: Family) -> str:
   }}
   chain in-src {{
     ct state != new accept
-    th dport . meta l4proto . {ip} saddr @in-src goto in-go
+{_dialled(f"{_DOOR} . {ip} saddr @in-src goto in-go")}
   }}
   chain entrance {{
     iifgroup 2 goto down
@@ -172,14 +177,11 @@ def table(family: Family) -> str:
     th dport . meta l4proto vmap @down-range
   }}
   chain arrival {{
-    meta l4proto . th dport vmap @in-port
-    th dport . meta l4proto vmap @in-range
+{_doors()}
   }}
   chain standing {{
-    meta l4proto . th dport vmap @in-port
-    th dport . meta l4proto vmap @in-range
-    th dport . meta l4proto @in-late drop
-    th dport . meta l4proto @in-ends goto over
+{_doors()}
+{_dialled(f"{_DOOR} @in-late drop", f"{_DOOR} @in-ends goto over")}
     drop
   }}
   chain over {{
@@ -188,8 +190,8 @@ def table(family: Family) -> str:
     reject
   }}
   chain leaving {{
-    th sport . meta l4proto @in-late return
-    th sport . meta l4proto @in-ends reject
+    meta l4proto udp {_DOOR} @in-late return
+    meta l4proto udp {_DOOR} @in-ends reject
   }}
   chain dead {{
     meta l4proto tcp tcp flags & (syn | rst | ack) == syn return
@@ -216,6 +218,15 @@ def table(family: Family) -> str:
   }}
 }}
 """
+
+
+def _dialled(*rules: str) -> str:
+    """These rules for each protocol. nft knows the type of the port that was dialled only where the protocol is one."""
+    return "\n".join(f"    meta l4proto {proto.value} {rule}" for proto in Proto for rule in rules)
+
+
+def _doors() -> str:
+    return _dialled("meta l4proto . ct original proto-dst vmap @in-port", f"{_DOOR} vmap @in-range")
 
 
 def _via_chain(number: int) -> str:
@@ -259,23 +270,25 @@ def guard(family: Family) -> str:
 
     A revoked connection is forgotten by conntrack; its next packet then looks new. From inside it would be let out
     and picked up in mid-stream (tcp_loose), from outside it would be dropped in silence; both get a reset instead.
-    Where this qube is the target, "inside" is its own program.
+    Where this qube is the target, "inside" is its own program, or one to which it hands on.
 
     UDP has no first packet by which to tell an old flow from a new one: where a client comes in again, what leads back
     to it is no longer watched for, or a server that speaks first after a pause would not be heard.
     """
     ip = nft_family(family)
     again = "meta l4proto udp ct state new ct mark"
+    inward = f"meta l4proto . {ip} saddr . ct original proto-dst"
     outward = f"{ip} daddr . meta l4proto . th dport . {ip} saddr"
     return f"""table {ip} {TABLE} {{
   chain {GUARDS[0]} {{
     type filter hook forward priority filter - 1; policy accept;
-    iifgroup 2 ct state new {ip} saddr . meta l4proto . th sport . {ip} daddr @{DEAD_OUT} jump dead
-    oifgroup 2 {again} & 0x{MARK_OURS:08x} != 0 delete @{DEAD_OUT} {{ {outward} }}
+    ct state new {ip} saddr . meta l4proto . th sport . {ip} daddr @{DEAD_OUT} jump dead
+    {again} & 0x{MARK_OURS:08x} != 0 delete @{DEAD_OUT} {{ {outward} }}
+{_dialled(f"iifgroup 1 ct state new ct mark & 0x{MARK_OURS:08x} == 0 {inward} @{DEAD_IN} jump dead")}
   }}
   chain {GUARDS[1]} {{
     type filter hook input priority filter - 2; policy accept;
-    ct state new meta l4proto tcp meta l4proto . {ip} saddr . th dport @{DEAD_IN} jump dead
+    ct state new meta l4proto tcp {inward} @{DEAD_IN} jump dead
   }}
   chain {GUARDS[2]} {{
     type filter hook output priority filter - 1; policy accept;
@@ -284,6 +297,8 @@ def guard(family: Family) -> str:
   chain {GUARDS[3]} {{
     type filter hook input priority filter + 1; policy accept;
     {again} & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} delete @{DEAD_IN} {{ meta l4proto . {ip} saddr . th dport }}
+    {again} & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} delete @{DEAD_IN} {{ {inward} }}
+    {again} & 0x{MARK_OURS:08x} == 0 {inward} @{DEAD_IN} jump dead
   }}
   chain {GUARDS[4]} {{
     type filter hook output priority raw; policy accept;
@@ -291,6 +306,33 @@ def guard(family: Family) -> str:
   }}
 }}
 """
+
+
+def handed_on(family: Family) -> str:
+    """The base chain that asks for the door of what this qube, the target, hands on by its own user's DNAT.
+
+    It costs every forwarded packet one look at the mark, so it stands only where something is let in. What comes in
+    otherwise than by a door is the user's own, and left alone.
+    """
+    ours = f"ct mark & 0x{MARK_OURS:08x} == 0"
+    return f"""{_empty_handed_on(family)}table {nft_family(family)} {TABLE} {{
+  chain {HANDED_ON} {{
+    iifgroup 1 ct status dnat ct state new {ours} meta l4proto {{ tcp, udp }} jump arrival
+    ct mark & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} meta l4proto {{ tcp, udp }} jump standing
+  }}
+}}
+"""
+
+
+def not_handed_on(family: Family) -> str:
+    """Takes that chain away, be it there or not."""
+    return f"{_empty_handed_on(family)}delete chain {nft_family(family)} {TABLE} {HANDED_ON}\n"
+
+
+def _empty_handed_on(family: Family) -> str:
+    place = f"{nft_family(family)} {TABLE} {HANDED_ON}"
+    hook = "{ type filter hook forward priority filter - 2; policy accept; }"
+    return f"add chain {place} {hook}\nflush chain {place}\n"
 
 
 def replies(family: Family) -> str:
@@ -342,5 +384,5 @@ def _empty_replies(family: Family) -> str:
 
 def marker(family: Family) -> str:
     """The name of an empty chain that tells which text the table was made from."""
-    text = table(family) + guard(family) + replies(family)
+    text = table(family) + guard(family) + handed_on(family) + replies(family)
     return f"made-from-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

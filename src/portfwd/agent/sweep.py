@@ -22,7 +22,7 @@ from portfwd.agent.skeleton import (
     nft_family,
 )
 from portfwd.wire.entry import Entry
-from portfwd.wire.values import Kind, Side, SourceWord
+from portfwd.wire.values import Kind, Proto, Side, SourceWord
 
 GUARD_SECONDS = 600
 """How long revoked connections are watched for: longer than TCP goes on retransmitting to a peer that it has lost."""
@@ -70,6 +70,18 @@ class Judge:
         return self._judged[alike]
 
 
+def lingers(flow: Flow, entries: Iterable[Entry]) -> bool:
+    """Whether a doomed flow is best left to conntrack: UDP that this qube, the target, hands on by its user's DNAT.
+
+    It bears our mark, and finds no door any more (skeleton.handed_on). Forgotten, it would come in anew by the DNAT as
+    soon as nobody watches for it. Where its door stands for others it would find that.
+    """
+    if flow.proto is not Proto.UDP or flow.mark & MARK_BITS != MARK_IN or flow.dialled == flow.server:
+        return False
+    doors = (e for e in entries if e.kind is Kind.ACCEPT and e.family is flow.family and e.proto is flow.proto)
+    return not any(flow.port in door.listen for door in doors)
+
+
 def _mark(entry: Entry) -> int:
     if entry.kind is Kind.ACCEPT:
         return MARK_IN
@@ -107,7 +119,11 @@ def mourning(flows: Iterable[Flow]) -> str:
         ip = nft_family(flow.family)
         inward = f"{flow.proto.value} . {flow.client} . {flow.port} timeout {GUARD_SECONDS}s"
         places.setdefault((ip, DEAD_IN), {})[inward] = None
-        if flow.mark & MARK_BITS != MARK_IN:
+        if flow.mark & MARK_BITS == MARK_IN and flow.translated:
+            # A program of this qube that answers at another port than was dialled.
+            inward = f"{flow.proto.value} . {flow.client} . {flow.server_port} timeout {GUARD_SECONDS}s"
+            places[ip, DEAD_IN][inward] = None
+        if flow.mark & MARK_BITS != MARK_IN or flow.translated:
             outward = f"{flow.server} . {flow.proto.value} . {flow.server_port} . {flow.client}"
             places.setdefault((ip, DEAD_OUT), {})[f"{outward} timeout {GUARD_SECONDS}s"] = None
     return "".join(
