@@ -192,6 +192,40 @@ def test_service_call_follows_the_policy(lab: Lab) -> None:
     assert (done.returncode, done.stdout) == (126, "")
 
 
+def test_f21_a_management_qube_learns_of_the_qube_that_it_manages_and_of_no_other(lab: Lab) -> None:
+    """Over qrexec, as from any qube: it was told the owner of a taken port, and all forwards of all."""
+    get, set_ = "admin.vm.firewall.Get", "admin.vm.firewall.Set"
+    lines = [f"{method} * untrusted work allow target=dom0" for method in ("admin.vm.List", get, set_)]
+    lines += [
+        f"{method} untrusted @adminvm allow target=dom0" for method in ("admin.vm.List *", f"{get} +forward.status")
+    ]
+    script = "".join(f"ln -sf /run/qubesd.sock /etc/qubes-rpc/{name}; " for name in ("admin.vm.List", get, set_))
+    script += "mkdir -p /etc/qubes/policy.d; cat > /etc/qubes/policy.d/20-managed.policy"
+    lab.run("dom0", ["sh", "-c", script], input="\n".join(lines) + "\n", text=True, check=True)
+
+    def asked(qube: str, call: str, payload: str = "") -> str:
+        argv = ["qrexec-client-vm", qube, call]
+        done = lab.run("untrusted", argv, input=payload, capture_output=True, text=True, timeout=60)
+        return f"{done.returncode} {done.stdout}"
+
+    taken = "action=forward forwardtype=external proto=tcp srcports=443 dstports=8443 comment=secret\n"
+    lab.api("personal", set_, "forward", taken)
+    try:
+        assert "secret" in lab.api("dom0", get, "forward.status")
+        told = asked("dom0", f"{get}+forward.status")
+        assert told.startswith("0 0\0"), told
+        assert "secret" not in told
+        assert "personal" not in told
+        for call in (f"{set_}+forward", f"{get}+forward.plan"):
+            told = asked("work", call, taken.replace("secret", "mine"))
+            assert "at 'sys-net' by a forward that you may not see" in told
+            assert "personal" not in told
+        assert asked("personal", f"{get}+forward") == "126 "
+    finally:
+        lab.api("personal", set_, "forward", "")
+        lab.run("dom0", ["rm", "/etc/qubes/policy.d/20-managed.policy"], check=True)
+
+
 def test_drawing_shows_a_live_forward(lab: Lab) -> None:
     lab.api("work", "admin.vm.firewall.Set", "forward", "action=forward forwardtype=external proto=tcp srcports=8080\n")
     try:
