@@ -67,7 +67,9 @@ def forgeries(home: Home, cards: dict[str, tuple[str, int]]) -> list[Forged]:
     """One for each machine, entrance, source and port. `cards` are those of sys-net: network and number in it."""
     found = [*_from_outside(home, cards), *_from_inside(home)]
     # Where nothing listens at the entrance nothing can be told; a sample of ports keeps the list short.
-    return [Forged(*who, port, *networks) for *who, networks, port in found]
+    made = [Forged(*who, port, *networks) for *who, networks, port in found]
+    # What a neighbour may not do, nobody may from beyond the router; what else the router lets in is its affair.
+    return [one for one in made if one.sender != _SERVER or home.heard(one) is None]
 
 
 def _from_outside(home: Home, cards: dict[str, tuple[str, int]]) -> Iterator[tuple[object, ...]]:
@@ -78,8 +80,7 @@ def _from_outside(home: Home, cards: dict[str, tuple[str, int]]) -> Iterator[tup
         if card is None and sender != _SERVER:
             continue
         for family, to in address(*(card or CARDS["ens6"])).items():
-            # The router lets nothing in from the internet, whatever it says of itself.
-            networks = _networks(family, network, cards) if card is not None else ((), ())
+            networks = _networks(family, network if card is not None else "lan", cards)
             for source, port in itertools.product(_sources(family, home), PORTS):
                 yield sender, "sys-net", to, source, networks, port
 

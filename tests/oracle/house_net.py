@@ -85,7 +85,9 @@ class HouseNet:
             families = home.qubes[entrance].addresses if client.qube else client.addresses
             ways = itertools.product(client.addresses.keys() & families.keys(), ("tcp", "udp"), (*PORTS, *TARGETS))
             found += [Question(client.name, entrance, way) for way in ways]
-        return found
+        opened = home.reached(self.clients(home))
+        # A server of a VPN qube that listens at every address answers datagrams with the tunnel's, so nobody hears it.
+        return [q for q in found if q.way[1] == "tcp" or q not in opened or not home.qubes[opened[q][0]].tunnel]
 
     def ask(self, home: Home, questions: Iterable[Question]) -> dict[Question, tuple[str, int] | None]:
         """See Driver."""
