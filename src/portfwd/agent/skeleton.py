@@ -270,7 +270,8 @@ def guard(family: Family) -> str:
 
     A revoked connection is forgotten by conntrack; its next packet then looks new. From inside it would be let out
     and picked up in mid-stream (tcp_loose), from outside it would be dropped in silence; both get a reset instead.
-    Where this qube is the target, "inside" is its own program, or one to which it hands on.
+    Where this qube is the target, "inside" is its own program, or one to which it hands on. What comes in by no
+    forward, and not by a DNAT of the user's own either, is for another service at the same port, and left alone.
 
     UDP has no first packet by which to tell an old flow from a new one: where a client comes in again, what leads back
     to it is no longer watched for, or a server that speaks first after a pause would not be heard.
@@ -298,7 +299,7 @@ def guard(family: Family) -> str:
     type filter hook input priority filter + 1; policy accept;
     {again} & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} delete @{DEAD_IN} {{ meta l4proto . {ip} saddr . th dport }}
     {again} & 0x{MARK_BITS:08x} == 0x{MARK_IN:08x} delete @{DEAD_IN} {{ {inward} }}
-    {again} & 0x{MARK_OURS:08x} == 0 {inward} @{DEAD_IN} jump dead
+    ct status dnat {again} & 0x{MARK_OURS:08x} == 0 {inward} @{DEAD_IN} jump dead
   }}
   chain {GUARDS[4]} {{
     type filter hook output priority raw; policy accept;
