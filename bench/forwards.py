@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from bench.commands import TOPOLOGY as TWO_NET_QUBES
 from bench.commands import run_timed, wait_until
 from bench.report import machine
 from lab.client import Lab
@@ -31,21 +32,13 @@ _IDLE = 5.0
 _ANSWER = 4000
 _CONTROL = "\0bench-idle"
 Call = tuple[float, float]
-TOPOLOGY = """
-[networks]
-lan = { ip = "192.168.1.0/24" }
-[hosts]
-laptop = { network = "lan", ip = "192.168.1.20" }
-[qubes.sys-net]
-provides_network = true
-nics.ens6 = { network = "lan", ip = "192.168.1.10" }
-[qubes.sys-firewall]
-netvm = "sys-net"
-provides_network = true
-[qubes.sys-inner]
+TOPOLOGY = (
+    TWO_NET_QUBES
+    + """[qubes.sys-inner]
 netvm = "sys-firewall"
 provides_network = true
 """
+)
 PAGE = """# Benchmark of many forwards
 
 Written by `./run bench forwards`: {machine}.
