@@ -8,12 +8,10 @@ from lab.photographer import Photographer, Scene
 from portfwd.gui.state import saving
 from portfwd.gui.state.draft import Lasting
 from portfwd.gui.state.overview import key_of
-from portfwd.gui.state.prompting import TIMEOUT, Limits, Request
 from portfwd.gui.widgets.dashboard import Dashboard
-from portfwd.gui.widgets.prompt_dialog import PromptDialog
 from portfwd.gui.widgets.rule_dialog import RuleDialog
 from portfwd.gui.widgets.window import QubeWindow
-from portfwd.wire.values import Proto, QubeName
+from portfwd.wire.values import QubeName
 
 WORK = QubeName("work")
 
@@ -26,7 +24,6 @@ def scenes() -> dict[str, Scene]:
         "firewall": firewall,
         "open-a-port": open_a_port,
         "reachable": reachable,
-        "prompt": prompt,
     }
 
 
@@ -90,14 +87,4 @@ def reachable(photographer: Photographer) -> QWidget:
         dialog.outcome.show_qr.click()
     # The next pictures begin as these did.
     saving.remove(photographer.watch.client, WORK, {rule.id(WORK)})
-    return dialog
-
-
-def prompt(photographer: Photographer) -> QWidget:
-    """A program asks for a port."""
-    request = Request(WORK, "blue", "Syncthing", Proto.TCP, 22000, 22000, "LAN hosts", 3600)
-    dialog = photographer.keep(PromptDialog(request, Limits(), TIMEOUT))
-    dialog.show()
-    dialog.activateWindow()
-    photographer.settle(1.5)
     return dialog

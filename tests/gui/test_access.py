@@ -11,15 +11,13 @@ from pytestqt.qtbot import QtBot
 
 from portfwd.client.adminapi import AdminClient
 from portfwd.gui.state.draft import Lasting, Place, Reach
-from portfwd.gui.state.prompting import Limits, Request
 from portfwd.gui.widgets.dashboard import Dashboard
 from portfwd.gui.widgets.outbound_dialog import OutboundDialog
-from portfwd.gui.widgets.prompt_dialog import PromptDialog
 from portfwd.gui.widgets.rule_dialog import RuleDialog
 from portfwd.gui.widgets.watch import Watch
 from portfwd.gui.widgets.window import QubeWindow
 from portfwd.model.forward import parse_forward
-from portfwd.wire.values import Proto, QubeName
+from portfwd.wire.values import QubeName
 
 WORK = QubeName("work")
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
@@ -51,8 +49,6 @@ def make(which: str, watch: Watch) -> QWidget:
             return QubeWindow(watch, WORK)
         case "outbound":
             return OutboundDialog()
-        case "prompt":
-            return PromptDialog(Request(WORK, "blue", "me", Proto.TCP, 1, 1, "LAN hosts", 60), Limits(), 60)
     rule = RuleDialog(watch.client, watch.tasks, Place(WORK))
     rule.form.reach.setCurrentIndex(rule.form.reach.findData(Reach.ADDRESS))
     rule.form.lasting.setCurrentIndex(rule.form.lasting.findData(Lasting.DATE))
@@ -66,7 +62,7 @@ def name_of(widget: QWidget, window: QWidget) -> str:
     return next((label.text() for label in window.findChildren(QLabel) if label.buddy() is widget), "")
 
 
-@pytest.mark.parametrize("window", ["dashboard", "window", "rule", "outbound", "prompt"], indirect=True)
+@pytest.mark.parametrize("window", ["dashboard", "window", "rule", "outbound"], indirect=True)
 def test_everything_that_takes_the_focus_has_a_name(window: QWidget) -> None:
     nameless = [
         f"{type(widget).__name__} {widget.objectName()}"

@@ -29,14 +29,12 @@ from pytestqt.qtbot import QtBot
 
 from portfwd.client.adminapi import AdminClient, SocketTransport
 from portfwd.gui.state import saving
-from portfwd.gui.state.prompting import Request
 from portfwd.gui.widgets.dashboard import Dashboard
-from portfwd.gui.widgets.prompt_dialog import PromptDesk
 from portfwd.gui.widgets.watch import Watch
 from portfwd.gui.widgets.window import QubeWindow
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.model.ordinary import Action, OrdinaryRule
-from portfwd.wire.values import Proto, QubeName, RuleId
+from portfwd.wire.values import QubeName, RuleId
 
 SECONDS = float(os.environ.get("MONKEY_SECONDS", "120"))
 STEP = 15
@@ -119,7 +117,6 @@ def meant(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 class Monkey:
     def __init__(self, watch: Watch, qtbot: QtBot, dice: random.Random) -> None:
         self._watch, self._qtbot, self._dice = watch, qtbot, dice
-        self._desk = PromptDesk()
         self._windows: list[QWidget] = []
         self.steps = 0
         self._busy = False
@@ -159,10 +156,6 @@ class Monkey:
                 window.deleteLater()
             self._windows.clear()
             self._open()
-        if self._dice.random() < 0.01:
-            port = self._dice.randrange(1, 5)
-            request = Request(WORK, "blue", "monkey", Proto.TCP, port, port, "LAN hosts", 60)
-            self._desk.ask(request, lambda _: None)
         window = QApplication.activeModalWidget() or self._dice.choice([w for w in self._windows if w.isVisible()])
         targets = [w for w in window.findChildren(QWidget) if isinstance(w, KINDS) and w.isVisible() and w.isEnabled()]
         target = self._dice.choice(targets or [window])

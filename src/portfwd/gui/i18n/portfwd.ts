@@ -462,52 +462,6 @@
         <translation type="unfinished" />
     </message>
 </context><context>
-    <name>PromptDialog</name>
-    <message>
-        <source>{0} asks for a port</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Label {0}</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Question</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>What the program says of itself</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>The program calls itself "{0}". Nobody has checked that.</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Time left</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>&amp;Deny</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Allow &amp;once</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Until {0} &amp;shuts down</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>&amp;Always</source>
-        <translation type="unfinished" />
-    </message>
-    <message>
-        <source>Without an answer it is denied in {0} s.</source>
-        <translation type="unfinished" />
-    </message>
-</context><context>
     <name>QubeWindow</name>
     <message>
         <source>Firewall of {0}</source>
