@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What documents promise about themselves: paths that exist, a short map, a README of one screen, whole records."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DESIGN = ROOT / "DESIGN.md"
+DECISIONS = ROOT / "docs" / "decisions"
+INDEX = DECISIONS / "README.md"
+RECORDS = sorted(DECISIONS.glob("[0-9]*.md"))
+DOCUMENTS = [ROOT / "README.md", DESIGN, *sorted((ROOT / "docs").rglob("*.md"))]
+HEADINGS = ["What", "Why", "What else was tried", "Figure"]
+
+
+def section(text: str, title: str) -> str:
+    """What stands below a heading of the second level."""
+    found = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"no section {title}"
+    return found.group(1)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_documents_name_only_what_exists(path: Path) -> None:
+    """Every path in backquotes or in a link of a document is there."""
+    text = path.read_text()
+    named = re.findall(r"`((?:src|lab|tests|docs|\.ci)/[\w./*-]*)`", text) + re.findall(
+        r"\]\(((?!http)[\w./-]+)(?:#[\w-]+)?\)", text
+    )
+    missing = [name for name in named if not list(ROOT.glob(name.rstrip("/"))) and not list(path.parent.glob(name))]
+    assert not missing
+
+
+def anchors(path: Path) -> set[str]:
+    """The fragments of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_headings_that_exist(path: Path) -> None:
+    links = re.findall(r"\]\(((?!http)[\w./-]*)#([\w-]+)\)", path.read_text())
+    dead = [(page, name) for page, name in links if name not in anchors(path.parent / page if page else path)]
+    assert not dead
+
+
+def test_the_readme_is_one_screen_before_its_pictures() -> None:
+    lines = (ROOT / "README.md").read_text().partition("\n![")[0].splitlines()
+    assert len(lines) <= 50
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def test_the_index_names_every_decision_in_order() -> None:
+    listed = re.findall(r"^\| \[(\d{3})\]\(([\w-]+\.md)\) \| (.*) \|$", INDEX.read_text(), re.MULTILINE)
+    titles = {path.name: path.read_text().partition("\n# ")[2].partition("\n")[0] for path in RECORDS}
+    assert [name for _, name, _ in listed] == [path.name for path in RECORDS]
+    assert [f"{number}: {title}" for number, _, title in listed] == list(titles.values())
+    assert len({number for number, _, _ in listed}) == len(listed)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
+def test_a_decision_says_what_why_what_else_and_the_figure(path: Path) -> None:
+    text = path.read_text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == HEADINGS
+    assert all(section(text, title).strip() for title in HEADINGS)
+    assert len(text.split()) <= 450, "a record is short"
