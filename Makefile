@@ -32,8 +32,10 @@ endef
 
 package-common:
 	$(call install_python,wire)
+	$(call install_python,base)
 
 package-agent:
+	$(call install_python,kernel)
 	$(call install_python,agent)
 	install -D -m 0644 integration/qubes-port-forward.service $(UNITS)/system/qubes-port-forward.service
 	install -D -m 0644 integration/75-qubes-port-forward.preset $(UNITS)/system-preset/75-qubes-port-forward.preset
@@ -44,8 +46,9 @@ package-agent:
 
 package-client:
 	$(call install_python,model)
+	$(call install_python,api)
 	$(call install_python,client)
-	$(call install_program,qvm-port-forward,portfwd.client.qvm_port_forward)
+	$(call install_program,qvm-port-forward,portfwd.client.commands.qvm_port_forward)
 	install -D -m 0644 integration/qubes-port-forwarding.pth $(SITE)/qubes-port-forwarding.pth
 	install -D -m 0644 man/qvm-port-forward.1 $(DESTDIR)/usr/share/man/man1/qvm-port-forward.1
 	install -D -m 0644 man/qvm-firewall.1pf $(DESTDIR)/usr/share/man/man1/qvm-firewall.1pf
@@ -57,7 +60,7 @@ package-dom0:
 	install -d $(SITE)/qubes_port_forwarding-$(VERSION).dist-info
 	printf 'Metadata-Version: 2.1\nName: qubes-port-forwarding\nVersion: $(VERSION)\n' \
 		> $(SITE)/qubes_port_forwarding-$(VERSION).dist-info/METADATA
-	printf '[qubes.ext]\nport-forward = portfwd.dom0.stock.entry:load\n' \
+	printf '[qubes.ext]\nport-forward = portfwd.dom0.qubesd.entry_point:load\n' \
 		> $(SITE)/qubes_port_forwarding-$(VERSION).dist-info/entry_points.txt
 
 package-gui:

@@ -12,12 +12,12 @@ from bench.entries import SPARE_PORT, Clients, around, forwards, middle, spare
 from bench.network import HOP1, HOP1_AT, HOP2, HOP2_AT, HOPS, TARGET, TARGET_AT, Network
 from bench.traffic import Line
 from lab.inside.network import BASE_TABLES, NFT
-from portfwd.agent.firewall import Firewall
-from portfwd.agent.flows import Conntrack
-from portfwd.agent.netlink import NETLINK_NETFILTER, Netlink
-from portfwd.agent.nft import LibNft
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.kernel.conntrack import Conntrack
+from portfwd.kernel.netlink import NETLINK_NETFILTER, Netlink
+from portfwd.kernel.nft import LibNft
+from portfwd.wire.acknowledgement import Result
 from portfwd.wire.entry import Entry
-from portfwd.wire.status import Result
 from portfwd.wire.values import Proto
 
 _CT_DELETE = 0x102

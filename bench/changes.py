@@ -12,10 +12,10 @@ from bench.bed import Bed
 from bench.entries import SPARE_PORT, Clients, around, forwards, middle, spare
 from bench.network import CLIENTS_FROM, HOP1, HOP1_AT
 from bench.traffic import PAYLOAD, Line
-from portfwd.agent.firewall import Firewall
-from portfwd.agent.flows import ALL, Conntrack, Flow, Which
-from portfwd.agent.nft import LibNft
-from portfwd.agent.skeleton import MARK_OURS
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.agent.rules.skeleton import MARK_OURS
+from portfwd.kernel.conntrack import ALL, Conntrack, Flow, Which
+from portfwd.kernel.nft import LibNft
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Proto
 

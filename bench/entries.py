@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterator
 
 from bench.network import HOP1, HOP2, HOP2_AT, HOPS, OUTSIDE_AT, TARGET, TARGET_AT
-from portfwd.agent.elements import Network, Surroundings
+from portfwd.agent.rules.elements import Network, Surroundings
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, HostName, Kind, PortRange, Proto, RuleId, Side, Source, SourceWord, parse_source
 

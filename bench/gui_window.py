@@ -13,9 +13,9 @@ from collections.abc import Callable
 from PyQt6.QtWidgets import QApplication
 
 from portfwd.client.adminapi import AdminClient, SocketTransport
+from portfwd.gui.forward.forwards_table import ForwardsTable
+from portfwd.gui.program import Program, make_application
 from portfwd.gui.state.overview import Column
-from portfwd.gui.widgets.forwards_table import ForwardsTable
-from portfwd.gui.widgets.program import Program, make_application
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
 

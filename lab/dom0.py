@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from portfwd.base.qubesdb_client import Database, Error, QubesDB
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import Acknowledgement, Result
 from portfwd.wire.entry import Commit
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb_client import Database, Error, QubesDB
-from portfwd.wire.status import Acknowledgement, Result
 
 QUBESD = "/run/qubesd.sock"
 API_TIMEOUT = 120.0

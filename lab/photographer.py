@@ -11,9 +11,9 @@ from PyQt6.QtGui import QColor, QPalette
 from PyQt6.QtWidgets import QWidget
 
 from portfwd.client.adminapi import AdminClient, SocketTransport
-from portfwd.gui.widgets.program import make_application
-from portfwd.gui.widgets.tasks import Tasks
-from portfwd.gui.widgets.watch import Watch
+from portfwd.gui.program import make_application
+from portfwd.gui.shared.tasks import Tasks
+from portfwd.gui.shared.watch import Watch
 
 Window = TypeVar("Window", bound=QWidget)
 _WAIT = 15.0

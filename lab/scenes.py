@@ -5,12 +5,12 @@
 from PyQt6.QtWidgets import QWidget
 
 from lab.photographer import Photographer, Scene
+from portfwd.gui.dashboard.dashboard import Dashboard
+from portfwd.gui.forward.rule_dialog import RuleDialog
+from portfwd.gui.qube.window import QubeWindow
 from portfwd.gui.state import saving
 from portfwd.gui.state.draft import Lasting
 from portfwd.gui.state.overview import key_of
-from portfwd.gui.widgets.dashboard import Dashboard
-from portfwd.gui.widgets.rule_dialog import RuleDialog
-from portfwd.gui.widgets.window import QubeWindow
 from portfwd.wire.values import QubeName
 
 WORK = QubeName("work")

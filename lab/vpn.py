@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lab.inside.commands import ip, ip_if_there, nft, run, sysctl
-from portfwd.agent.systemd import notify
+from portfwd.kernel.systemd import notify
 from portfwd.wire.errors import RefusedError, shown
 
 CONFIG = Path("/rw/config/vpn.json")

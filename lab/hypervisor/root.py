@@ -31,7 +31,7 @@ QUBE_PROGRAMS = {
     **{f"qubesdb-{verb}": "lab.qubesdb.tools" for verb in ("read", "write", "rm", "list", "multiread", "watch")},
 }
 PROBE_SERVICE = f"/etc/qubes-rpc/{limits.PROBE_SERVICE}"
-PROBE_SCRIPT = f"exec {sys.executable} -I -m portfwd.agent.probe\n"
+PROBE_SCRIPT = f"exec {sys.executable} -I -m portfwd.agent.answers.probe_service\n"
 QUBE_SERVICES = {PROBE_SERVICE: PROBE_SCRIPT}
 QUBE_LINKS = {
     f"/etc/qubes-rpc/{service}": limits.AGENT_SOCKET for service in (limits.REPORT_SERVICE, limits.KILL_SERVICE)
@@ -39,8 +39,8 @@ QUBE_LINKS = {
 """What the product's package installs in a template."""
 DOM0_PROGRAMS = {
     **QUBE_PROGRAMS,
-    "qvm-firewall": "portfwd.client.qvm_firewall",
-    "qvm-port-forward": "portfwd.client.qvm_port_forward",
+    "qvm-firewall": "portfwd.client.commands.qvm_firewall",
+    "qvm-port-forward": "portfwd.client.commands.qvm_port_forward",
     "qubes-port-forwarding": "portfwd.gui.app",
 }
 X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 - where every X server listens

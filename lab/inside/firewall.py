@@ -18,8 +18,8 @@ from types import FrameType
 from typing import NoReturn
 
 from lab.inside.commands import nft, nft_if_there
-from portfwd.agent.systemd import notify
-from portfwd.wire.qdb_client import Database, QubesDB
+from portfwd.base.qubesdb_client import Database, QubesDB
+from portfwd.kernel.systemd import notify
 
 SERVICE = "qubes-firewall"
 WANTED = Path("/rw/config/lab-stock-firewall")

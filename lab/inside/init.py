@@ -26,8 +26,8 @@ from lab.hypervisor import root
 from lab.inside import firewall, network
 from lab.inside.commands import PATIENCE
 from lab.inside.services import Service, Services, log
-from portfwd.wire.qdb_client import Error as QubesDBError
-from portfwd.wire.qdb_client import QubesDB
+from portfwd.base.qubesdb_client import Error as QubesDBError
+from portfwd.base.qubesdb_client import QubesDB
 
 QDB_SOCKET = "/var/run/qubes/qubesdb.sock"
 QDB_LINK = "/run/vchan/111.sock"

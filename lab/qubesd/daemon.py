@@ -23,7 +23,7 @@ from lab.qubesd.methods import stock_methods
 from lab.qubesd.server import Server
 from lab.qubesd.xen import Xen
 from lab.qubesdb.daemon import POLL
-from portfwd.dom0.forwards import NOTES
+from portfwd.dom0.storage.forwards import NOTES
 
 log = logging.getLogger("qubesd")
 

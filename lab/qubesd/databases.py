@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lab.qubesdb.daemon import POLL
-from portfwd.wire.qdb_client import Database, Error, QubesDB
+from portfwd.base.qubesdb_client import Database, Error, QubesDB
 
 _PROJECT = Path(__file__).parents[2]
 START_TIME = 20.0

@@ -18,9 +18,9 @@ from lab.qubesd.app import App
 from lab.qubesd.errors import ForwardsUnstoredError, ProtocolError, QubesValueError
 from lab.qubesd.events import Level
 from lab.qubesd.server import Call, Method, Server
-from portfwd.dom0.caller import RESTORES_TAG, Caller
-from portfwd.dom0.forwards import UnstoredError
 from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running, UnexpectedError
+from portfwd.dom0.storage.forwards import UnstoredError
+from portfwd.dom0.usecases.caller import RESTORES_TAG, Caller
 from portfwd.wire.errors import RefusedError
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portfwd.dom0.forwards import Forwards, UnstoredError, remedy
-from portfwd.dom0.store import DamageError, StoredForward, StoreError, load, properties_of
+from portfwd.dom0.storage.forwards import Forwards, UnstoredError, remedy
+from portfwd.dom0.storage.store import DamageError, StoredForward, StoreError, load, properties_of
 from portfwd.model.ordinary import OrdinaryRule
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from lab.qubesd.features import check_tag
 from lab.qubesd.holder import LABELS, Holder, Property, check_name
 from lab.qubesd.qube import CLASSES, LocalVM
 from lab.qubesd.server import Call, Method
-from portfwd.dom0.store import StoreError
+from portfwd.dom0.storage.store import StoreError
 from portfwd.model.ordinary import parse_ordinary
 
 _FEATURE = re.compile(r"[a-zA-Z0-9_.-]+")

@@ -42,5 +42,5 @@ class Permissions:
         return [vm for vm in vms if self.allows(src, _LIST, "", vm.name)]
 
     def forwards(self, src: Any) -> Callable[[str, str], bool]:
-        """may(qube, argument) of portfwd.dom0.caller."""
+        """may(qube, argument) of portfwd.dom0.usecases.caller."""
         return lambda qube, argument: self.allows(src, _LIST, "", qube) and self.allows(src, _GET, argument, qube)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from portfwd.wire.qdb_client import Database, Error
+from portfwd.base.qubesdb_client import Database, Error
 
 if TYPE_CHECKING:
     from lab.qubesd.qube import Qube

@@ -21,7 +21,7 @@ from lab.qubesd.firewall import Firewall
 from lab.qubesd.holder import Holder, Property, as_bool, as_ipv4, as_ipv6, as_label, as_mac, as_qube, as_text
 from lab.qubesd.qdb_watch import QdbWatch
 from lab.qubesd.service_call import ServiceCall
-from portfwd.wire.qdb_client import Database, Error
+from portfwd.base.qubesdb_client import Database, Error
 
 if TYPE_CHECKING:
     from lab.qubesd.app import App

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from lab.qubesdb.store import Store, Watches
 from lab.qubesdb.stream import Stream
+from portfwd.base.qubesdb import Message, MessageType, RefusedHeaderError, check_value
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb import Message, MessageType, RefusedHeaderError, check_value
 
 _ENOUGH = 65536
 """Bytes of output after which a client has to read before its next command is looked at."""

@@ -34,7 +34,7 @@ from lab.qubesdb.clients import Client, Clients
 from lab.qubesdb.link import Link, LinkError, connect, listen
 from lab.qubesdb.store import Store
 from lab.qubesdb.stream import Stream
-from portfwd.wire.qdb import COMMANDS, Message
+from portfwd.base.qubesdb import COMMANDS, Message
 
 CLIENTS_MAX = 256
 _BACKLOG = 5

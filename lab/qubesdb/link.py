@@ -16,8 +16,8 @@ from pathlib import Path
 
 from lab.qubesdb.store import Store
 from lab.qubesdb.stream import Stream
+from portfwd.base.qubesdb import LINK, Message, MessageType, check_value
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb import LINK, Message, MessageType, check_value
 
 
 class LinkError(Exception):

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from portfwd.wire import qdb
+from portfwd.base import qubesdb
 
 Owner = TypeVar("Owner")
 
@@ -24,8 +24,8 @@ class Store:
 
     def write(self, path: str, value: bytes) -> None:
         """Set a key; raises RefusedError for a path or value that QubesDB does not take."""
-        qdb.check_key(path)
-        qdb.check_value(value)
+        qubesdb.check_key(path)
+        qubesdb.check_value(value)
         if path not in self._values:
             insort(self._order, path)
         self._values[path] = value

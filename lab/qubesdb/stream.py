@@ -5,7 +5,7 @@
 import socket
 from collections.abc import Set as AbstractSet
 
-from portfwd.wire.qdb import Decoder, Message, MessageType
+from portfwd.base.qubesdb import Decoder, Message, MessageType
 
 _CHUNK = 65536
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from portfwd.wire.qdb_client import Error, QubesDB
+from portfwd.base.qubesdb_client import Error, QubesDB
 
 _USAGE = """\
 Usage: qubesdb-COMMAND [-frqwxh] [-d QUBE] [-n COUNT] [-e DEFAULT] ARGUMENTS

@@ -9,15 +9,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from portfwd.agent.answers import Answers
-from portfwd.agent.elements import Network, Surroundings
-from portfwd.agent.firewall import Firewall
-from portfwd.agent.flows import Flow
-from portfwd.agent.listeners import Socket
-from portfwd.agent.nft import Nft, NftError
-from portfwd.wire.clock import Moment
+from portfwd.agent.answers.answer import Answers
+from portfwd.agent.rules.elements import Network, Surroundings
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.base.clock import Moment
+from portfwd.kernel.conntrack import Flow
+from portfwd.kernel.nft import Nft, NftError
+from portfwd.kernel.sockets import Socket
+from portfwd.wire.answers.report import UPLINK_ROUTE
 from portfwd.wire.entry import Entry
-from portfwd.wire.report import UPLINK_ROUTE
 from portfwd.wire.values import Family, HostName, IPAddress, Kind, Proto
 from tests.agent.world import (
     CLIENTS,

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from portfwd.agent.answers import Answers
-from portfwd.agent.elements import Surroundings
-from portfwd.agent.firewall import Firewall
-from portfwd.agent.flows import Conntrack
-from portfwd.agent.netlink import NETLINK_NETFILTER, Netlink
-from portfwd.agent.networks import read_networks
-from portfwd.agent.nft import LibNft
-from portfwd.agent.skeleton import MARK_OURS
-from portfwd.wire.clock import read_clocks
+from portfwd.agent.answers.answer import Answers
+from portfwd.agent.network.networks import read_networks
+from portfwd.agent.rules.elements import Surroundings
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.agent.rules.skeleton import MARK_OURS
+from portfwd.base.clock import read_clocks
+from portfwd.kernel.conntrack import Conntrack
+from portfwd.kernel.netlink import NETLINK_NETFILTER, Netlink
+from portfwd.kernel.nft import LibNft
+from portfwd.wire.acknowledgement import Result
 from portfwd.wire.entry import Entry
-from portfwd.wire.status import Result
 from portfwd.wire.values import Family, HostName, IPAddress, Kind, Proto
 from tests.agent import sockets
 from tests.agent.fake_world import PickyNft

@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from portfwd.base.qubesdb_client import QubesDB
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import Acknowledgement, State
 from portfwd.wire.entry import Commit, Entry
-from portfwd.wire.qdb_client import QubesDB
-from portfwd.wire.status import Acknowledgement, State
 from tests.agent import kernel_world
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.machine import Machine

@@ -4,15 +4,15 @@
 
 import pytest
 
-from portfwd.agent.counters import Count, parse
-from portfwd.agent.flows import Flow
-from portfwd.agent.listeners import destroy
-from portfwd.agent.skeleton import HITS, HITS_MAX, TABLE
+from portfwd.agent.rules.counters import Count, parse
+from portfwd.agent.rules.skeleton import HITS, HITS_MAX, TABLE
+from portfwd.kernel.conntrack import Flow
+from portfwd.kernel.sockets import destroy
 from portfwd.wire import limits
-from portfwd.wire.connections import Connection, Connections, Ended, parse_result
+from portfwd.wire.answers.connections import Connection, Connections, Ended, parse_result
+from portfwd.wire.answers.preview import Preview, format_request
+from portfwd.wire.answers.report import AcceptReport, Listening, RelayReport, Report
 from portfwd.wire.entry import Entry
-from portfwd.wire.preview import Preview, format_request
-from portfwd.wire.report import AcceptReport, Listening, RelayReport, Report
 from portfwd.wire.values import Family, PortRange, Proto, Side
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.machine import Machine

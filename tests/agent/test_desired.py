@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from portfwd.agent.desired import Desired, Reporter, read_desired
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import Acknowledgement, Result, State
 from portfwd.wire.entry import Commit, Entry
-from portfwd.wire.status import Acknowledgement, Result, State
 from tests.agent.strategies import entry_sets
 from tests.agent.world import accept, relay
 from tests.fakes.qubesdb import FakeConnection, FakeQubesDB

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portfwd.agent import skeleton
-from portfwd.agent.diff import difference, differing, everything, settle
-from portfwd.agent.elements import Element, Elements, Network, Surroundings, _relay, addresses_of, build, collapse
+from portfwd.agent.rules import skeleton
+from portfwd.agent.rules.diff import difference, differing, everything, settle
+from portfwd.agent.rules.elements import Element, Elements, Network, Surroundings, _relay, addresses_of, build, collapse
+from portfwd.wire.acknowledgement import Result
 from portfwd.wire.entry import Entry
-from portfwd.wire.status import Result
 from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, Proto, Side, SourceWord
 from tests.agent.strategies import CLIENTS, NAMES, NOW, TARGETS, accept_sets, entry_sets, relay_sets
 from tests.fakes.base import base_tables

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from portfwd.wire.status import Result
+from portfwd.wire.acknowledgement import Result
 from portfwd.wire.values import Side
 from tests.agent.world import LAPTOP, PHONE, SIBLING, Attempt, Life, World, accept, check, relay, through
 

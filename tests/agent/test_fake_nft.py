@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from portfwd.agent import skeleton
-from portfwd.agent.nft import NftError
+from portfwd.agent.rules import skeleton
+from portfwd.kernel.nft import NftError
 from portfwd.wire.values import Family, Proto
 from tests.agent import kernel_world
 from tests.agent.kernel_world import KernelWorld

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from portfwd.agent.skeleton import LATE_SECONDS
+from portfwd.agent.rules.skeleton import LATE_SECONDS
 from portfwd.wire.values import Family, Proto, Side
 from tests.agent import sockets
 from tests.agent.kernel_world import KernelWorld

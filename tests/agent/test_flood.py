@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.agent.flows import Conntrack
-from portfwd.agent.skeleton import MARK_OURS
+from portfwd.agent.rules.skeleton import MARK_OURS
+from portfwd.kernel.conntrack import Conntrack
 from portfwd.wire.values import Family, IPAddress
 from tests.agent import sockets
 from tests.agent.kernel_world import KernelWorld, bring

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from portfwd.wire.status import Result
+from portfwd.wire.acknowledgement import Result
 from portfwd.wire.values import Family, HostName, Proto, Side
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.world import (

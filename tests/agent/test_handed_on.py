@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from portfwd.agent.skeleton import LATE_SECONDS
+from portfwd.agent.rules.skeleton import LATE_SECONDS
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, Proto
 from tests.agent import sockets

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.agent.listeners import Socket, freed_ports, listening, occupied, read_sockets, sockets_of
-from portfwd.agent.netlink import Message, messages
-from portfwd.agent.occupancy import Occupancy
+from portfwd.agent.network.occupancy import Occupancy
+from portfwd.kernel.netlink import Message, messages
+from portfwd.kernel.sockets import Socket, freed_ports, listening, occupied, read_sockets, sockets_of
 from portfwd.wire import limits
+from portfwd.wire.answers.report import Listening
 from portfwd.wire.entry import Entry
-from portfwd.wire.report import Listening
 from portfwd.wire.values import Family, Proto, Side
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.machine import Machine

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.agent.names import HOLD_SECONDS, Resolver, resolve
-from portfwd.agent.systemd import notify
+from portfwd.agent.network.names import HOLD_SECONDS, Resolver, resolve
+from portfwd.kernel.systemd import notify
 from portfwd.wire.values import HostName, IPAddress
 
 KNOWN, NOBODY = HostName("0xc0000201"), HostName("nobody.invalid")

@@ -8,9 +8,9 @@ import struct
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from portfwd.agent.events import RulesetWatch
-from portfwd.agent.flows import Flow, _flow
-from portfwd.agent.netlink import Message, attribute, attributes, messages, nested
+from portfwd.agent.rules.ruleset_watch import RulesetWatch
+from portfwd.kernel.conntrack import Flow, _flow
+from portfwd.kernel.netlink import Message, attribute, attributes, messages, nested
 from portfwd.wire.values import Family, Proto
 
 blobs = st.binary(max_size=200)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.agent.elements import Network, Surroundings, build
-from portfwd.agent.networks import Address, is_attachable, networks_of, without
-from portfwd.agent.uplinks import Device, Link, links_of
-from portfwd.agent.ways import MAIN, Route
+from portfwd.agent.network.networks import Address, is_attachable, networks_of, without
+from portfwd.agent.network.uplinks import Device, Link, links_of
+from portfwd.agent.network.ways import MAIN, Route
+from portfwd.agent.rules.elements import Network, Surroundings, build
+from portfwd.wire.acknowledgement import IGNORED_MAX, Ignored, Why
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.status import IGNORED_MAX, Ignored, Why
 from portfwd.wire.values import Family, IPNetwork
 from tests.agent.world import relay
 

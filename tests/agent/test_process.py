@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.agent.skeleton import COMMENT, TABLE
+from portfwd.agent.rules.skeleton import COMMENT, TABLE
 from portfwd.wire import limits
-from portfwd.wire.connections import Ended, parse_result
-from portfwd.wire.preview import Preview, format_request
-from portfwd.wire.report import Report
-from portfwd.wire.status import Acknowledgement, State
+from portfwd.wire.acknowledgement import Acknowledgement, State
+from portfwd.wire.answers.connections import Ended, parse_result
+from portfwd.wire.answers.preview import Preview, format_request
+from portfwd.wire.answers.report import Report
 from portfwd.wire.values import Family, Proto
 from tests.agent.kernel_world import KernelWorld
 from tests.agent.machine import run

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from portfwd.agent.skeleton import MARK_OURS
-from portfwd.agent.sweep import GUARD_SECONDS
-from portfwd.wire.status import Result
+from portfwd.agent.rules.skeleton import MARK_OURS
+from portfwd.agent.rules.sweep import GUARD_SECONDS
+from portfwd.wire.acknowledgement import Result
 from portfwd.wire.values import Family, HostName, IPAddress, Proto, Side, parse_source
 from tests.agent.world import (
     LAPTOP,

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from portfwd.agent.nft import LibNft
-from portfwd.agent.skeleton import BASE_RULES, COMMENT, TABLE, nft_family, table
-from portfwd.wire.status import Result
+from portfwd.agent.rules.skeleton import BASE_RULES, COMMENT, TABLE, nft_family, table
+from portfwd.kernel.nft import LibNft
+from portfwd.wire.acknowledgement import Result
 from portfwd.wire.values import Family, Proto
 from tests.agent.kernel_world import KernelWorld, bring, start_agent
 from tests.agent.machine import Machine

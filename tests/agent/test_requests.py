@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.agent.requests import CALL_SECONDS, CALLS_MAX, Requests
+from portfwd.agent.answers.requests import CALL_SECONDS, CALLS_MAX, Requests
 from portfwd.wire import limits
 
 BIG = "x" * (4 << 20)

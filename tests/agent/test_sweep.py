@@ -5,10 +5,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portfwd.agent.elements import Surroundings
-from portfwd.agent.flows import Flow
-from portfwd.agent.skeleton import MARK_DOWN, MARK_IN, MARK_UP, guard, table
-from portfwd.agent.sweep import divide, mourning
+from portfwd.agent.rules.elements import Surroundings
+from portfwd.agent.rules.skeleton import MARK_DOWN, MARK_IN, MARK_UP, guard, table
+from portfwd.agent.rules.sweep import divide, mourning
+from portfwd.kernel.conntrack import Flow
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, Kind, Proto, Side
 from tests.agent.strategies import CLIENTS, NAMES, NOW, TARGETS, entry_sets

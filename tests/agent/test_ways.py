@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from portfwd.agent.skeleton import MARK_UP, TABLE, UPLINK_BITS
+from portfwd.agent.rules.skeleton import MARK_UP, TABLE, UPLINK_BITS
 from portfwd.wire import limits
 from portfwd.wire.values import Family, Proto, Side
 from tests.agent import sockets

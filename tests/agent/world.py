@@ -19,8 +19,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from portfwd.wire.acknowledgement import Result
 from portfwd.wire.entry import Entry
-from portfwd.wire.status import Result
 from portfwd.wire.values import (
     Family,
     HostName,

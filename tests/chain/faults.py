@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from portfwd.base.qubesdb_client import QubesDB
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit
-from portfwd.wire.qdb_client import QubesDB
 from portfwd.wire.values import QubeName
 from tests.chain.world import World, agents_stopped, wait_until
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lab.hypervisor.root import PROBE_SCRIPT
+from portfwd.base.qubesdb_client import QubesDB
 from portfwd.wire import limits
-from portfwd.wire.qdb_client import QubesDB
 from tests.chain.world import World
 
 MARK = "EVIL"

@@ -8,8 +8,8 @@ import select
 import time
 
 from lab import probes
-from portfwd.client.status import Listening, RuleStatus, State, heard
-from portfwd.client.status_lines import parse_status
+from portfwd.api.status import Listening, RuleStatus, State, heard
+from portfwd.api.status_lines import parse_status
 from tests.chain.world import LAPTOP, LAPTOP6, SYS_NET, SYS_NET6, World, says
 
 ENTRANCE, PORT = 7431, 8443

@@ -151,7 +151,7 @@ def test_a_hostile_hop_costs_only_its_own_words(world: World, script: str) -> No
 def test_nothing_stays_of_a_probe_that_is_killed(world: World) -> None:
     way = f"{'0' * 16}.4.tcp port=443 sport=45000 client=- kind=relay side=uplink listen=443-443 source=neighbours"
     request = f"version=1 ways=1 role=entrance\n{way} to=10.137.0.99 ports=443-443\n"
-    argv = [sys.executable, "-I", "-m", "portfwd.agent.probe"]
+    argv = [sys.executable, "-I", "-m", "portfwd.agent.answers.probe_service"]
     with world.lab.popen("sys-net", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
         assert probe.stdin is not None and probe.stdout is not None
         probe.stdin.write(request)

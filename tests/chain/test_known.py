@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from portfwd.client.status import RuleStatus, State
-from portfwd.client.status_lines import parse_status
+from portfwd.api.status import RuleStatus, State
+from portfwd.api.status_lines import parse_status
+from portfwd.api.words import Doors
 from portfwd.gui.state.overview import summary
-from portfwd.wire.views import Doors
 from tests.chain.world import LAPTOP, SYS_NET, Ask, World, agents_stopped, says, wait_until
 
 GET, SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"

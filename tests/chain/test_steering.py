@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Real connections as dom0 sees them: listed, counted, ended one by one; and the elements of a dry run."""
 
-from portfwd.client.connections import parse_connections
-from portfwd.client.status import State
-from portfwd.client.status_lines import parse_status
+from portfwd.api.connections import parse_connections
+from portfwd.api.status import State
+from portfwd.api.status_lines import parse_status
 from tests.chain.world import LAPTOP, SYS_NET, Ask, World, says, wait_until
 
 ENTRANCE, PORT, SECOND = 7411, 7412, 7413

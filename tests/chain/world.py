@@ -15,10 +15,10 @@ from pathlib import Path
 from lab import probes
 from lab.client import Call, Lab
 from lab.dom0 import exchange, gather, list_qubes
+from portfwd.base.qubesdb_client import Error, QubesDB
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import Acknowledgement, State
 from portfwd.wire.entry import Commit
-from portfwd.wire.qdb_client import Error, QubesDB
-from portfwd.wire.status import Acknowledgement, State
 from tests.chain.held import Held
 from tests.leaks import lasting
 

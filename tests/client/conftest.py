@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-from portfwd.client import qvm_port_forward
 from portfwd.client.adminapi import AdminClient, SocketTransport
-from portfwd.client.qvm_firewall import main
+from portfwd.client.commands import qvm_port_forward
+from portfwd.client.commands.qvm_firewall import main
 from portfwd.model.forward import format_forwards, parse_forwards, token
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire.errors import RefusedError

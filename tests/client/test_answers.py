@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.client.connections import parse_connections, parse_peer
-from portfwd.client.diagnosis import parse_check
-from portfwd.client.status_lines import parse_plan
+from portfwd.api.connections import parse_connections, parse_peer
+from portfwd.api.diagnosis import parse_check
+from portfwd.api.status_lines import parse_plan
+from portfwd.api.words import CheckResult
 from portfwd.model.forward import parse_forward
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
-from portfwd.wire.views import CheckResult
 from tests.client.dom0 import CONNECTION, Dom0
 
 RULE = parse_forward("action=forward forwardtype=external proto=tcp srcports=443 dstports=8443")

@@ -22,7 +22,7 @@ PROGRAM = """#!{python}
 import sys
 from pathlib import Path
 from portfwd.client.adminapi import SocketTransport
-from portfwd.client.{module} import main
+from portfwd.client.commands.{module} import main
 sys.exit(main(sys.argv[1:], SocketTransport(Path({socket!r}))))
 """
 

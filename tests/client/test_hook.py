@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from portfwd.client import hook
+from portfwd.client.stock import hook
 
 STAND_IN = Path(__file__).with_name("stand_in")
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
@@ -173,7 +173,8 @@ def test_a_function_that_fails_leaves_the_module_as_it_is(
 
 
 def test_it_costs_every_other_program_next_to_nothing() -> None:
-    code = "import sys; before = set(sys.modules); import portfwd.client.hook as h; h.install(); "
+    code = "import sys; before = set(sys.modules); import portfwd.client.stock.hook as h; h.install(); "
     code += "print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["portfwd", "portfwd.client", "portfwd.client.hook"]
+    ours = ["portfwd", "portfwd.client", "portfwd.client.stock", "portfwd.client.stock.hook"]
+    assert done.stdout.split() == ours

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from portfwd.client.adminapi import ApiError, EmptyAnswerError
-from portfwd.client.arguments import make_parser
-from portfwd.client.terminal import Cell, clean, table, wants_colour
+from portfwd.client.text.terminal import Cell, clean, table, wants_colour
+from portfwd.client.typed.arguments import make_parser
 from tests.client.conftest import Run
 from tests.client.dom0 import CONNECTION, Dom0
 
@@ -294,14 +294,14 @@ def test_every_example_of_the_help_can_be_typed(tool: Run) -> None:
 
 ALONE = """
 import sys
-from portfwd.client.qvm_port_forward import main
+from portfwd.client.commands.qvm_port_forward import main
 
 class Nothing:
     def call(self, *words):
         return b""
 
 assert main([{command}], Nothing()) == 0
-print(*sorted(set(sys.modules) & {{"json", "subprocess", "difflib", "tempfile", "portfwd.client.changing"}}))
+print(*sorted(set(sys.modules) & {{"json", "subprocess", "difflib", "tempfile", "portfwd.client.commands.changing"}}))
 """
 
 

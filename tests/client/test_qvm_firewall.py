@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.client import qvm_firewall
+from portfwd.client.commands import qvm_firewall
 from portfwd.model.forward import format_forwards, parse_forward, parse_forwards
 from portfwd.wire.values import QubeName
 from tests.client.conftest import Flavour, Qubesd, Run

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.client.shorthand import (
+from portfwd.client.typed.shorthand import (
     Options,
     changed_rule,
     free_ports,

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.client.sentences import clients_short, told
-from portfwd.client.status import RuleStatus, State
-from portfwd.client.status_lines import parse_status
-from portfwd.client.tables import rule_text, state_text
+from portfwd.api.status import RuleStatus, State
+from portfwd.api.status_lines import parse_status
+from portfwd.api.words import Doors
+from portfwd.client.text.sentences import clients_short, told
+from portfwd.client.text.tables import rule_text, state_text
 from portfwd.gui.state.overview import summary
 from portfwd.model.forward import parse_forward
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.views import Doors
 from tests.client.dom0 import Dom0
 
 NOW = 1_800_000_000.0

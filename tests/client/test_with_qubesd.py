@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from portfwd.client import restoring
 from portfwd.client.adminapi import AdminClient, ApiError, SocketTransport
-from portfwd.client.qvm_firewall import main
-from portfwd.client.qvm_port_forward import main as port_forward
+from portfwd.client.commands.qvm_firewall import main
+from portfwd.client.commands.qvm_port_forward import main as port_forward
+from portfwd.client.stock import restoring
 from portfwd.model.forward import Token
 from portfwd.wire.values import QubeName
 from tests.client.test_hook import STAND_IN, rule

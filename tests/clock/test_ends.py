@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.agent.diff import difference, settle
-from portfwd.agent.elements import Elements, Surroundings, build
-from portfwd.wire.clock import ClockWatch, Moment, read_clocks
-from portfwd.wire.ends import Ends
+from portfwd.agent.rules.diff import difference, settle
+from portfwd.agent.rules.elements import Elements, Surroundings, build
+from portfwd.base.clock import ClockWatch, Moment, read_clocks
+from portfwd.base.expiry import Ends
 from tests.agent.world import relay
 
 STEPS = st.lists(st.tuples(st.integers(0, 100), st.integers(-200, 200)), max_size=20)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Container
 from types import FrameType
 from typing import Any
 
-from portfwd.agent.flows import ALL, Flow, FlowTable, Which
-from portfwd.agent.nft import Nft
-from portfwd.wire.qdb_client import Database
+from portfwd.base.qubesdb_client import Database
+from portfwd.kernel.conntrack import ALL, Flow, FlowTable, Which
+from portfwd.kernel.nft import Nft
 
 
 class KilledError(BaseException):

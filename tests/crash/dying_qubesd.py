@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lab.qubesd.daemon import main
-from portfwd.dom0 import store
+from portfwd.base.qubesdb_client import QubesDB
+from portfwd.dom0.storage import store
 from portfwd.wire import limits
-from portfwd.wire.qdb_client import QubesDB
 
 _left = int(os.environ.get("DIES_AT", "0"))
 

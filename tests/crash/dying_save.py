@@ -10,8 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
-from portfwd.dom0 import store
-from portfwd.dom0.store import Contents, StoredForward, load, save
+from portfwd.dom0.storage import store
+from portfwd.dom0.storage.store import Contents, StoredForward, load, save
 from portfwd.model.forward import parse_forward
 from portfwd.model.ordinary import parse_ordinary
 from tests.crash.dying import die_at_line

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import pytest
 
 from portfwd.agent.desired import Reporter
-from portfwd.agent.firewall import Firewall
+from portfwd.agent.rules.firewall import Firewall
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import Acknowledgement, Result, State
 from portfwd.wire.entry import Entry
-from portfwd.wire.status import Acknowledgement, Result, State
 from tests.agent.fake_world import FakeWorld
 from tests.agent.world import LAPTOP, PHONE, STRANGER, Attempt, Life, Node, relay, through
 from tests.crash.dying import DyingDatabase, DyingFlows, DyingNft, Fuse, KilledError

@@ -22,7 +22,7 @@ RULE = "action=forward forwardtype=external proto=tcp srcports={0}-{0} dstports=
 OLD, NEW = RULE.format(443), RULE.format(22)
 EDITORS = 20
 _TOOL = (
-    "import sys; from pathlib import Path; from portfwd.client.qvm_firewall import main; "
+    "import sys; from pathlib import Path; from portfwd.client.commands.qvm_firewall import main; "
     "from portfwd.client.adminapi import SocketTransport; "
     "sys.exit(main(sys.argv[2:], SocketTransport(Path(sys.argv[1]))))"
 )

@@ -9,10 +9,10 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from portfwd.dom0.status import StatusService
+from portfwd.dom0.views.queries import StatusService
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import WAY_OUT
 from portfwd.wire.entry import Commit, Entry
-from portfwd.wire.status import WAY_OUT
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
 

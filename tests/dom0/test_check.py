@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The diagnosis as a pure function, the words of a probe, and qubes that answer a probe badly."""
+"""The diagnosis as a pure function, the words of a probing, and qubes that answer a probe badly."""
 
 import asyncio
 import ipaddress
@@ -15,22 +15,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.dom0 import probe
-from portfwd.dom0.caller import DOM0, Caller
-from portfwd.dom0.check import Case, diagnose, verdict
-from portfwd.dom0.checking import CheckService
-from portfwd.dom0.look import Look
-from portfwd.dom0.probe import HopTrace, Prober, Trace
-from portfwd.dom0.status import StatusService
-from portfwd.dom0.store import StoredForward
+from portfwd.api.words import CheckResult, HopState
+from portfwd.dom0.asking import probing
+from portfwd.dom0.asking.probing import HopTrace, Prober, Trace
+from portfwd.dom0.diagnosis.checking import CheckService
+from portfwd.dom0.diagnosis.judge import Case, diagnose, verdict
+from portfwd.dom0.storage.store import StoredForward
+from portfwd.dom0.usecases.caller import DOM0, Caller
+from portfwd.dom0.views.look import Look
+from portfwd.dom0.views.queries import StatusService
 from portfwd.model.forward import parse_forwards
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import Ignored
+from portfwd.wire.answers.probe import Answer, Count, Request, RouteWord, Sent, Sight, Way, parse_head, parse_keyed
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.probe import Answer, Count, Request, RouteWord, Sent, Sight, Way, parse_head, parse_keyed
-from portfwd.wire.status import Ignored
 from portfwd.wire.values import Family, Proto, QubeName
-from portfwd.wire.views import CheckResult, HopState
 from tests.dom0.asking import children, run
 from tests.fakes.app import FakeApp
 from tests.fakes.service import Service
@@ -211,7 +211,7 @@ def test_a_hop_that_answers_badly_costs_its_own_part_only(bad: str) -> None:
 
 @pytest.fixture
 def checked(tmp_path: Path) -> tuple[CheckService, FakeApp, str]:
-    """Three hops that take their time for a probe, and the words that ask for it."""
+    """Three hops that take their time for a probing, and the words that ask for it."""
     app = FakeApp(tmp_path)
     for vm, hop in zip((app.net, app.firewall, app.work), healthy().trace.hops.values(), strict=True):
         vm.services[limits.PROBE_SERVICE] = f"sleep 0.1; {script(hop.sights[WAY], hop.counts[WAY])}"
@@ -260,7 +260,7 @@ def test_f20_hops_that_drag_their_feet_keep_the_next_check_waiting_for_a_bounded
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each took as long as one step may take, at every step, and all who waited waited for all steps."""
-    monkeypatch.setattr(probe, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(probing, "PROBE_SECONDS", 1.0)
     slow = {name: Hop(late(hop.sights[WAY], hop.counts[WAY])) for name, hop in healthy().trace.hops.items()}
     dead = {name: Unanswered("") for name in slow}
 
@@ -276,7 +276,7 @@ def test_f20_hops_that_drag_their_feet_keep_the_next_check_waiting_for_a_bounded
 def test_f20_who_leaves_while_a_hop_does_not_end_leaves_no_process_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(probe, "_END_SECONDS", 60.0)
+    monkeypatch.setattr(probing, "_END_SECONDS", 60.0)
     deaf = {name: Hop(f"echo no; cat; : > {tmp_path / name}; exec sleep 1000") for name in healthy().trace.hops}
 
     async def leave() -> set[int]:

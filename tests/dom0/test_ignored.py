@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.client.status_lines import parse_status
+from portfwd.api.status_lines import parse_status
 from portfwd.wire import limits
 from tests.dom0.asking import apply, status
 from tests.fakes.app import FakeApp

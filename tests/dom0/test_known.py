@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.client.status import State
-from portfwd.client.status_lines import parse_status
+from portfwd.api.status import State
+from portfwd.api.status_lines import parse_status
 from portfwd.wire import limits
-from portfwd.wire.report import AcceptReport, Listening
+from portfwd.wire.answers.report import AcceptReport, Listening
 from tests.dom0.asking import apply, status
 from tests.dom0.test_status import NEAR, WEB, accept, confirmed, report, states
 from tests.fakes.app import FakeApp, FakeVM

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.dom0.claims import Seat
-from portfwd.dom0.plan import Plan, claims, plan
-from portfwd.dom0.snapshot import Qube, Snapshot
-from portfwd.dom0.store import StoredForward
+from portfwd.dom0.planning.claims import Seat
+from portfwd.dom0.planning.plan import Plan, claims, plan
+from portfwd.dom0.planning.snapshot import Qube, Snapshot
+from portfwd.dom0.storage.store import StoredForward
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError

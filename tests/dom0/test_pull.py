@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from portfwd.dom0.pull import PULL_SECONDS, Puller, ask
+from portfwd.dom0.asking.pull import PULL_SECONDS, Puller, ask
 from portfwd.wire import limits
-from portfwd.wire.report import NO_BASES, AcceptReport, Listening, Report
+from portfwd.wire.answers.report import NO_BASES, AcceptReport, Listening, Report
 from tests.dom0.asking import run
 
 SOME = "some.Service"

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portfwd.wire import limits
-from portfwd.wire.connections import Connection, Connections, Ended, format_result, parse_result
+from portfwd.wire.answers.connections import Connection, Connections, Ended, format_result, parse_result
+from portfwd.wire.answers.preview import Preview, format_request, parse_request
+from portfwd.wire.answers.report import NO_BASES, AcceptReport, BaseReport, Listening, RelayReport, Report
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.preview import Preview, format_request, parse_request
-from portfwd.wire.report import NO_BASES, AcceptReport, BaseReport, Listening, RelayReport, Report
 from portfwd.wire.values import Family, Proto
 from tests.agent.world import accept, relay
 

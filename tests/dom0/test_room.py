@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0.store import Contents, StoredForward, save
+from portfwd.base.qubesdb import HEADER_SIZE
+from portfwd.base.qubesdb_client import ANSWER_MAX
+from portfwd.dom0.storage.store import Contents, StoredForward, save
 from portfwd.model.forward import parse_forward, parse_forwards
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb import HEADER_SIZE
-from portfwd.wire.qdb_client import ANSWER_MAX
 from tests.dom0.asking import plan, status
 from tests.dom0.test_service import SSH, WEB, entries
 from tests.fakes.app import FakeApp, FakeVM

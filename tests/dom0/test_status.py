@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0.status import StatusService
+from portfwd.dom0.views.queries import StatusService
 from portfwd.model.ordinary import parse_ordinary
-from portfwd.wire import limits, preview
-from portfwd.wire.connections import Ended, format_result
+from portfwd.wire import limits
+from portfwd.wire.answers import preview
+from portfwd.wire.answers.connections import Ended, format_result
+from portfwd.wire.answers.report import NO_BASES, AcceptReport, EntryReport, Listening, RelayReport, Report
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.report import NO_BASES, AcceptReport, EntryReport, Listening, RelayReport, Report
 from portfwd.wire.values import Kind
 from tests.dom0.asking import apply, hops, plan, run, status
 from tests.dom0.test_pull import HOSTILE

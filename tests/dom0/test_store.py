@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from portfwd.dom0.store import Contents, StoredForward, StoreError, load, save
+from portfwd.dom0.storage.store import Contents, StoredForward, StoreError, load, save
 from portfwd.model.forward import parse_forward
 from portfwd.model.ordinary import parse_ordinary
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from portfwd.dom0.databases import Workers
-from portfwd.dom0.turns import Turns
+from portfwd.dom0.publishing.databases import Workers
+from portfwd.dom0.publishing.turns import Turns
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0.store import StoredForward
+from portfwd.dom0.storage.store import StoredForward
 from portfwd.model.forward import parse_forward
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0.tunnels import ABSENT_SECONDS
+from portfwd.base.qubesdb_client import Error
+from portfwd.dom0.planning.tunnels import ABSENT_SECONDS
 from portfwd.wire import limits
-from portfwd.wire.qdb_client import Error
 from tests.dom0.asking import apply, plan
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service

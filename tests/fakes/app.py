@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from portfwd.dom0.forwards import NOTES, Forwards
-from portfwd.dom0.store import StoredForward, load, properties_of
+from portfwd.dom0.storage.forwards import NOTES, Forwards
+from portfwd.dom0.storage.store import StoredForward, load, properties_of
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from tests.fakes.qubesdb import FakeConnection, FakeQubesDB
 

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The agent's view of a fake host's connection table."""
 
-from portfwd.agent.flows import ALL, Flow, Which
+from portfwd.kernel.conntrack import ALL, Flow, Which
 from portfwd.wire.values import family_of
 from tests.fakes.nft_trace import FakeHost
 from tests.fakes.packets import Connection

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 
-from portfwd.agent.nft import NftError
+from portfwd.kernel.nft import NftError
 from tests.fakes.nft_rules import read_key, read_rule, read_verdict
 from tests.fakes.nft_state import Chain, Data, Element, Hook, Ruleset, Set, Table, clash, list_set, missing, table_of
 from tests.fakes.nft_text import Tokens, number, seconds, span

@@ -8,7 +8,7 @@ Whatever is not known here raises NftError, so that no test passes because a rul
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from portfwd.agent.nft import NftError
+from portfwd.kernel.nft import NftError
 from tests.fakes.nft_text import Key, Span, Tokens, concatenation, number, protocol, span
 
 SELECTORS: dict[tuple[str, ...], str] = {

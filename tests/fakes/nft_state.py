@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from portfwd.agent.nft import NftError
+from portfwd.kernel.nft import NftError
 from tests.fakes.nft_rules import Rule, Verdict
 from tests.fakes.nft_text import Key, Value
 

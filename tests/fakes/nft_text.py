@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from portfwd.agent.nft import NftError
+from portfwd.kernel.nft import NftError
 
 _TOKEN = re.compile(r'"[^"\n]*"|[{};,()\n]|[^\s{};,()"]+')
 _COMMENT = re.compile(r'("[^"\n]*")|#[^\n]*')

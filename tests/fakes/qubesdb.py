@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 
 from lab.qubesdb.store import Store, Watches
-from portfwd.wire import qdb
+from portfwd.base import qubesdb
+from portfwd.base.qubesdb_client import DisconnectedError, Error
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb_client import DisconnectedError, Error
 
 
 class FakeQubesDB:
@@ -53,7 +53,7 @@ class FakeQubesDB:
 
 
 class FakeConnection:
-    """One connection, interface and limits of portfwd.wire.qdb_client.QubesDB."""
+    """One connection, interface and limits of portfwd.base.qubesdb_client.QubesDB."""
 
     def __init__(self, fake: FakeQubesDB, *, can_write: bool) -> None:
         self._fake = fake
@@ -149,7 +149,7 @@ class FakeConnection:
             raise DisconnectedError("QubesDB disconnected")
         self._starts = self._fake.starts
         try:
-            qdb.check_path(path)
+            qubesdb.check_path(path)
         except RefusedError as refused:
             raise Error(str(refused)) from None
         if not path.startswith("/") or (changes and not self._can_write):

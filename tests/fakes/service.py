@@ -5,10 +5,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from portfwd.dom0.plan import Plan
-from portfwd.dom0.service import ForwardService
-from portfwd.dom0.snapshot import hears_way_out
-from portfwd.wire.qdb_client import Store
+from portfwd.base.qubesdb_client import Store
+from portfwd.dom0.planning.plan import Plan
+from portfwd.dom0.planning.snapshot import hears_way_out
+from portfwd.dom0.usecases.service import ForwardService
 from portfwd.wire.values import QubeName
 
 

@@ -13,11 +13,11 @@ from types import MappingProxyType
 
 import pytest
 
-from portfwd.agent.diff import everything
-from portfwd.agent.elements import Network, Surroundings, build
-from portfwd.dom0.plan import plan
-from portfwd.dom0.snapshot import Qube, Snapshot
-from portfwd.dom0.store import StoredForward
+from portfwd.agent.rules.diff import everything
+from portfwd.agent.rules.elements import Network, Surroundings, build
+from portfwd.dom0.planning.plan import plan
+from portfwd.dom0.planning.snapshot import Qube, Snapshot
+from portfwd.dom0.storage.store import StoredForward
 from portfwd.model.forward import parse_forward
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, QubeName, parse_address, parse_prefix

@@ -11,8 +11,8 @@ from pytestqt.qtbot import QtBot
 from lab.client import Lab
 from lab.demo import serve
 from portfwd.client.adminapi import AdminClient, SocketTransport
-from portfwd.gui.widgets.tasks import Tasks
-from portfwd.gui.widgets.watch import Watch
+from portfwd.gui.shared.tasks import Tasks
+from portfwd.gui.shared.watch import Watch
 from portfwd.wire.values import QubeName
 from tests.gui.bridge import bridge
 

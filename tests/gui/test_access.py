@@ -10,12 +10,12 @@ from PyQt6.QtWidgets import QAbstractButton, QApplication, QLabel, QScrollBar, Q
 from pytestqt.qtbot import QtBot
 
 from portfwd.client.adminapi import AdminClient
+from portfwd.gui.dashboard.dashboard import Dashboard
+from portfwd.gui.forward.rule_dialog import RuleDialog
+from portfwd.gui.qube.outbound_dialog import OutboundDialog
+from portfwd.gui.qube.window import QubeWindow
+from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state.draft import Lasting, Place, Reach
-from portfwd.gui.widgets.dashboard import Dashboard
-from portfwd.gui.widgets.outbound_dialog import OutboundDialog
-from portfwd.gui.widgets.rule_dialog import RuleDialog
-from portfwd.gui.widgets.watch import Watch
-from portfwd.gui.widgets.window import QubeWindow
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
 

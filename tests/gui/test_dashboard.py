@@ -13,14 +13,14 @@ from pytestqt.qtbot import QtBot
 from lab import probes
 from lab.client import Lab
 from lab.demo import SYS_NET, hold_connection
+from portfwd.api.status import State
 from portfwd.client.adminapi import AdminClient
-from portfwd.client.status import State
+from portfwd.gui.dashboard.dashboard import Dashboard
+from portfwd.gui.dashboard.tray import Tray
+from portfwd.gui.forward.check_dialog import CheckDialog
+from portfwd.gui.forward.rule_dialog import RuleDialog
+from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state.overview import Column
-from portfwd.gui.widgets.check_dialog import CheckDialog
-from portfwd.gui.widgets.dashboard import Dashboard
-from portfwd.gui.widgets.rule_dialog import RuleDialog
-from portfwd.gui.widgets.tray import Tray
-from portfwd.gui.widgets.watch import Watch
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
 

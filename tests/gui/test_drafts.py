@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 from hypothesis import given
 
-from portfwd.client.arguments import lookup_service
+from portfwd.client.typed.arguments import lookup_service
 from portfwd.gui.state.draft import Draft, Field, Holder, Lasting, Place, Reach, check, draft_of, suggestion
 from portfwd.gui.state.outbound_draft import OutboundDraft, OutboundList, check_outbound, draft_of_outbound, hint
 from portfwd.model.forward import ForwardRule, ForwardType, parse_forward

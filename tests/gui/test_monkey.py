@@ -28,10 +28,10 @@ from PyQt6.QtWidgets import (
 from pytestqt.qtbot import QtBot
 
 from portfwd.client.adminapi import AdminClient, SocketTransport
+from portfwd.gui.dashboard.dashboard import Dashboard
+from portfwd.gui.qube.window import QubeWindow
+from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state import saving
-from portfwd.gui.widgets.dashboard import Dashboard
-from portfwd.gui.widgets.watch import Watch
-from portfwd.gui.widgets.window import QubeWindow
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.model.ordinary import Action, OrdinaryRule
 from portfwd.wire.values import QubeName, RuleId

@@ -10,11 +10,11 @@ from PyQt6.QtCore import QPoint, Qt
 from PyQt6.QtWidgets import QDialogButtonBox, QLabel, QMessageBox, QPushButton
 from pytestqt.qtbot import QtBot
 
-from portfwd.client.sentences import local_time
+from portfwd.client.text.sentences import local_time
+from portfwd.gui.qube import outbound_dialog
+from portfwd.gui.qube.outbound_dialog import OutboundDialog
+from portfwd.gui.qube.outbound_view import OutboundView
 from portfwd.gui.state.outbound_draft import Ending, OutField, Target
-from portfwd.gui.widgets import outbound_dialog
-from portfwd.gui.widgets.outbound import OutboundView
-from portfwd.gui.widgets.outbound_dialog import OutboundDialog
 from portfwd.model.ordinary import OrdinaryRule, Protocol, parse_ordinary
 
 ALL, NOTHING = parse_ordinary("action=accept"), parse_ordinary("action=drop")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.client.sentences import local_time
+from portfwd.client.text.sentences import local_time
 from portfwd.gui.state.outbound_draft import (
     Ending,
     OutboundDraft,

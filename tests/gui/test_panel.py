@@ -12,13 +12,13 @@ from pytestqt.qtbot import QtBot
 from lab import probes
 from lab.client import Lab
 from lab.demo import SYS_NET
+from portfwd.api.status import State
 from portfwd.client.adminapi import AdminClient
-from portfwd.client.status import State
+from portfwd.gui.forward.rule_dialog import RuleDialog
+from portfwd.gui.qube.panel import Panel
+from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state.draft import Lasting, Reach
 from portfwd.gui.state.places import place_of
-from portfwd.gui.widgets.panel import Panel
-from portfwd.gui.widgets.rule_dialog import RuleDialog
-from portfwd.gui.widgets.watch import Watch
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
 from tests.chain.world import agents_stopped

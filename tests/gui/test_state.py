@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from portfwd.client.arguments import lookup_service
+from portfwd.api.status import RuleStatus
+from portfwd.api.status_lines import parse_status
 from portfwd.client.network import Qube
-from portfwd.client.status import RuleStatus
-from portfwd.client.status_lines import parse_status
+from portfwd.client.typed.arguments import lookup_service
 from portfwd.gui.state.draft import Draft, Reach, check
 from portfwd.gui.state.history import History
 from portfwd.gui.state.overview import Column, Overview, cell, closely, found_by, key_of, summary, untold_text

@@ -19,9 +19,9 @@ from lab.client import Lab
 from lab.demo import SYS_NET
 from portfwd.client.adminapi import AdminClient, SocketTransport
 from portfwd.gui import stock_hook
-from portfwd.gui.widgets import stock
-from portfwd.gui.widgets.panel import Panel
-from portfwd.gui.widgets.rule_dialog import RuleDialog
+from portfwd.gui.forward.rule_dialog import RuleDialog
+from portfwd.gui.qube import stock_settings
+from portfwd.gui.qube.panel import Panel
 from portfwd.wire.values import QubeName
 
 Until = Callable[[Callable[[], bool]], None]
@@ -42,7 +42,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def window(
     settings: ModuleType, transport: SocketTransport, monkeypatch: pytest.MonkeyPatch, qtbot: QtBot, until: Until
 ) -> Iterator[Any]:
-    monkeypatch.setattr(stock, "connect", lambda: transport)
+    monkeypatch.setattr(stock_settings, "connect", lambda: transport)
     window = settings.VMSettingsWindow("work", init_page="firewall")
     qtbot.addWidget(window)
     window.resize(800, 700)
@@ -99,7 +99,7 @@ def test_a_window_of_another_qt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_a_dom0_without_forwards_says_so_in_the_panel_only(
     settings: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, qtbot: QtBot, until: Until
 ) -> None:
-    monkeypatch.setattr(stock, "connect", lambda: SocketTransport(tmp_path / "nobody"))
+    monkeypatch.setattr(stock_settings, "connect", lambda: SocketTransport(tmp_path / "nobody"))
     window = settings.VMSettingsWindow("work")
     qtbot.addWidget(window)
     window.show()

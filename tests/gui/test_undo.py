@@ -12,10 +12,10 @@ from lab import probes
 from lab.client import Lab
 from lab.demo import SYS_NET
 from portfwd.client.adminapi import AdminClient, CallError, SocketTransport
+from portfwd.gui.forward import outcome
+from portfwd.gui.forward.rule_dialog import RuleDialog
+from portfwd.gui.shared.tasks import Tasks
 from portfwd.gui.state.draft import Draft, Place
-from portfwd.gui.widgets import outcome
-from portfwd.gui.widgets.rule_dialog import RuleDialog
-from portfwd.gui.widgets.tasks import Tasks
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.wire.values import QubeName
 from tests.chain.world import agents_stopped

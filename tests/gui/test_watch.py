@@ -14,14 +14,14 @@ from pytestqt.qtbot import QtBot
 
 from portfwd.client.adminapi import AdminClient, CallError, EmptyAnswerError, SocketTransport
 from portfwd.client.streams import Stream
+from portfwd.gui.dashboard.dashboard import Dashboard
+from portfwd.gui.dashboard.tray import Tray
+from portfwd.gui.forward.rule_dialog import RuleDialog
+from portfwd.gui.qube.panel import Panel
+from portfwd.gui.qube.window import QubeWindow
+from portfwd.gui.shared.feed import Feed
+from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state.draft import Place
-from portfwd.gui.widgets.dashboard import Dashboard
-from portfwd.gui.widgets.feed import Feed
-from portfwd.gui.widgets.panel import Panel
-from portfwd.gui.widgets.rule_dialog import RuleDialog
-from portfwd.gui.widgets.tray import Tray
-from portfwd.gui.widgets.watch import Watch
-from portfwd.gui.widgets.window import QubeWindow
 from portfwd.model.forward import parse_forward
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName

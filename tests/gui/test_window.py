@@ -10,10 +10,10 @@ from PyQt6.QtWidgets import QDialogButtonBox, QMessageBox
 from pytestqt.qtbot import QtBot
 
 from portfwd.client.adminapi import AdminClient
+from portfwd.gui.qube.outbound_dialog import OutboundDialog
+from portfwd.gui.qube.window import QubeWindow
+from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state.outbound_draft import OutField, Target
-from portfwd.gui.widgets.outbound_dialog import OutboundDialog
-from portfwd.gui.widgets.watch import Watch
-from portfwd.gui.widgets.window import QubeWindow
 from portfwd.model.forward import parse_forward
 from portfwd.model.ordinary import Protocol, parse_ordinary
 from portfwd.wire.values import QubeName

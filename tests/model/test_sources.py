@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.client.shorthand import Options, new_rule, parse_service
+from portfwd.client.typed.shorthand import Options, new_rule, parse_service
 from portfwd.model.command import parse_match
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import parse_forward

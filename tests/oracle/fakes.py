@@ -12,12 +12,12 @@ import os
 import shutil
 from collections.abc import Sequence
 
-from portfwd.dom0 import store
-from portfwd.dom0.tunnels import ABSENT_SECONDS
+from portfwd.dom0.planning.tunnels import ABSENT_SECONDS
+from portfwd.dom0.storage import store
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import WayOut
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.status import WayOut
 from tests.crash.dying import KilledError, die_at_line
 from tests.oracle.driver import EVENTS, Fault, Mischief, Refused
 from tests.oracle.fake_computer import QUBES, FakeComputer, addresses

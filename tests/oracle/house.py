@@ -15,9 +15,9 @@ from pathlib import Path
 from lab.client import ApiError, Lab
 from lab.dom0 import gather
 from lab.vpn import CONFIG
-from portfwd.dom0.tunnels import ABSENT_SECONDS
+from portfwd.dom0.planning.tunnels import ABSENT_SECONDS
 from portfwd.wire import limits
-from portfwd.wire.status import WAY_OUT, WayOut
+from portfwd.wire.acknowledgement import WAY_OUT, WayOut
 from tests.oracle.driver import Fault, Mischief, Refused
 from tests.oracle.house_forged import Heard, forgeries, send
 from tests.oracle.house_net import NETWORKS, PORTS, TARGETS, HouseNet, address

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 
 from portfwd.agent.desired import Desired, Reporter, read_desired
-from portfwd.agent.elements import Network, Surroundings
-from portfwd.agent.firewall import Firewall
+from portfwd.agent.rules.elements import Network, Surroundings
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.base.qubesdb_client import DisconnectedError
 from portfwd.wire import limits
-from portfwd.wire.qdb_client import DisconnectedError
-from portfwd.wire.status import State, WayOut
+from portfwd.wire.acknowledgement import State, WayOut
 from portfwd.wire.values import Family
 from tests.crash.dying import DyingFlows, DyingNft, Fuse, KilledError
 from tests.fakes.base import base_tables

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from portfwd.wire.qdb_client import DisconnectedError, QubesDB
+from portfwd.base.qubesdb_client import DisconnectedError, QubesDB
 from tests.qubesd.world import DEADLINE, World, chain, eventually
 
 

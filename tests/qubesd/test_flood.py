@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.wire.qdb_client import QubesDB
+from portfwd.base.qubesdb_client import QubesDB
 from tests.qubesd.test_forwards import SET, closed, opened
 from tests.qubesd.test_vpn import WAY_OUT
 from tests.qubesd.world import World, qube

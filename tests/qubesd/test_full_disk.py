@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from portfwd.client.adminapi import SocketTransport
-from portfwd.client.qvm_port_forward import main
+from portfwd.client.commands.qvm_port_forward import main
 from tests.qubesd.test_forwards import GET, SET, WEB, closed, entries, opened
 from tests.qubesd.world import World, chain, eventually
 

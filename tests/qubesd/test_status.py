@@ -7,12 +7,12 @@ The qubes here have databases but no machines, so none of them answers when it i
 
 import pytest
 
-from portfwd.client.status import State
-from portfwd.client.status_lines import parse_plan, parse_status
+from portfwd.api.status import State
+from portfwd.api.status_lines import parse_plan, parse_status
 from portfwd.model.forward import parse_forwards
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import WAY_OUT
 from portfwd.wire.entry import Commit
-from portfwd.wire.status import WAY_OUT
 from portfwd.wire.values import QubeName
 from tests.qubesd.world import World, eventually
 

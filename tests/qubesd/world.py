@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.qubesd.client import ApiError, call
-from portfwd.wire.qdb_client import Error, QubesDB
+from portfwd.base.qubesdb_client import Error, QubesDB
 from tests.leaks import lasting
 from tests.qubesd.hypervisor import FakeHypervisor
 

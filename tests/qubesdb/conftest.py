@@ -16,7 +16,7 @@ from typing import Protocol
 import pytest
 
 from lab.qubesdb import daemon
-from portfwd.wire.qdb_client import Database, QubesDB
+from portfwd.base.qubesdb_client import Database, QubesDB
 from tests.fakes.qubesdb import FakeQubesDB
 
 DEADLINE = 40.0

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from portfwd.wire import qdb_client
-from portfwd.wire.qdb import HEADER_SIZE, Message, MessageType
-from portfwd.wire.qdb_client import DisconnectedError, Error, QubesDB, SilentError, socket_paths
+from portfwd.base import qubesdb_client
+from portfwd.base.qubesdb import HEADER_SIZE, Message, MessageType
+from portfwd.base.qubesdb_client import DisconnectedError, Error, QubesDB, SilentError, socket_paths
 
 SHORT = 0.2
 Behaviour = Callable[[socket.socket], None]
@@ -256,7 +256,7 @@ def test_only_the_read_only_socket_is_used_where_the_other_is_not_there(
 ) -> None:
     daemon = hostile(answering(Message(MessageType.R_READ, "/a", b"1").encode()))
     Path(daemon.path).rename(tmp_path / "qubesdb.work.ro.sock")
-    monkeypatch.setattr(qdb_client, "SOCKET_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(qubesdb_client, "SOCKET_DIRECTORY", str(tmp_path))
     database = QubesDB("work")
     assert database.read("/a") == b"1"
     database.close()

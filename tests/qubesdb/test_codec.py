@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.wire import limits
-from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb import (
+from portfwd.base.qubesdb import (
     ANSWERS,
     COMMANDS,
     HEADER_SIZE,
@@ -23,6 +21,8 @@ from portfwd.wire.qdb import (
     check_key,
     decode_header,
 )
+from portfwd.wire import limits
+from portfwd.wire.errors import RefusedError
 
 PATHS = st.from_regex(r"\A(?!-)[A-Za-z0-9_./:@-]{0,63}\Z")
 MESSAGES = st.builds(Message, st.sampled_from(MessageType), PATHS, st.binary(max_size=limits.QDB_VALUE_MAX))

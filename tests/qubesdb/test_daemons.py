@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.qubesdb.daemon import CLIENTS_MAX
-from portfwd.wire.qdb import ANSWERS, HEADER_SIZE, LINK, Decoder, Message, MessageType
-from portfwd.wire.qdb_client import DisconnectedError, Error, QubesDB
+from portfwd.base.qubesdb import ANSWERS, HEADER_SIZE, LINK, Decoder, Message, MessageType
+from portfwd.base.qubesdb_client import DisconnectedError, Error, QubesDB
 from tests.qubesdb.conftest import DEADLINE, DaemonPair, Process, eventually
 
 STRANGER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.dom0 import databases
-from portfwd.dom0.databases import Connections
-from portfwd.dom0.publish import Publisher
+from portfwd.base.qubesdb import HEADER_SIZE, Message, MessageType
+from portfwd.base.qubesdb_client import DisconnectedError, Error, SilentError
+from portfwd.dom0.publishing import databases
+from portfwd.dom0.publishing.databases import Connections
+from portfwd.dom0.publishing.publish import Publisher
 from portfwd.dom0.running import Running
 from portfwd.wire import limits
-from portfwd.wire.qdb import HEADER_SIZE, Message, MessageType
-from portfwd.wire.qdb_client import DisconnectedError, Error, SilentError
 from portfwd.wire.values import QubeName
 from tests.agent.world import relay
 from tests.fakes.app import FakeApp

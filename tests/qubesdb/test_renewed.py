@@ -5,10 +5,10 @@
 import time
 
 from portfwd.agent.desired import Reporter, read_desired, withdraw
-from portfwd.dom0.publish import Publisher
+from portfwd.base.qubesdb_client import ANSWER_MAX
+from portfwd.dom0.publishing.publish import Publisher
 from portfwd.wire import limits
-from portfwd.wire.qdb_client import ANSWER_MAX
-from portfwd.wire.status import Result, State
+from portfwd.wire.acknowledgement import Result, State
 from portfwd.wire.values import QubeName
 from tests.agent.world import relay
 from tests.qubesdb.conftest import DaemonPair, eventually

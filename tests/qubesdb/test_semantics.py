@@ -6,8 +6,8 @@ import select
 
 import pytest
 
+from portfwd.base.qubesdb_client import Database, DisconnectedError, Error
 from portfwd.wire import limits
-from portfwd.wire.qdb_client import Database, DisconnectedError, Error
 from tests.qubesdb.conftest import Pair, eventually
 
 

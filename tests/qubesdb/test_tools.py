@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.qubesdb import tools
-from portfwd.wire import qdb_client
+from portfwd.base import qubesdb_client
 from tests.qubesdb.conftest import DEADLINE, DaemonPair, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def run(daemons: DaemonPair, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     for suffix in ("", ".ro"):
         link = daemons.directory / f"qubesdb{suffix}.sock"
         link.symlink_to(daemons.qube_socket.replace(".sock", f"{suffix}.sock"))
-    monkeypatch.setattr(qdb_client, "SOCKET_DIRECTORY", str(daemons.directory))
+    monkeypatch.setattr(qubesdb_client, "SOCKET_DIRECTORY", str(daemons.directory))
 
     def run(program: str, *arguments: str) -> tuple[int, str, str]:
         status = tools.main([program, *arguments])
@@ -102,7 +102,8 @@ def test_wrong_arguments_are_status_1_and_say_why(run: Run, arguments: tuple[str
 def test_watch_prints_as_many_changes_as_asked_for_and_wait_waits_for_the_key(daemons: DaemonPair) -> None:
     database = daemons.qube()
     code = (
-        f"import sys; from portfwd.wire import qdb_client; qdb_client.SOCKET_DIRECTORY = {str(daemons.directory)!r}; "
+        "import sys; from portfwd.base import qubesdb_client; "
+        f"qubesdb_client.SOCKET_DIRECTORY = {str(daemons.directory)!r}; "
         "from lab.qubesdb import tools; sys.exit(tools.main(sys.argv))"
     )
 

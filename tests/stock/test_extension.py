@@ -30,7 +30,7 @@ class Qubesd:
         self.modules, self.folder = modules, folder
         self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
-        self.entry = importlib.import_module("portfwd.dom0.stock.entry")
+        self.entry = importlib.import_module("portfwd.dom0.qubesd.entry_point")
         self.extension = self.entry.load()
         self._apps: list[Any] = []
         self.app = self.load()
@@ -54,7 +54,7 @@ class Qubesd:
     def turn(self) -> None:
         """Let the loop do what it has been asked for."""
         self.loop.run_until_complete(asyncio.sleep(0.01))
-        found = importlib.import_module("portfwd.dom0.stock.extension").running_of(self.app)
+        found = importlib.import_module("portfwd.dom0.qubesd.extension").running_of(self.app)
         if found is not None:
             self.loop.run_until_complete(found.told())
 
@@ -86,7 +86,7 @@ class Qubesd:
 
 
 def forget_stock() -> None:
-    for name in [name for name in sys.modules if name.startswith("portfwd.dom0.stock")]:
+    for name in [name for name in sys.modules if name.startswith("portfwd.dom0.qubesd")]:
         del sys.modules[name]
 
 
@@ -102,7 +102,7 @@ def modules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def qubesd(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
-    extension = importlib.import_module("portfwd.dom0.stock.extension")
+    extension = importlib.import_module("portfwd.dom0.qubesd.extension")
     monkeypatch.setattr(extension, "_RUN", tmp_path)
     # The stand-in's databases are objects in memory; real daemons are those of tests/qubesd and the laboratory.
     monkeypatch.setattr(running, "Connections", lambda _run: TheirOwn())
@@ -152,7 +152,7 @@ def test_what_fails_in_a_call_is_told_and_logged(
     def broken(*_: object) -> str:
         raise AttributeError("on purpose")
 
-    found = importlib.import_module("portfwd.dom0.stock.extension").running_of(qubesd.app)
+    found = importlib.import_module("portfwd.dom0.qubesd.extension").running_of(qubesd.app)
     monkeypatch.setattr(found.service, "get", broken)
     with pytest.raises(qubesd.error("QubesException"), match=r"failed \(AttributeError\); see the journal of qubesd"):
         qubesd.call("Get", "forward")
@@ -246,7 +246,7 @@ def test_a_file_that_is_no_firewall_file_any_more_is_not_written_over(qubesd: Qu
 
 
 def test_what_a_handler_meets_never_reaches_qubesd(qubesd: Qubesd, caplog: pytest.LogCaptureFixture) -> None:
-    running = importlib.import_module("portfwd.dom0.stock.extension").running_of(qubesd.app)
+    running = importlib.import_module("portfwd.dom0.qubesd.extension").running_of(qubesd.app)
 
     def broken(*_: object) -> None:
         raise RuntimeError("on purpose")
@@ -276,10 +276,10 @@ def test_the_words_of_an_agent_are_watched(qubesd: Qubesd) -> None:
 def test_offline_nothing_runs_and_files_are_kept(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    importlib.import_module("portfwd.dom0.stock.entry").load()
+    importlib.import_module("portfwd.dom0.qubesd.entry_point").load()
     app = modules["qubes"].Qubes(tmp_path, offline=True)
     loop.run_until_complete(asyncio.sleep(0.01))
-    assert importlib.import_module("portfwd.dom0.stock.extension").running_of(app) is None
+    assert importlib.import_module("portfwd.dom0.qubesd.extension").running_of(app) is None
     app.domains["work"].firewall.save()
     loop.close()
     asyncio.set_event_loop(None)
@@ -289,13 +289,13 @@ def test_an_application_of_another_class_starts_nothing(modules: dict[str, Modul
     """Upstream's tests have such, which nobody closes: what ran for them would stay in their loop."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    importlib.import_module("portfwd.dom0.stock.entry").load()
+    importlib.import_module("portfwd.dom0.qubesd.entry_point").load()
     app = modules["qubes"].Qubes(tmp_path, offline=True)
     other = SimpleNamespace(vmm=SimpleNamespace(offline_mode=False), domains=app.domains)
     app.domains["work"].app = other
     app.domains["work"].fire_event("domain-start")
     loop.run_until_complete(asyncio.sleep(0.01))
-    assert importlib.import_module("portfwd.dom0.stock.extension").running_of(other) is None
+    assert importlib.import_module("portfwd.dom0.qubesd.extension").running_of(other) is None
     loop.close()
     asyncio.set_event_loop(None)
 
@@ -304,7 +304,7 @@ def test_without_its_own_parts_qubesd_starts_and_is_told_once(
     modules: dict[str, ModuleType], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     del modules["qubes.firewall"].Firewall
-    entry = importlib.import_module("portfwd.dom0.stock.entry")
+    entry = importlib.import_module("portfwd.dom0.qubesd.entry_point")
     with caplog.at_level(logging.ERROR):
         assert [type(entry.load()).__name__ for _ in range(3)] == ["Off"] * 3
     assert caplog.text.count("port forwarding is off") == 1
@@ -324,7 +324,7 @@ def test_a_shut_down_of_a_qube_ends_what_lasts_as_long(qubesd: Qubesd, words: tu
 
 
 def test_an_application_that_closes_lets_go_of_the_loop(qubesd: Qubesd) -> None:
-    extension = importlib.import_module("portfwd.dom0.stock.extension")
+    extension = importlib.import_module("portfwd.dom0.qubesd.extension")
     assert extension.running_of(qubesd.app) is not None
     qubesd.app.fire_event("qubes-close")
     assert extension.running_of(qubesd.app) is None

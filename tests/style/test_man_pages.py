@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.client import qvm_firewall
-from portfwd.client.arguments import _EXAMPLES, make_parser
-from portfwd.client.codes import Exit
+from portfwd.client.commands import qvm_firewall
+from portfwd.client.commands.codes import Exit
+from portfwd.client.typed.arguments import _EXAMPLES, make_parser
 from portfwd.gui import app
 from tests.style.man_pages import Page, make
 

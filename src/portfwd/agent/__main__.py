@@ -7,22 +7,22 @@ import sys
 from pathlib import Path
 
 from portfwd.agent.agent import Agent
-from portfwd.agent.answers import WITH_INPUT, Answers
-from portfwd.agent.events import NFT_GROUP, RulesetWatch
-from portfwd.agent.firewall import Firewall
-from portfwd.agent.flows import Conntrack
-from portfwd.agent.inject import remove_device
-from portfwd.agent.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener
-from portfwd.agent.networks import read_networks
-from portfwd.agent.nft import LibNft
-from portfwd.agent.occupancy import Occupancy
-from portfwd.agent.requests import Requests
-from portfwd.agent.routes import Routes
-from portfwd.agent.systemd import notify
-from portfwd.agent.uplinks import GROUPS
+from portfwd.agent.answers.answer import WITH_INPUT, Answers
+from portfwd.agent.answers.requests import Requests
+from portfwd.agent.network.networks import read_networks
+from portfwd.agent.network.occupancy import Occupancy
+from portfwd.agent.network.reply_routes import Routes
+from portfwd.agent.network.uplinks import GROUPS
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.agent.rules.ruleset_watch import NFT_GROUP, RulesetWatch
+from portfwd.base.expiry import Ends
+from portfwd.base.qubesdb_client import QubesDB
+from portfwd.kernel.conntrack import Conntrack
+from portfwd.kernel.inject import remove_device
+from portfwd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener
+from portfwd.kernel.nft import LibNft
+from portfwd.kernel.systemd import notify
 from portfwd.wire import limits
-from portfwd.wire.ends import Ends
-from portfwd.wire.qdb_client import QubesDB
 
 _DATABASE_SECONDS = 1.0
 """For one command. A daemon that has lost dom0's answers nobody until that is back; the C module waits as long."""

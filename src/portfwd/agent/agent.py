@@ -16,22 +16,22 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
 
-from portfwd.agent.answers import Answers
+from portfwd.agent.answers.answer import Answers
+from portfwd.agent.answers.requests import Requests
 from portfwd.agent.desired import GATEWAYS, Desired, Reporter, read_desired, read_gateways, read_results
-from portfwd.agent.elements import Surroundings
-from portfwd.agent.firewall import Firewall
-from portfwd.agent.names import REFRESH_SECONDS, RETRY_SECONDS, Resolver
-from portfwd.agent.netlink import Listener, Message
-from portfwd.agent.networks import Networks
-from portfwd.agent.nft import NftError
-from portfwd.agent.occupancy import Occupancy
-from portfwd.agent.requests import Requests
-from portfwd.agent.routes import Outcome, Routes
+from portfwd.agent.network.names import REFRESH_SECONDS, RETRY_SECONDS, Resolver
+from portfwd.agent.network.networks import Networks
+from portfwd.agent.network.occupancy import Occupancy
+from portfwd.agent.network.reply_routes import Outcome, Routes
+from portfwd.agent.rules.elements import Surroundings
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.base.clock import ClockWatch, read_clocks
+from portfwd.base.expiry import Ends
+from portfwd.base.qubesdb_client import Database, SilentError
+from portfwd.kernel.netlink import Listener, Message
+from portfwd.kernel.nft import NftError
 from portfwd.wire import limits
-from portfwd.wire.clock import ClockWatch, read_clocks
-from portfwd.wire.ends import Ends
-from portfwd.wire.qdb_client import Database, SilentError
-from portfwd.wire.status import Result, State, WayOut
+from portfwd.wire.acknowledgement import Result, State, WayOut
 from portfwd.wire.values import Family, HostName, IPAddress, Kind, Side, SourceWord
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from portfwd.base.qubesdb_client import Database
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import IGNORED, UPLINKS, WAY_OUT, Acknowledgement, Result, State, WayOut
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.qdb_client import Database
-from portfwd.wire.status import IGNORED, UPLINKS, WAY_OUT, Acknowledgement, Result, State, WayOut
 from portfwd.wire.values import Family, IPAddress, parse_address
 
 _REMEMBERED = 1 << 15

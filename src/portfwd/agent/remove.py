@@ -12,12 +12,12 @@ import sys
 import time
 
 from portfwd.agent.desired import withdraw
-from portfwd.agent.firewall import Firewall
-from portfwd.agent.flows import Conntrack
-from portfwd.agent.nft import LibNft, NftError
-from portfwd.agent.routes import Routes
+from portfwd.agent.network.reply_routes import Routes
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.base.qubesdb_client import QubesDB
+from portfwd.kernel.conntrack import Conntrack
+from portfwd.kernel.nft import LibNft, NftError
 from portfwd.wire import limits
-from portfwd.wire.qdb_client import QubesDB
 
 log = logging.getLogger(__name__)
 

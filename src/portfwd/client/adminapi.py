@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from portfwd.api.words import UNSTORED
 from portfwd.client.streams import ProcessStream, SocketStream, Stream
 from portfwd.model.forward import ForwardRule, Token, format_forwards, parse_forwards, token
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import IPAddress, QubeName, RuleId
-from portfwd.wire.views import UNSTORED
 
 if TYPE_CHECKING:
     pass

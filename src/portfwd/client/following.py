@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from portfwd.api.status import RuleStatus, State
+from portfwd.api.status_lines import parse_hops, parse_status
+from portfwd.api.words import HopState
 from portfwd.client.adminapi import AdminClient
-from portfwd.client.status import RuleStatus, State
-from portfwd.client.status_lines import parse_hops, parse_status
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
-from portfwd.wire.views import HopState
 
 _PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
 """Seconds between two looks at the status."""

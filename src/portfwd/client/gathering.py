@@ -5,9 +5,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from portfwd.api.status import RuleStatus
+from portfwd.api.status_lines import parse_status, parse_unread
 from portfwd.client.adminapi import AdminClient, ApiError, NoExtensionError
-from portfwd.client.status import RuleStatus
-from portfwd.client.status_lines import parse_status, parse_unread
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Port forwarding as long as one qubesd runs: events ask for a refresh, timers end rules, API calls are answered.
 
-Whoever knows qubesd's own objects (dom0/stock, the laboratory's stand-in) registers the handlers and answers the API
+Whoever knows qubesd's own objects (dom0/qubesd, the laboratory's stand-in) registers the handlers and answers the API
 with what stands here. Nothing here raises into a handler.
 """
 
@@ -13,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from portfwd.dom0.caller import Caller
-from portfwd.dom0.checking import CheckService
-from portfwd.dom0.databases import Connections, Workers
-from portfwd.dom0.forwards import UnstoredError
-from portfwd.dom0.service import ForwardService
-from portfwd.dom0.snapshot import hears_way_out
-from portfwd.dom0.status import StatusService
+from portfwd.base.clock import ClockWatch
+from portfwd.dom0.diagnosis.checking import CheckService
+from portfwd.dom0.planning.snapshot import hears_way_out
+from portfwd.dom0.publishing.databases import Connections, Workers
+from portfwd.dom0.storage.forwards import UnstoredError
+from portfwd.dom0.usecases.caller import Caller
+from portfwd.dom0.usecases.service import ForwardService
+from portfwd.dom0.views.queries import StatusService
 from portfwd.wire import limits
-from portfwd.wire.clock import ClockWatch
+from portfwd.wire.acknowledgement import WAY_OUT
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.status import WAY_OUT
 
 ARGUMENT = "forward"
 WATCHED = (limits.STATUS + WAY_OUT, limits.STATUS_BASE)

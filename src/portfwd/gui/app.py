@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from portfwd.client.arguments import VERSION, parse_qube
 from portfwd.client.edits import UsageError
-from portfwd.client.terminal import complain
+from portfwd.client.text.terminal import complain
+from portfwd.client.typed.arguments import VERSION, parse_qube
 
 _NAME = "qubes-port-forwarding"
 _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
@@ -60,7 +60,7 @@ def main() -> int:
     if reason := missing(os.environ):
         complain(f"{_NAME}: {reason}")
         return 1
-    from portfwd.gui.widgets.program import run
+    from portfwd.gui.program import run
 
     return run(sys.argv[0], args.qube, hidden=args.hidden)
 

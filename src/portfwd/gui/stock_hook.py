@@ -6,7 +6,7 @@ A .pth file has this done in every Python program of dom0, so it does nothing bu
 to nothing. Whatever fails here is a line in the log: the stock window opens in any case.
 """
 
-from portfwd.client.hook import when_imported
+from portfwd.client.stock.hook import when_imported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _wrapped(init: "Callable[..., None]") -> "Callable[..., None]":
     def init_with_panel(self: "Any", *args: "Any", **kwargs: "Any") -> None:
         init(self, *args, **kwargs)
         try:
-            from portfwd.gui.widgets.stock import embed
+            from portfwd.gui.qube.stock_settings import embed
 
             embed(self)
         except Exception:

@@ -7,9 +7,9 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from portfwd.client.sentences import clients, entrances, target, until
-from portfwd.client.shorthand import Lookup, Options, Service, free_ports, new_rule, parse_service
-from portfwd.client.status import Interface, usable_addresses
+from portfwd.api.status import Interface, usable_addresses
+from portfwd.client.text.sentences import clients, entrances, target, until
+from portfwd.client.typed.shorthand import Lookup, Options, Service, free_ports, new_rule, parse_service
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime, too_wide
 from portfwd.wire.values import Family, PortRange, Proto, QubeName, SourceWord

@@ -6,7 +6,7 @@ import collections
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from portfwd.client.sentences import opened, target, told
+from portfwd.client.text.sentences import opened, target, told
 from portfwd.gui.state.overview import Changes
 
 _REMEMBERED = 1000

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from portfwd.client.sentences import local_time
-from portfwd.client.shorthand import Lookup, parse_for, parse_until
+from portfwd.client.text.sentences import local_time
+from portfwd.client.typed.shorthand import Lookup, parse_for, parse_until
 from portfwd.model.errors import RuleError
 from portfwd.model.ordinary import Action, DstHost, DstPorts, Expire, OrdinaryRule, Protocol, SpecialTarget
 from portfwd.model.words import Comment

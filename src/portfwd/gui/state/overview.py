@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from portfwd.client.sentences import left, notes, told
-from portfwd.client.status import RuleStatus, State
-from portfwd.client.tables import amount, state_text, where, who
+from portfwd.api.status import RuleStatus, State
+from portfwd.api.words import Doors
+from portfwd.client.text.sentences import left, notes, told
+from portfwd.client.text.tables import amount, state_text, where, who
 from portfwd.model.forward import ForwardType
 from portfwd.wire.values import QubeName, RuleId, SourceWord
-from portfwd.wire.views import Doors
 
 _NAMED = 3
 """Qubes that a line names with their reasons."""

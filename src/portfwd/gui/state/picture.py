@@ -5,8 +5,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from portfwd.api.status import RuleStatus
 from portfwd.client.network import Qube
-from portfwd.client.status import RuleStatus
 from portfwd.gui.state.overview import Key, key_of
 from portfwd.model.forward import ForwardType
 from portfwd.wire.values import QubeName

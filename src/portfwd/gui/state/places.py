@@ -4,8 +4,8 @@
 
 from collections.abc import Iterable
 
+from portfwd.api.status import Interface, RuleStatus
 from portfwd.client.network import Qube
-from portfwd.client.status import Interface, RuleStatus
 from portfwd.gui.state.draft import Holder, Place
 from portfwd.gui.state.picture import chain
 from portfwd.model.forward import ForwardType

@@ -5,8 +5,8 @@
 import collections
 from collections.abc import Iterable
 
-from portfwd.client.status import RuleStatus
-from portfwd.client.tables import amount
+from portfwd.api.status import RuleStatus
+from portfwd.client.text.tables import amount
 from portfwd.gui.state.overview import Key, key_of
 
 _LOOKS = 90

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What this qube answers when dom0 asks: the report, its open connections, the end of one, elements not yet loaded.
+
+Each answer is one look at the kernel, made for the call; nothing is gathered in between.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from portfwd.agent.network.reply_routes import ways_to
+from portfwd.agent.rules import counters
+from portfwd.agent.rules.diff import lines
+from portfwd.agent.rules.elements import build
+from portfwd.agent.rules.firewall import Firewall
+from portfwd.agent.rules.skeleton import HITS, MARK_BITS, MARK_IN, MARK_OURS, RELAY_SIDES
+from portfwd.agent.rules.sweep import Judge
+from portfwd.base.clock import Moment
+from portfwd.kernel.conntrack import Flow, FlowTable
+from portfwd.kernel.nft import Nft, NftError
+from portfwd.kernel.sockets import Socket, destroy, listening, occupied, read_sockets
+from portfwd.wire import limits
+from portfwd.wire.answers.connections import Connection, Connections, Ended, format_result
+from portfwd.wire.answers.preview import Preview, parse_request
+from portfwd.wire.answers.report import NO_ROUTE, AcceptReport, EntryReport, Reached, RelayReport, Report
+from portfwd.wire.entry import Entry
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import Family, IPAddress, Kind
+
+log = logging.getLogger(__name__)
+
+WITH_INPUT = frozenset({limits.PREVIEW_SERVICE, limits.KILL_SERVICE})
+"""The services whose answer depends on what the caller sends."""
+_REQUEST_MAX = 200
+"""Bytes of a request to end a connection."""
+
+Ways = Callable[[Collection[IPAddress]], dict[IPAddress, Reached]]
+
+
+class Answers:
+    """One per agent. What asks the kernel beside nft and conntrack can be exchanged, for networks without a kernel."""
+
+    def __init__(
+        self,
+        nft: Nft,
+        flows: FlowTable,
+        firewall: Firewall,
+        sockets: Callable[[], frozenset[Socket]] = read_sockets,
+        ways: Ways = ways_to,
+        destroy_socket: Callable[[Flow], bool] = destroy,
+    ) -> None:
+        self._nft, self._flows, self._firewall = nft, flows, firewall
+        self._sockets, self._ways, self._destroy = sockets, ways, destroy_socket
+
+    def answer(self, service: str, payload: bytes, entries: Iterable[Entry], moment: Moment) -> str:
+        """The answer of a qrexec service about these entries; '' when there is none. Never raises."""
+        try:
+            match service:
+                case limits.REPORT_SERVICE:
+                    return str(self.report(entries))
+                case limits.CONNECTIONS_SERVICE:
+                    return str(self.connections())
+                case limits.PREVIEW_SERVICE:
+                    return str(self.preview(parse_request(payload), moment))
+                case limits.KILL_SERVICE:
+                    return format_result(self._kill(payload, moment.monotonic))
+        except (RefusedError, NftError, OSError) as error:
+            log.warning("no answer for dom0: %s", error)
+        return ""
+
+    def report(self, entries: Iterable[Entry]) -> Report:
+        """How these entries fare. Raises OSError when the kernel says nothing about sockets."""
+        wanted = sorted(entries, key=lambda entry: entry.key)[: limits.REPORT_LINES_MAX]
+        accepts = [entry for entry in wanted if entry.kind is Kind.ACCEPT]
+        relays = [entry for entry in wanted if entry.kind is Kind.RELAY]
+        told: dict[str, EntryReport] = {}
+        bases = {family: self._firewall.base(family) for family in Family}
+        return Report(told | self._accepts(accepts) | self._relays(relays), bases)
+
+    def _accepts(self, entries: list[Entry]) -> dict[str, AcceptReport]:
+        if not entries:
+            return {}
+        sockets = self._sockets()
+        counts = {family: self._counts(family, ("in-port", "in-range")) for family in {e.family for e in entries}}
+        try:
+            open_now: dict[str, int] | None = {key: len(found) for key, found in self._open_flows().items()}
+        except OSError as error:
+            log.warning("connections cannot be counted: %s", error)
+            open_now = None
+        found = {}
+        for entry in entries:
+            packets = size = None
+            if (of_family := counts[entry.family]) is not None:
+                doors = of_family.within(entry)
+                packets, size = sum(door.packets for door in doors), sum(door.bytes for door in doors)
+            number = None if open_now is None else open_now.get(entry.key, 0)
+            found[entry.key] = AcceptReport(listening(entry, sockets), packets, size, number)
+        return found
+
+    def _relays(self, entries: list[Entry]) -> dict[str, RelayReport]:
+        if not entries:
+            return {}
+        ways = self._ways({entry.to for entry in entries if entry.to is not None})
+        places = {(entry.family, RELAY_SIDES[entry.side]) for entry in entries}
+        counts = {place: self._counts(place[0], (f"{place[1]}-{HITS}",)) for place in places}
+        found = {}
+        for entry in entries:
+            hits = last = None
+            if (of_side := counts[entry.family, RELAY_SIDES[entry.side]]) is not None:
+                ports = of_side.within(entry)
+                hits, last = sum(port.packets for port in ports), min((port.last for port in ports), default=None)
+            route = ways.get(entry.to, NO_ROUTE) if entry.to is not None else NO_ROUTE
+            found[entry.key] = RelayReport(hits, last, route)
+        return found
+
+    def _counts(self, family: Family, names: Iterable[str]) -> counters.Counts | None:
+        try:
+            return counters.Counts(count for name in names for count in counters.read(self._nft, family, name))
+        except NftError as error:
+            log.warning("connections cannot be counted: %s", error)
+            return None
+
+    def connections(self) -> Connections:
+        """The open connections of this qube's accept entries. Raises OSError."""
+        found = self._open_flows()
+        listed = [(key, _connection(flow)) for key in sorted(found) for flow in found[key]]
+        return Connections(tuple(listed))
+
+    def _open_flows(self) -> Mapping[str, list[Flow]]:
+        """By the key of each entry that lets them in."""
+        entries, around = self._firewall.opened
+        accepts = [entry for entry in entries if entry.kind is Kind.ACCEPT]
+        found: dict[str, list[Flow]] = {}
+        if not accepts:
+            return found
+        judge = Judge(accepts, around)
+        for flow in self._flows.marked(MARK_OURS):
+            if flow.mark & MARK_BITS == MARK_IN and not flow.ended:
+                for entry in judge.allowing(flow):
+                    found.setdefault(entry.key, []).append(flow)
+        return found
+
+    def _kill(self, payload: bytes, now: float) -> Ended:
+        try:
+            if len(payload) > _REQUEST_MAX:
+                raise RefusedError("the request is too long")
+            wanted = Connection.parse(payload.decode("ascii", "replace").removesuffix("\n"))
+        except RefusedError as error:
+            log.warning("a request of dom0: %s", error)
+            return Ended.REFUSED
+        try:
+            return self.kill(wanted, now)
+        except OSError as error:
+            log.error("a connection could not be ended: %s", error)
+            return Ended.FAILED
+
+    def kill(self, wanted: Connection, now: float) -> Ended:
+        """End one open connection of an accept entry; the rule stays open for new ones. Raises OSError."""
+        flows = {flow: None for found in self._open_flows().values() for flow in found if _connection(flow) == wanted}
+        if not flows:
+            return Ended.NONE
+        # Where a socket was reset, both ends know; conntrack would remember the connection for a while.
+        rest = [flow for flow in flows if not self._destroy(flow)]
+        for flow in flows.keys() - rest:
+            self._flows.forget(flow)
+        if rest:
+            self._firewall.end(rest, now)
+        log.info("ended a connection as dom0 asked")
+        return Ended.ENDED
+
+    def preview(self, entries: list[Entry], moment: Moment) -> Preview:
+        """The elements for these entries, were they written now. A name that nobody has asked for opens nothing."""
+        already, around = self._firewall.opened
+        keys = {entry.key for entry in already}
+        ends = {e.key: moment.monotonic + e.expire - moment.wall for e in entries if e.expire is not None}
+        taken = occupied((entry for entry in entries if entry.key not in keys), self._sockets())
+        then = dataclasses.replace(around, now=moment.monotonic, ends=ends, occupied=frozenset(taken))
+        elements, _ = build(entries, then)
+        return Preview(tuple(lines(elements, moment.monotonic)))
+
+
+def _connection(flow: Flow) -> Connection:
+    return Connection(flow.family, flow.proto, flow.client, flow.client_port, flow.port)

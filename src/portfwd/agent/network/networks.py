@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Which network is attached to which interface: who is a neighbour, and by which interface an address can come.
+
+networks_of() is pure; read_networks() asks the kernel (rtnetlink(7)). What counts as a network of hosts is an
+allowlist, since its prefix is the word of whoever runs the network: DHCP may say /0 and mean everyone.
+"""
+
+import ipaddress
+import re
+import socket
+import struct
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from portfwd.agent.network.reply_routes import read_routes
+from portfwd.agent.network.uplinks import Link, read_links
+from portfwd.agent.network.ways import MAIN, Route
+from portfwd.agent.rules.elements import Network
+from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink, attributes
+from portfwd.wire.acknowledgement import IGNORED_MAX, Ignored, InterfaceName, What, Why
+from portfwd.wire.values import IPNetwork
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+_GETADDR = 22
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_UNCLEAN = re.compile(r"[^A-Za-z0-9_.@-]")
+_PRIVATE = tuple(ipaddress.IPv4Network(p) for p in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"))
+"""RFC 1918, and RFC 6598 between a customer and a provider: whoever numbers a network of his own may use all of one."""
+_PUBLIC_BITS = 16
+"""Nobody has more public addresses than these on one link; it was the size of a campus (class B)."""
+_NO_HOSTS4 = tuple(ipaddress.IPv4Network(p) for p in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
+_HOSTS6 = tuple(ipaddress.IPv6Network(p) for p in ("2000::/3", "fc00::/7"))
+"""Global unicast and unique local addresses: neither loopback, link-local, multicast nor IPv4 in disguise."""
+_LINK_BITS6 = 64
+"""RFC 4291 section 2.5.1: the interface identifier has 64 bits, so no link has a shorter prefix."""
+_UPLINKS_MAX = 32
+_ROUTES_MAX = 64
+"""Networks taken from the routes of one interface: router advertisements may make any number of them."""
+
+
+class Address(NamedTuple):
+    """An address of an interface: our own, and the network that it stands in (of a point-to-point link: the peer's)."""
+
+    link: int
+    own: Interface
+    network: IPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What is around this qube: see Surroundings. `addresses` are those of the uplinks."""
+
+    near: tuple[Network, ...] = ()
+    home: tuple[Network, ...] = ()
+    shut: frozenset[str] = frozenset()
+    ignored: tuple[Ignored, ...] = ()
+    addresses: tuple[Interface, ...] = ()
+
+    @property
+    def uplinks_text(self) -> str:
+        """The addresses of the uplinks as dom0 is told them."""
+        return " ".join(str(address) for address in self.addresses[:_UPLINKS_MAX])
+
+    @property
+    def ignored_text(self) -> str:
+        """What is left out of account as dom0 is told it."""
+        return " ".join(str(ignored) for ignored in self.ignored[:IGNORED_MAX])
+
+
+def read_networks() -> Networks:
+    """Ask the kernel. Raises OSError."""
+    netlink = Netlink(NETLINK_ROUTE)
+    try:
+        links = read_links(netlink)
+        return networks_of(links, _read_addresses(netlink), tuple(read_routes(netlink)))
+    finally:
+        netlink.close()
+
+
+def is_attachable(prefix: IPNetwork) -> bool:
+    """Whether hosts may stand in a network of this prefix, and not half the world."""
+    if isinstance(prefix, ipaddress.IPv6Network):
+        return prefix.prefixlen >= _LINK_BITS6 and any(prefix.subnet_of(hosts) for hosts in _HOSTS6)
+    if any(prefix.overlaps(other) for other in _NO_HOSTS4):
+        return False
+    return prefix.prefixlen >= _PUBLIC_BITS or any(prefix.subnet_of(private) for private in _PRIVATE)
+
+
+def networks_of(links: Iterable[Link], addresses: Collection[Address], routes: Iterable[Route]) -> Networks:
+    """What is around, from interfaces that are up, their addresses and the routes. PURE."""
+    by_index = {link.index: link for link in links}
+    up = [a for a in addresses if a.link in by_index and not by_index[a.link].downstream]
+    outward = [a for a in up if by_index[a.link].uplink]
+    near, ignored = [], []
+    for address in outward:
+        if address.network.prefixlen == address.network.max_prefixlen or address.network.is_link_local:
+            continue
+        network = Network(by_index[address.link].name, address.network)
+        if is_attachable(address.network):
+            near.append(network)
+        else:
+            ignored.append(_ignored(network.interface, Why.NETWORK, str(network.prefix)))
+    for link in by_index.values():
+        if link.why is not None and any(a.link == link.index and not a.own.is_link_local for a in up):
+            ignored.append(_ignored(link.name, link.why, _UNCLEAN.sub("_", link.what)[:15] or "none"))
+    return Networks(
+        near=tuple(near),
+        home=_home(by_index.values(), up, routes),
+        shut=frozenset(link.name for link in by_index.values() if link.why is Why.BELOW),
+        ignored=tuple(sorted(set(ignored))),
+        addresses=tuple(address.own for address in outward),
+    )
+
+
+def _ignored(name: str, why: Why, what: str) -> Ignored:
+    return Ignored(InterfaceName(_UNCLEAN.sub("_", name)[:15] or "_"), why, What(what))
+
+
+def _home(links: Collection[Link], addresses: Iterable[Address], routes: Iterable[Route]) -> tuple[Network, ...]:
+    """Where the addresses of attached networks come in.
+
+    First by the addresses of interfaces. What these leave open is told by the routes of uplinks to hosts on the link:
+    a host with an address of DHCPv6 has its network in a route alone.
+    """
+    names = {link.index: link.name for link in links}
+    stated = {Network(names[a.link], a.network) for a in addresses if is_attachable(a.network)}
+    routed: dict[str, set[Network]] = {}
+    uplinks = {link.index for link in links if link.uplink}
+    for route in routes:
+        if route.table == MAIN and route.gateway is None and route.link in uplinks and is_attachable(route.prefix):
+            routed.setdefault(names[route.link], set()).add(Network(names[route.link], route.prefix))
+    few = {network for found in routed.values() for network in sorted(found, key=_order)[:_ROUTES_MAX]}
+    taken = {network.prefix for network in stated}
+    rest = {Network(n.interface, piece) for n in few for piece in without(n.prefix, taken)}
+    return tuple(sorted(_shares(stated) | _shares(rest), key=_order))
+
+
+def _order(network: Network) -> tuple[str, int, int, int]:
+    return network.interface, network.prefix.version, int(network.prefix.network_address), network.prefix.prefixlen
+
+
+def _shares(networks: Collection[Network]) -> set[Network]:
+    """Each network without the longer prefixes inside that are attached elsewhere: the longest match decides."""
+    at: dict[IPNetwork, set[str]] = {}
+    for network in networks:
+        at.setdefault(network.prefix, set()).add(network.interface)
+    found = set()
+    for network in networks:
+        inside = {prefix for prefix, names in at.items() if network.interface not in names}
+        inside = {p for p in inside if p.prefixlen > network.prefix.prefixlen}
+        found |= {Network(network.interface, piece) for piece in without(network.prefix, inside)}
+    return found
+
+
+def without(prefix: IPNetwork, others: Iterable[IPNetwork]) -> list[IPNetwork]:
+    """A prefix less what these take of it, as prefixes that do not overlap."""
+    pieces = [prefix]
+    for other in others:
+        if other.version != prefix.version:
+            continue
+        left: list[IPNetwork] = []
+        for piece in pieces:
+            if not piece.overlaps(other):
+                left.append(piece)
+            elif other.prefixlen > piece.prefixlen:
+                left += piece.address_exclude(other)  # type: ignore[arg-type]
+        pieces = left
+    return pieces
+
+
+def _read_addresses(netlink: Netlink) -> list[Address]:
+    found = []
+    for message in netlink.dump(_GETADDR, struct.pack("=BBBBi", socket.AF_UNSPEC, 0, 0, 0, 0)):
+        family, bits, _, _, index = struct.unpack_from("=BBBBi", message.body)
+        fields = attributes(message.body[8:])
+        peer = fields.get(_IFA_ADDRESS)
+        own = fields.get(_IFA_LOCAL) or peer
+        if family in (socket.AF_INET, socket.AF_INET6) and own:
+            network = ipaddress.ip_interface((peer or own, bits)).network
+            found.append(Address(index, ipaddress.ip_interface((own, bits)), network))
+    return found

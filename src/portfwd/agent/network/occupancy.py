@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Keeps the ports that this qube uses itself (ssh, mDNS, DHCP) from being taken away by a relay entry.
+
+Only entries that are not open yet are held against the qube's sockets: a forward is not torn down because some program
+binds its port later. While an entry is shut for this reason the kernel tells of sockets that end; otherwise nothing is
+listened to.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from portfwd.kernel.netlink import NETLINK_SOCK_DIAG, Listener
+from portfwd.kernel.sockets import DESTROY_GROUPS, Socket, freed_ports, occupied, read_sockets
+from portfwd.wire.acknowledgement import Result
+from portfwd.wire.entry import Entry
+from portfwd.wire.values import Kind, PortRange
+
+log = logging.getLogger(__name__)
+
+_UNABLE = {errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}
+"""What a kernel answers that cannot tell of sockets at all."""
+
+
+class Occupancy:
+    """Remembers which entries are open and which are shut. For select: readable when a socket has ended."""
+
+    def __init__(self, read: Callable[[], frozenset[Socket]] = read_sockets) -> None:
+        self._read = read
+        self._ended = Listener(NETLINK_SOCK_DIAG, ())
+        self._open: set[str] = set()
+        self._shut: dict[str, PortRange] = {}
+        self._hears = False
+        self.blind = False
+        """Whether the last look failed: all that is not open yet is held, whether its port is in use or not."""
+
+    def fileno(self) -> int:
+        """For select."""
+        return self._ended.fileno()
+
+    def remember(self, results: Mapping[str, Result]) -> None:
+        """These are all entries there are, and how they fared: what is open stays open."""
+        self._open = {key for key, result in results.items() if result is Result.OK}
+
+    def check(self, entries: Iterable[Entry]) -> frozenset[str]:
+        """The keys of the entries that must stay shut. One look at the qube's sockets if any may be."""
+        new = [e for e in entries if e.kind is Kind.RELAY and e.key not in self._open]
+        self._shut = self._look(new)
+        if self._shut and not self._hears and self._hear():
+            # What ended between the first look and the beginning of the notices.
+            self._shut = self._look(new)
+        if self._hears and not self._shut:
+            self._ended.leave(DESTROY_GROUPS)
+            self._hears = False
+        return frozenset(self._shut)
+
+    def read(self) -> bool:
+        """Take in the notices; whether one of the ports may be free now."""
+        messages, lost = self._ended.read()
+        freed = freed_ports(messages)
+        return lost or any(port in ports for ports in self._shut.values() for port in freed)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._ended.close()
+
+    def _look(self, entries: list[Entry]) -> dict[str, PortRange]:
+        was_blind, self.blind = self.blind, False
+        if not entries:
+            return {}
+        try:
+            return occupied(entries, self._read())
+        except OSError as error:
+            self.blind = error.errno not in _UNABLE
+            if not (was_blind and self.blind):
+                log.warning("which ports this qube uses itself cannot be seen: %s", error)
+            return {entry.key: entry.listen for entry in entries} if self.blind else {}
+
+    def _hear(self) -> bool:
+        try:
+            self._ended.join(DESTROY_GROUPS)
+        except OSError as error:
+            log.warning("ends of sockets are not told, a port that gets free is seen late: %s", error)
+            return False
+        self._hears = True
+        return True

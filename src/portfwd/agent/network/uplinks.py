@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""This qube's interfaces, read from the kernel, and which of them are uplinks. Formats: rtnetlink(7), linux/if_link.h.
+
+An uplink is an interface that is up, not loopback, not in group 2 (the qubes behind us), and of a kind that is known
+for a network card or for something on top of network cards (UPLINK_KINDS). What is neither that nor a known tunnel is
+shut, since nobody knows who stands behind it.
+"""
+
+import re
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from portfwd.agent.rules.skeleton import TUNNEL_KINDS, UPLINK_KINDS
+from portfwd.kernel.netlink import Netlink, attributes
+from portfwd.wire.acknowledgement import Why
+
+_GETLINK = 18
+_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_GROUP, _IFLA_LINK_NETNSID = 3, 5, 10, 18, 27, 37
+_INFO_KIND = 1
+_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_XEN_GROUP, _DOWNSTREAM_GROUP = 1, 2
+_ON_ONE = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
+"""Kinds that stand on the interface that IFLA_LINK names."""
+_ON_PORTS = frozenset({"bridge", "bond", "team"})
+"""Kinds that stand on those whose IFLA_MASTER they are."""
+_DEPTH_MAX = 8
+"""Of interfaces on interfaces; the kernel allows as many (MAX_NEST_DEV)."""
+
+# The kernel allows quotes in names; in nft text they would end the name early.
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+
+GROUPS = (1, 5, 7, 8, 9, 11, 19)
+"""What changes the answers here and in reply_routes.py: RTNLGRP_LINK, and IFADDR, ROUTE, RULE of IPv4 and IPv6."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface that is up. `xen` is the uplink to a net qube; `tunnel` is what ends in this qube.
+
+    `downstream` leads to a qube behind us. Of what is none of these, `why` says why it is shut, and `what` is the kind,
+    or the interface on which it stands.
+    """
+
+    index: int
+    name: str
+    uplink: bool
+    tunnel: bool
+    xen: bool = False
+    downstream: bool = False
+    why: Why | None = None
+    what: str = ""
+
+    @property
+    def outward(self) -> bool:
+        """Whether it leads away from the qubes behind us, be it open for clients or shut."""
+        return self.uplink or self.tunnel or self.why is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An interface as the kernel tells it. `below` is the index of the one it stands on, -1 in another namespace."""
+
+    index: int
+    name: str
+    flags: int
+    group: int
+    kind: str
+    below: int
+    master: int
+
+
+def read_links(netlink: Netlink) -> list[Link]:
+    """Every interface that is up and not loopback."""
+    answers = netlink.dump(_GETLINK, struct.pack("=BBHiII", socket.AF_UNSPEC, 0, 0, 0, 0, 0))
+    return links_of([_device(message.body) for message in answers])
+
+
+def links_of(devices: Iterable[Device]) -> list[Link]:
+    """What each interface that is up and not loopback is to us. PURE."""
+    by_index = {device.index: device for device in devices}
+    shown = (d for d in by_index.values() if d.flags & _IFF_UP and not d.flags & _IFF_LOOPBACK)
+    return [_link(device, by_index) for device in shown]
+
+
+def _link(device: Device, devices: Mapping[int, Device]) -> Link:
+    downstream = device.group == _DOWNSTREAM_GROUP
+    tunnel = device.kind in TUNNEL_KINDS and not downstream
+    why, what = (None, "") if downstream or tunnel else _judge(device, devices)
+    uplink = why is None and not downstream and not tunnel
+    xen = device.group == _XEN_GROUP
+    return Link(device.index, device.name, uplink, tunnel, xen, downstream, why, what)
+
+
+def _judge(device: Device, devices: Mapping[int, Device], depth: int = 0) -> tuple[Why | None, str]:
+    """Why an interface is no uplink; None when it is one."""
+    if device.kind and device.kind not in UPLINK_KINDS:
+        return Why.KIND, device.kind
+    if not _NAME.fullmatch(device.name):
+        return Why.NAME, device.kind
+    below: list[Device | None] = []
+    if device.kind in _ON_ONE:
+        below = [devices.get(device.below)]
+    elif device.kind in _ON_PORTS:
+        below = [other for other in devices.values() if other.master == device.index]
+    for one in below:
+        if one is None or depth >= _DEPTH_MAX:
+            return Why.BELOW, device.kind
+        if one.group == _DOWNSTREAM_GROUP or _judge(one, devices, depth + 1)[0] is not None:
+            return Why.BELOW, one.name
+    return None, ""
+
+
+def _device(body: bytes) -> Device:
+    _, _, _, index, flags, _ = struct.unpack_from("=BBHiII", body)
+    fields = attributes(body[16:])
+    kind = _text(attributes(fields.get(_IFLA_LINKINFO, b"")).get(_INFO_KIND, b""))
+    below = -1 if _IFLA_LINK_NETNSID in fields else _number(fields.get(_IFLA_LINK))
+    group, master = _number(fields.get(_IFLA_GROUP)), _number(fields.get(_IFLA_MASTER))
+    return Device(index, _text(fields.get(_IFLA_IFNAME, b"")), flags, group, kind, below, master)
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="replace")
+
+
+def _number(raw: bytes | None) -> int:
+    return 0 if raw is None else int.from_bytes(raw, "little")

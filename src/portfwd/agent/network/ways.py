@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""By which uplink replies leave, when there is more than one way out. PURE: (links, routes, rules) -> ours.
+
+An uplink then has a number and a routing table of its own, a copy of the main table's routes through it, and a rule
+that leads packets with that number in their mark there, before any rule of a VPN. Number, table and rule are told from
+others' by their values and by the routing protocol that made them; what others made is read and never touched.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from portfwd.agent.network.uplinks import Link
+from portfwd.agent.rules.skeleton import UPLINK_MAX
+from portfwd.wire.values import Family, IPAddress, IPNetwork
+
+DEFAULT, MAIN, LOCAL = 253, 254, 255
+_STOCK_TABLES = {DEFAULT, MAIN, LOCAL}
+"""The tables that the kernel's own rules look at."""
+TABLES = 0x71626600
+"""The table of uplink N is TABLES + N."""
+PRIORITY = 990
+"""Of our rules: behind the local table, before the rules that VPN and mesh programs make."""
+
+_WIDE = {Family.V4: 3, Family.V6: 7}
+"""A route with a prefix so short is a default route, or a part of one as VPN programs make to go before it."""
+
+
+class Route(NamedTuple):
+    """A unicast route; `ours` when the agent made it. `gateway` is None for what is attached."""
+
+    family: Family
+    table: int
+    prefix: IPNetwork
+    link: int
+    gateway: IPAddress | None
+    metric: int = 0
+    ours: bool = False
+
+
+class Rule(NamedTuple):
+    """A rule of the routing policy; `ours` when the agent made it. `number` is the uplink's, in our own rules only."""
+
+    family: Family
+    priority: int
+    table: int
+    number: int = 0
+    ours: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What should stand: numbers by interface index, and everything of ours in the kernel."""
+
+    numbers: Mapping[int, int]
+    routes: frozenset[Route] = frozenset()
+    rules: frozenset[Rule] = frozenset()
+
+
+def plan_ways(
+    links: Iterable[Link],
+    routes: Collection[Route],
+    rules: Iterable[Rule],
+    families: Collection[Family],
+    gateways: Mapping[Family, IPAddress],
+    held: Mapping[int, int],
+) -> Ways:
+    """Number the uplinks, if replies could leave by another way than the request's.
+
+    `families` are those in which something may come in; `gateways` serve an uplink to a net qube that has lost its
+    default route to a VPN; `held` are the numbers that connections may bear already.
+    """
+    outward = [link for link in links if link.outward]
+    used = {r.link for r in routes if not r.ours and r.table != LOCAL and not r.prefix.is_link_local}
+    ways = [link for link in outward if link.index in used]
+    foreign = any(not rule.ours and rule.table not in _STOCK_TABLES for rule in rules)
+    if not families or (len(ways) < 2 and not foreign):
+        return Ways({})
+    numbers: dict[int, int] = {}
+    wanted: set[Route] = set()
+    for link in ways:
+        if link.uplink and (number := _number(link.index, numbers, held)):
+            numbers[link.index] = number
+            for family in families:
+                gateway = gateways.get(family) if link.xen else None
+                wanted |= _copies(link.index, number, family, routes, gateway)
+    leading = {Rule(r.family, PRIORITY, r.table, r.table - TABLES, ours=True) for r in wanted}
+    return Ways(numbers, frozenset(wanted), frozenset(leading))
+
+
+def _number(index: int, taken: Mapping[int, int], held: Mapping[int, int]) -> int:
+    """The number held before, else a free one that hardly anyone else has had lately; 0 when there are too many."""
+    reserved = {*taken.values(), *held.values()}
+    first = held.get(index, (index - 1) % UPLINK_MAX + 1)
+    free = (n for n in ((first + i - 1) % UPLINK_MAX + 1 for i in range(UPLINK_MAX)) if n not in reserved)
+    return first if index in held else next(free, 0)
+
+
+def _copies(index: int, number: int, family: Family, routes: Iterable[Route], gateway: IPAddress | None) -> set[Route]:
+    best: dict[IPNetwork, Route] = {}
+    for route in routes:
+        if (route.table, route.family, route.link) == (MAIN, family, index) and not route.prefix.is_link_local:
+            best[route.prefix] = min(route, best.get(route.prefix, route), key=lambda r: r.metric)
+    if gateway is not None and family.everything not in best:
+        best[family.everything] = Route(family, MAIN, family.everything, index, gateway)
+    return {r._replace(table=TABLES + number, metric=0, ours=True) for r in best.values()}
+
+
+def leaves_by_tunnel(links: Iterable[Link], routes: Collection[Route], rules: Iterable[Rule]) -> bool:
+    """Whether what this qube sends to the world goes into a tunnel, in either family.
+
+    By the best default route, by a wide route that goes before it, or by a table that a rule of others leads to. An
+    interface of a kind that is not known is taken for a tunnel here: what its user means to hide is not shown.
+    """
+    tunnels = {link.index for link in links if link.outward and not link.uplink}
+    led_to = {(rule.family, rule.table) for rule in rules if not rule.ours and rule.table not in _STOCK_TABLES}
+    for family in Family:
+        mine = [r for r in routes if r.family is family and r.prefix.prefixlen <= _WIDE[family] and not r.ours]
+        defaults = [r for r in mine if r.table == MAIN and r.prefix.prefixlen == 0]
+        lowest = min((r.metric for r in defaults), default=0)
+        found = [r for r in defaults if r.metric == lowest]
+        found += [r for r in mine if r.table == MAIN and r.prefix.prefixlen > 0]
+        found += [r for r in mine if (family, r.table) in led_to]
+        if any(route.link in tunnels for route in found):
+            return True
+    return False

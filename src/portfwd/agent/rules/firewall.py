@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Brings the kernel to what the entries want, through one nft transaction per change. Fails closed.
+
+Takes entries and surroundings, gives a result per entry. Only here do skeleton, elements, guard and connection table
+come together; the texts and decisions are made by the pure modules beside this one.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+
+from portfwd.agent.rules import counters, skeleton
+from portfwd.agent.rules.diff import difference, differing, everything, settle
+from portfwd.agent.rules.elements import Elements, Surroundings, build
+from portfwd.agent.rules.farewell import tell
+from portfwd.agent.rules.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
+from portfwd.agent.rules.sweep import GUARD_SECONDS, divide, lingers, mourning
+from portfwd.kernel.conntrack import Flow, FlowTable, Which
+from portfwd.kernel.nft import Nft, NftError
+from portfwd.wire.acknowledgement import Result
+from portfwd.wire.answers.report import BaseReport
+from portfwd.wire.entry import Entry
+from portfwd.wire.values import Family, Kind, Proto
+
+log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 1.0
+"""Until connections that could not be looked at are looked at again."""
+
+
+def _mark(family: Family) -> str:
+    return f"add chain {nft_family(family)} {TABLE} {skeleton.marker(family)}\n"
+
+
+def _fresh_table(family: Family) -> str:
+    table = f"{nft_family(family)} {TABLE}"
+    return f"add table {table}\ndelete table {table}\n{skeleton.table(family)}{_mark(family)}"
+
+
+def _numbered(elements: Elements) -> set[Family]:
+    return {family for family, name in elements if name == "via"}
+
+
+def _letting_in(elements: Elements) -> set[Family]:
+    return {family for family, name in elements if name in ("in-port", "in-range")}
+
+
+def _who(around: Surroundings) -> tuple[object, ...]:
+    """What of the surroundings says who may come in."""
+    return around.near, around.home, around.names, around.numbers
+
+
+def _replies(families: set[Family], elements: Elements) -> str:
+    """The reply chains of these families as the elements want them."""
+    wanted = _numbered(elements)
+    return "".join(skeleton.replies(f) if f in wanted else skeleton.no_replies(f) for f in sorted(families))
+
+
+def _ours(listed: str) -> list[str]:
+    """Our lines of a listed chain of the base firewall."""
+    return [line.strip() for line in listed.splitlines() if f'comment "{COMMENT}"' in line]
+
+
+def _delete_rules(place: str, lines: list[str]) -> str:
+    return "".join(f"delete rule {place} handle {line.rpartition(' ')[2]}\n" for line in lines)
+
+
+class Firewall:
+    """Our part of one network namespace's ruleset."""
+
+    def __init__(self, nft: Nft, flows: FlowTable, tell: Callable[[list[Flow]], None] = tell) -> None:
+        self._nft = nft
+        self._flows = flows
+        self._tell = tell
+        self._applied: Elements | None = None
+        self._open: list[Entry] = []
+        self._around = Surroundings(0)
+        self._guarded: dict[Family, float] = {}
+        self._handing: set[Family] = set()
+        """Where the chain stands that asks for the door of what this qube hands on."""
+        self._uncut = False
+        """Whether connections could not be looked at when some had to end."""
+        self._printed: dict[tuple[Family, str], str] = {}
+
+    def bring(self, entries: Iterable[Entry], around: Surroundings) -> dict[str, Result]:
+        """Make exactly these entries work. Raises NftError only when not even closing everything succeeded."""
+        wanted_entries, known = list(entries), self._applied is not None
+        based = {family for family in Family if self._ensure_base(family)}
+        elements, results = build((e for e in wanted_entries if e.family in based), around)
+        results |= {e.key: Result.NO_BASE for e in wanted_entries if e.family not in based}
+        try:
+            removed = self._load(elements, around.now)
+        except NftError as error:
+            log.error("nft refused the forwards, shutting all of them: %s", error)
+            self._close(around)
+            return dict.fromkeys(results, Result.FAILED)
+        open_entries = [e for e in wanted_entries if results[e.key] is Result.OK]
+        if removed or self._uncut or around.home != self._around.home:
+            self._cut(open_entries, around, self._concerned(open_entries, around) if known else None)
+            self._uncount(open_entries)
+            self._drop_handing()
+        self._open, self._around = open_entries, around
+        return results
+
+    @property
+    def opened(self) -> tuple[list[Entry], Surroundings]:
+        """The entries that stand in the kernel, and what was around when they were last looked at."""
+        return self._open, self._around
+
+    def end(self, flows: list[Flow], now: float) -> None:
+        """End these connections: clients are told, servers learn it when they next say something. Raises OSError."""
+        self._watch_for({flow.family for flow in flows}, flows, now)
+        for flow in flows:
+            self._flows.forget(flow)
+        self._tell(flows)
+
+    def forget(self) -> None:
+        """Someone else changed our table: trust nothing of what we believe stands there."""
+        self._applied = None
+
+    def base(self, family: Family) -> BaseReport:
+        """Whether the base firewall is there, and how many rules its owner has put before ours."""
+        before = [self._before_ours(family, chain) for chain in ("custom-forward", "custom-input")]
+        return BaseReport(None not in before, *(count or 0 for count in before))
+
+    def _before_ours(self, family: Family, chain: str) -> int | None:
+        listed = self._try(f"list chain {nft_family(family)} {BASE_TABLE} {chain}")
+        if listed is None:
+            return None
+        # The chain's own line has a handle, too.
+        rules = [line for line in listed.splitlines() if " # handle " in line and "{ # handle " not in line]
+        ours = (place for place, line in enumerate(rules) if f'comment "{COMMENT}"' in line)
+        return next(ours, len(rules))
+
+    def tend(self, now: float) -> float | None:
+        """Remove guards whose time is over. Returns when to come again (as Surroundings.now), or None."""
+        for family, until in list(self._guarded.items()):
+            if until > now:
+                continue
+            if self._lingering(family):
+                self._guarded[family] = now + GUARD_SECONDS
+            else:
+                ip = nft_family(family)
+                parts = (f"flush chain {ip} {TABLE} {g}\ndelete chain {ip} {TABLE} {g}\n" for g in GUARDS)
+                self._try("".join(parts))
+                del self._guarded[family]
+                self._drop_handing()
+        return min([*self._guarded.values(), *([now + _AGAIN_SECONDS] if self._uncut else [])], default=None)
+
+    def leave(self, now: float) -> None:
+        """Take everything of ours away, for good. Raises NftError, and OSError, when that did not succeed.
+
+        Where connections were ended an empty table stays, which keeps them from coming back and opens nothing.
+        """
+        self._close(Surroundings(now))
+        for family in Family:
+            for chain in BASE_RULES:
+                place = f"{nft_family(family)} {BASE_TABLE} {chain}"
+                if listed := self._try(f"list chain {place}"):
+                    self._nft.run(_delete_rules(place, _ours(listed)))
+            if family not in self._guarded:
+                self._nft.run(f"delete table {nft_family(family)} {TABLE}\n")
+
+    def _load(self, elements: Elements, now: float) -> bool:
+        """Apply the elements; whether something was taken away, or may have been."""
+        if self._applied is not None:
+            elements = settle(self._applied, elements)
+            text = _replies(_numbered(self._applied) ^ _numbered(elements), elements)
+            text += "".join(skeleton.handed_on(family) for family in sorted(_letting_in(elements) - self._handing))
+            text += difference(self._applied, elements, now)
+            if not text:
+                return self._replace(elements)
+            try:
+                self._nft.run(text)
+            except NftError as error:
+                # An element that ended at this very moment makes the difference fail; the whole is always right.
+                log.info("loading all elements anew: %s", error)
+            else:
+                return self._replace(elements)
+        wanted = everything(elements, tuple(Family), now) + _replies(set(Family), elements)
+        try:
+            tables = "".join(self._table(family, now) for family in Family)
+            self._nft.run(tables + self._handing_text(elements) + wanted)
+        except NftError as error:
+            log.warning("making our tables anew: %s", error)
+            self._guarded.clear()
+            self._handing.clear()
+            tables = "".join(_fresh_table(family) for family in Family)
+            self._nft.run(tables + self._handing_text(elements) + wanted)
+        self._handing |= _letting_in(elements)
+        self._applied = elements
+        return True
+
+    def _handing_text(self, elements: Elements) -> str:
+        return "".join(skeleton.handed_on(family) for family in sorted(self._handing | _letting_in(elements)))
+
+    def _replace(self, elements: Elements) -> bool:
+        self._handing |= _letting_in(elements)
+        before, self._applied = self._applied or {}, elements
+        return any(differing(old, elements.get(place, {})) for place, old in before.items())
+
+    def _table(self, family: Family, now: float) -> str:
+        """The text that makes our table, or fills its chains anew where it stands in this shape.
+
+        What others did to the chains is not looked for: one transaction puts all of them right, and no packet meets
+        them half done. It does not touch the sets: what the guards watch for lives on.
+        """
+        ip = nft_family(family)
+        if self._try(f"list chain {ip} {TABLE} {skeleton.marker(family)}") is None:
+            self._guarded.pop(family, None)
+            self._handing.discard(family)
+            return _fresh_table(family)
+        if self._try(f"list chain {ip} {TABLE} {skeleton.HANDED_ON}") is not None:
+            self._handing.add(family)
+        if family not in self._guarded and self._try(f"list chain {ip} {TABLE} {GUARDS[0]}") is not None:
+            self._guarded[family] = now + GUARD_SECONDS
+        guard = skeleton.guard(family) if family in self._guarded else ""
+        return f"flush table {ip} {TABLE}\n{skeleton.table(family)}{guard}{_mark(family)}"
+
+    def _ensure_base(self, family: Family) -> bool:
+        """Keep our one rule in each custom chain of the base table; False when the base firewall is not there."""
+        return all(self._ensure_rule(family, chain, rule) for chain, rule in BASE_RULES.items())
+
+    def _ensure_rule(self, family: Family, chain: str, rule: str) -> bool:
+        place = f"{nft_family(family)} {BASE_TABLE} {chain}"
+        listed = self._try(f"list chain {place}")
+        if listed is None:
+            return False
+        ours = _ours(listed)
+        texts = [line.partition(" # handle ")[0] for line in ours]
+        if len(texts) == 1 and texts[0] in (rule, self._printed.get((family, chain))):
+            return True
+        if self._try(_delete_rules(place, ours) + f"add rule {place} {rule}\n") is None:
+            return False
+        listed = self._try(f"list chain {place}") or ""
+        printed = [line.partition(" # handle ")[0] for line in _ours(listed)]
+        self._printed[(family, chain)] = printed[-1] if printed else rule
+        return True
+
+    def _cut(self, entries: list[Entry], around: Surroundings, concerned: set[Proto] | None = None) -> None:
+        """End every connection that came through us and that no entry allows any more.
+
+        Where a script has overwritten the whole mark, what the entries of before allowed is taken for ours. Without
+        guard some may be picked up again by what the qube behind us says; but left alone, all would go on. `concerned`:
+        the protocols in which something may have to end, all without it.
+        """
+        protos = set(Proto) if concerned is None else concerned
+        rest = [Which(assured=False)] if len(protos) == len(Proto) else [Which(proto, False) for proto in protos]
+        ended = 0
+        try:
+            # First what both sides have taken up: the rest may be any number that strangers have begun.
+            for which in (Which(assured=True), *rest):
+                ended += self._end_lost(entries, around, which)
+        except OSError as error:
+            log.error("connections of removed forwards could not be ended, trying again: %s", error)
+            self._uncut = True
+            # What is asked for its door ends all the same, as long as the chain that asks stands.
+            self._watch_for(self._handing, [], around.now)
+            return
+        self._uncut = False
+        if ended:
+            log.info("ended %d connections of forwards that are gone", ended)
+
+    def _end_lost(self, entries: list[Entry], around: Surroundings, which: Which) -> int:
+        hidden, _ = divide(self._flows.unmarked(skeleton.MARK_OURS, which), self._open, self._around)
+        _, lost = divide([*self._flows.marked(skeleton.MARK_OURS, which), *hidden], entries, around)
+        if lost:
+            self._watch_for({flow.family for flow in lost}, lost, around.now)
+            for flow in lost:
+                if not lingers(flow, entries):
+                    self._flows.forget(flow)
+            self._tell(lost)
+        return len(lost)
+
+    def _concerned(self, entries: list[Entry], around: Surroundings) -> set[Proto]:
+        """The protocols in which a change of entries may end something; all where it is not known what stood before."""
+        if self._uncut or not self._open or _who(around) != _who(self._around):
+            return set(Proto)
+        return {entry.proto for entry in set(self._open).difference(entries)}
+
+    def _uncount(self, entries: list[Entry]) -> None:
+        """Forget the connections that were counted for relays which are gone. A fresh agent keeps what it finds."""
+        known = {entry.key for entry in self._open}
+        kept = [e for e in entries if e.kind is Kind.RELAY and (not known or e.key in known)]
+        if known and known <= {entry.key for entry in entries}:
+            return
+        try:
+            for family in Family:
+                for side in ("up", "down"):
+                    name = f"{side}-{skeleton.HITS}"
+                    found = counters.read(self._nft, family, name)
+                    mine = [e for e in kept if e.family is family and skeleton.RELAY_SIDES[e.side] == side]
+                    still = counters.Counts(found).within_any(mine)
+                    gone = [f"{c.proto.value} . {c.ports.first}" for c in found if c not in still]
+                    if gone:
+                        self._nft.run(f"delete element {nft_family(family)} {TABLE} {name} {{ {', '.join(gone)} }}\n")
+        except NftError as error:
+            log.info("connections of forwards that are gone stay counted: %s", error)
+
+    def _lingering(self, family: Family) -> bool:
+        """Whether something is left to the chain that asks what is handed on for its door, or may be."""
+        if family not in self._handing:
+            return False
+        try:
+            _, lost = divide(self._flows.marked(skeleton.MARK_OURS), self._open, self._around)
+        except OSError:
+            return True
+        return any(flow.family is family and lingers(flow, self._open) for flow in lost)
+
+    def _drop_handing(self) -> None:
+        """Without doors, and with nothing left to end, no packet need be asked."""
+        for family in sorted(self._handing - _letting_in(self._applied or {}) - self._guarded.keys()):
+            self._try(skeleton.not_handed_on(family))
+            self._handing.discard(family)
+
+    def _watch_for(self, families: Iterable[Family], lost: list[Flow], now: float) -> None:
+        chains = "".join(skeleton.guard(f) for f in sorted(families) if f not in self._guarded)
+        try:
+            self._nft.run(chains + mourning(lost))
+        except NftError as error:
+            log.error("connections of removed forwards may come back, nothing watches for them: %s", error)
+        else:
+            self._guarded |= dict.fromkeys(families, now + GUARD_SECONDS)
+
+    def _close(self, around: Surroundings) -> None:
+        """Nothing of ours stays open: no port, and no connection that came through one.
+
+        Empty tables are as shut as none, and can watch for those connections; where nft refuses them, they go.
+        """
+        self._applied = None
+        try:
+            self._load({}, around.now)
+        except NftError as error:
+            log.error("nft refuses even empty tables, removing them: %s", error)
+            places = [f"{nft_family(family)} {TABLE}" for family in Family]
+            self._handing.clear()
+            self._nft.run("".join(f"add table {place}\ndelete table {place}\n" for place in places))
+        self._cut([], around)
+        self._open = []
+
+    def _try(self, text: str) -> str | None:
+        try:
+            return self._nft.run(text)
+        except NftError as error:
+            if not error.missing:
+                log.warning("nft: %s", error)
+            return None

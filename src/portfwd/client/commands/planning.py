@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The command plan of qvm-port-forward: what each hop does now, or would do after a change. Stores nothing."""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from portfwd.api.status import HopStatus, RuleStatus, State
+from portfwd.api.status_lines import parse_plan
+from portfwd.client.adminapi import AdminClient
+from portfwd.client.commands.changing import edit_of, rule_of
+from portfwd.client.commands.codes import Exit
+from portfwd.client.edits import Rules, added, edited
+from portfwd.client.text.sentences import entrances, place, target, told
+from portfwd.client.text.terminal import say
+from portfwd.client.typed.arguments import lookup_service, qube_of
+from portfwd.client.typed.naming import find
+from portfwd.model.forward import ForwardRule
+from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.values import HostName, Kind, QubeName, Side, SourceWord
+
+_SIDES = {
+    Side.UPLINK: "that comes in by its uplink",
+    Side.INNER: "that its net qube hands on",
+    Side.DOWNSTREAM: "of the qubes and tunnels behind it",
+}
+
+
+def plan(client: AdminClient, args: argparse.Namespace) -> Exit:
+    """Say in sentences what stands or would stand on each hop, and the nft elements of it."""
+    qube = qube_of(args)
+    present = client.forwards(qube).rules
+    if args.change is None:
+        _say_plan(client.plan(qube), qube, present, present)
+        return Exit.DONE
+    wanted, changed = _candidate(qube, present, args)
+    # Also without a rule of interest it is dom0 that says whether it would take the list.
+    text = client.plan(qube, wanted)
+    gone = [rule for rule in present if rule.does not in {other.does for other in wanted if other.enabled}]
+    for rule in gone:
+        say(f"Every hop would forget {target(qube, rule)} at {entrances(rule, (), None)}, and end its connections.")
+    if changed is not None and changed.enabled:
+        _say_plan(text, qube, wanted, [changed])
+    say("Nothing has been changed.")
+    return Exit.DONE
+
+
+def _candidate(qube: QubeName, present: Rules, args: argparse.Namespace) -> tuple[Rules, ForwardRule | None]:
+    if args.change == "add":
+        rule = rule_of(args, time.time())
+        return added(present, rule), rule
+    number = find(args.forward, qube, present, lookup_service).number
+    return edited(present, number, edit_of(args.change, args))
+
+
+def _say_plan(text: str, qube: QubeName, rules: Rules, chosen: Sequence[ForwardRule]) -> None:
+    elements = _elements(text)
+    wanted = {rule.id(qube) for rule in chosen}
+    for status in parse_plan(text, qube, rules):
+        if status.id in wanted:
+            _say_rule(status)
+    if not chosen:
+        say(f"{qube} has no forwards.")
+    for hop, lines in elements.items():
+        say(f"nft elements of {hop}:")
+        for line in lines:
+            say(f"    {line}")
+
+
+def _say_rule(status: RuleStatus) -> None:
+    rule = status.rule
+    if status.state in (State.PROBLEM, State.PAUSED):
+        say(told(status, time.time()))
+        return
+    say(f"{target(status.qube, rule)} at {entrances(rule, status.addresses, status.entrance)}:")
+    for hop in status.hops:
+        say(f"    {hop.hop}: {_sentence(hop)}")
+
+
+def _sentence(hop: HopStatus) -> str:
+    ports = f"IPv{hop.family:d} {hop.proto} port{'s' if len(hop.listen) > 1 else ''} {hop.listen.short}"
+    if hop.kind is Kind.ACCEPT or hop.to is None or hop.ports is None:
+        return f"lets in {ports}{_from(hop)}"
+    return f"hands {ports} {_SIDES[hop.side]}{_from(hop)} to {place(hop.to, hop.ports)}"
+
+
+def _from(hop: HopStatus) -> str:
+    if hop.source is SourceWord.ANYONE:
+        return ""
+    if hop.source is SourceWord.NEIGHBOURS:
+        return " from its neighbours"
+    return f" from {hop.source}" if not isinstance(hop.source, HostName) else f" from {hop.source}, as it resolves it"
+
+
+def _elements(text: str) -> dict[QubeName, list[str]]:
+    """The lines hop=QUBE element=TEXT, by qube."""
+    found: dict[QubeName, list[str]] = {}
+    for line in text.splitlines():
+        if not line.startswith("hop="):
+            continue
+        hop, _, rest = line.removeprefix("hop=").partition(" ")
+        if rest.startswith("element="):
+            found.setdefault(QubeName(hop), []).append(rest.removeprefix("element="))
+        elif rest == "elements=unknown":
+            found.setdefault(QubeName(hop), []).append("not known: its agent does not answer")
+        else:
+            raise RefusedError(f"{shown(line)} is not a line of a plan")
+    return found

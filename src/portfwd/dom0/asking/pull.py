@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""Asks qubes over qrexec: all at the same time for reports (wire/answers/report.py), or one for something else.
+
+All is bounded in time and bytes: a qube that answers wrongly, too much or not in time has given no answer; it costs
+nobody else's.
+"""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from portfwd.dom0.asking.qrexec import attempt, start_service
+from portfwd.wire import limits
+from portfwd.wire.answers.report import Report
+from portfwd.wire.values import QubeName
+
+PULL_SECONDS = 1.0
+"""How long one pull may take in all."""
+_CHUNK = 1 << 16
+Answer = TypeVar("Answer")
+
+
+class Puller:
+    """One per qubesd. A qube is asked once at a time: who asks meanwhile gets the same answer."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[QubeName, asyncio.Task[Report | None]] = {}
+
+    async def pull(self, vms: Iterable[Any]) -> dict[QubeName, Report]:
+        """The reports of those that gave one, PULL_SECONDS from now at the latest. Never raises for a qube."""
+        tasks = {QubeName(str(vm.name)): self._ask(vm) for vm in vms}
+        if not tasks:
+            return {}
+        done, _ = await asyncio.wait(tasks.values(), timeout=PULL_SECONDS)
+        reports = {name: task.result() for name, task in tasks.items() if task in done and not task.cancelled()}
+        return {name: report for name, report in reports.items() if report is not None}
+
+    def _ask(self, vm: Any) -> "asyncio.Task[Report | None]":
+        name = QubeName(str(vm.name))
+        if name not in self._under_way:
+            task = asyncio.ensure_future(_report(vm))
+            self._under_way[name] = task
+            task.add_done_callback(lambda _: self._under_way.pop(name))
+        return self._under_way[name]
+
+
+async def _report(vm: Any) -> Report | None:
+    return await ask(vm, limits.REPORT_SERVICE, Report.parse)
+
+
+async def ask(vm: Any, service: str, parse: Callable[[bytes], Answer], payload: bytes = b"") -> Answer | None:
+    """What `parse` makes of a service's answer, or None, PULL_SECONDS from now at the latest. Never raises for a qube.
+
+    `parse` gets at most one byte more than an answer may have (limits.REPORT_MAX), and may raise RefusedError.
+    """
+
+    async def answer() -> Answer:
+        untrusted = await _call(vm, service, payload)
+        # A long one would hold qubesd's loop.
+        return parse(untrusted) if len(untrusted) <= _CHUNK // 4 else await asyncio.to_thread(parse, untrusted)
+
+    return await attempt(answer(), PULL_SECONDS, vm.name, service)
+
+
+async def _call(vm: Any, service: str, payload: bytes) -> bytes:
+    """What the service prints, at most one byte more than an answer may have."""
+    with _input(payload) as stdin:
+        process, reader, transport = await start_service(vm, service, stdin, _CHUNK)
+    try:
+        untrusted = b""
+        while len(untrusted) <= limits.REPORT_MAX and (more := await reader.read(_CHUNK)):
+            untrusted += more
+        if len(untrusted) <= limits.REPORT_MAX:
+            # A service may close its output and live on.
+            await process.wait()
+        return untrusted[: limits.REPORT_MAX + 1]
+    finally:
+        transport.close()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            # Until it is gone the qube is not asked again; whoever pulls waits no longer than told.
+            await process.wait()
+
+
+@contextlib.contextmanager
+def _input(payload: bytes) -> Iterator[int]:
+    """A descriptor to read the payload from. A file in memory, so that nobody has to wait until a qube has read it."""
+    if not payload:
+        yield subprocess.DEVNULL
+        return
+    with os.fdopen(os.memfd_create("port-forward"), "w+b", buffering=0) as file:
+        file.write(payload)
+        file.seek(0)
+        yield file.fileno()

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The words and sentences of a diagnosis (dom0/diagnosis/judge.py): what is wrong and what to do about it. PURE text.
+
+Names and numbers are dom0's own; nothing that a qube says is put into a sentence as it stands.
+"""
+
+import enum
+from collections.abc import Sequence
+
+from portfwd.api.words import HopState
+from portfwd.dom0.planning.outbound import Outbound
+from portfwd.wire.answers.probe import RouteWord, Sight
+from portfwd.wire.entry import Entry
+from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, QubeName
+
+
+class Cause(enum.StrEnum):
+    """What was found, in one word."""
+
+    PASSED = "passed"
+    # The rule itself.
+    GONE = "gone"
+    EXPIRED = "expired"
+    PAUSED = "paused"
+    # The planner's problems, by the same words.
+    NO_NET_QUBE = "no-net-qube"
+    HALTED = "halted"
+    NO_AGENT = "no-agent"
+    TOR_GATEWAY = "tor-gateway"
+    DENIED = "denied"
+    VPN = "vpn"
+    WAY_UNKNOWN = "way-unknown"
+    NO_ADDRESS = "no-address"
+    CONFLICT = "conflict"
+    # How far the entries have come.
+    NOT_WRITTEN = "not-written"
+    NOT_ACKNOWLEDGED = "not-acknowledged"
+    UNCLEAR = "unclear"
+    RESTART_NEEDED = "restart-needed"
+    HALF_SET = "incomplete"
+    FAILED = "failed"
+    OLDER_AGENT = "refused"
+    CLASH = "clash"
+    OCCUPIED = "occupied"
+    UNRESOLVED = "unresolved"
+    NO_BASE = "no-base-firewall"
+    # What a hop sees.
+    QUBE_PAUSED = "qube-paused"
+    AGENT_DEAD = "agent-dead"
+    RULE_MISSING = "rule-missing"
+    DOOR_MISSING = "door-missing"
+    NOT_FORWARDING = "not-forwarding"
+    NO_ROUTE = "no-route"
+    NO_SERVER = "no-server"
+    LOCAL_ONLY = "local-only"
+    # Where the probe was lost.
+    NO_UPLINK = "no-uplink"
+    NO_CLIENT = "no-client"
+    NOT_PROBED = "not-probed"
+    NOT_ARRIVED = "not-arrived"
+    NOT_TRANSLATED = "not-translated"
+    NOT_ROUTED = "not-routed"
+    NOT_FOR_IT = "not-its-address"
+    DROPPED = "dropped"
+    REJECTED = "rejected"
+    REFUSED = "connection-refused"
+    SILENT = "silent"
+    ANSWER_LOST = "answer-lost"
+    ANSWER_DROPPED = "answer-dropped"
+    # Clients.
+    WRONG_SOURCE = "wrong-source"
+    NOT_A_NEIGHBOUR = "not-a-neighbour"
+    SENDER_REFUSED = "sender-refused"
+    PRIVATE_UPLINK = "private-uplink"
+    NO_IPV6 = "no-ipv6"
+
+
+GONE = "there is no such forward (any more)"
+EXPIRED = "the time of this forward is over"
+PAUSED = "this forward is paused; resume it"
+
+_STATES = {
+    HopState.PLANNED: (Cause.NOT_WRITTEN, "dom0 could not write into the QubesDB of '{}'; restart that qube"),
+    HopState.WRITTEN: (Cause.NOT_ACKNOWLEDGED, "the agent in '{}' has not done its part yet"),
+    HopState.UNKNOWN: (Cause.NOT_ACKNOWLEDGED, "the agent in '{}' has not answered since its last change"),
+    HopState.UNCLEAR: (Cause.UNCLEAR, "what '{}' says of its part cannot be read; restart its agent"),
+    HopState.RESTART: (Cause.RESTART_NEEDED, "'{}' still runs with its address of before; restart it"),
+    HopState.INCOMPLETE: (
+        Cause.HALF_SET,
+        "only a part of what dom0 wrote is in the QubesDB of '{}'; restart that qube",
+    ),
+    HopState.FAILED: (Cause.FAILED, "nft refuses the rules in '{}'; see the journal of its agent"),
+    HopState.REFUSED: (Cause.OLDER_AGENT, "the agent in '{}' does not know this kind of entry; update it"),
+    HopState.CLASH: (Cause.CLASH, "two entries want the same port in '{}'"),
+    HopState.EXPIRED: (Cause.EXPIRED, "the time of this forward is over by the clock of '{}'"),
+    HopState.UNRESOLVED: (Cause.UNRESOLVED, "'{}' finds no address for the host name of the clients"),
+    HopState.NO_BASE: (Cause.NO_BASE, "'{}' has no base firewall; restart its qubes-iptables service"),
+}
+
+
+def of_state(name: QubeName, state: HopState, entry: Entry) -> tuple[Cause, str]:
+    """The cause and sentence for an entry that is not applied."""
+    if state is HopState.OCCUPIED:
+        text = f"a program in '{name}' itself uses port {entry.listen.short}; stop it, or take another port"
+        return Cause.OCCUPIED, text
+    cause, text = _STATES.get(state, (Cause.UNCLEAR, "'{}' says what dom0 does not understand; update its agent"))
+    return cause, text.format(name)
+
+
+def restart_needed(name: QubeName) -> str:
+    """It runs with the address, or the feature net.fake-ip, of before."""
+    return _STATES[HopState.RESTART][1].format(name)
+
+
+def agent_dead(name: QubeName) -> str:
+    """No process is its agent."""
+    return f"the port forwarding agent in '{name}' does not run; start its service qubes-port-forward"
+
+
+def no_address(name: QubeName, families: Sequence[Family]) -> str:
+    """The planner's sentence, for the hop where it begins."""
+    return f"'{name}' has no {' or '.join(f'IPv{int(family)}' for family in families)} address"
+
+
+def qube_paused(name: QubeName) -> str:
+    """Its time stands still."""
+    return f"'{name}' is paused; unpause it"
+
+
+def no_base(name: QubeName) -> str:
+    """The base table or its custom chain is not there."""
+    return _STATES[HopState.NO_BASE][1].format(name)
+
+
+def rule_missing(name: QubeName, entry: Entry) -> str:
+    """Our own rule is not in the custom chain."""
+    return f"in '{name}' the chain {_chain(entry)} has been emptied; restart its agent"
+
+
+def door_missing(name: QubeName) -> str:
+    """The elements are not in our table."""
+    return f"in '{name}' the nftables table qubes-port-forward does not open this port; restart its agent"
+
+
+def not_forwarding(name: QubeName, family: Family) -> str:
+    """The sysctl is off."""
+    sysctl = "net.ipv4.ip_forward" if family is Family.V4 else "net.ipv6.conf.all.forwarding"
+    return f"the kernel of '{name}' hands nothing on (sysctl {sysctl})"
+
+
+def no_route(name: QubeName, entry: Entry, route: RouteWord | None) -> str:
+    """The next hop is not behind a vif."""
+    where = {RouteWord.UPLINK: "its uplink", RouteWord.TUNNEL: "a tunnel", RouteWord.LOCAL: "itself"}
+    leads = f"leads to {where[route]}" if route in where else "is missing"
+    return f"in '{name}' the route to {entry.to} {leads}; it should lead to a qube behind it"
+
+
+def no_server(name: QubeName, entry: Entry) -> str:
+    """Nothing listens."""
+    return f"nothing listens on {entry.proto.value} port {entry.listen.short} in '{name}'; start the server"
+
+
+def local_only(name: QubeName, entry: Entry) -> str:
+    """It listens on a loopback address."""
+    port = f"{entry.proto.value} port {entry.listen.short}"
+    return f"the server on {port} in '{name}' listens on 127.0.0.1 or ::1 only; let it listen on 0.0.0.0 or ::"
+
+
+def passed(name: QubeName, *, target: bool) -> str:
+    """The probe was seen to go on."""
+    return f"the probe reached '{name}'" if target else f"'{name}' handed the probe on"
+
+
+def no_uplink(name: QubeName) -> str:
+    """No way in by which a client could come."""
+    return f"'{name}' has no uplink with an address by which clients of this rule could come; connect its network"
+
+
+def no_client(name: QubeName) -> str:
+    """Internal, and nobody there to speak for."""
+    return f"no other qube runs behind '{name}' that could be a client, so no probe was sent"
+
+
+def not_probed(name: QubeName) -> str:
+    """It did not answer in time, or not with the words of a probe."""
+    return f"'{name}' does not answer the call for a probe; its part is known by looking only"
+
+
+def cannot_probe(name: QubeName) -> str:
+    """The entrance could not make the probe."""
+    return f"'{name}' could not make a probe (its kernel lacks veth, clsact or mirred); the rest is by looking only"
+
+
+def of_loss(cause: Cause, hops: Sequence[QubeName], place: int, sight: Sight | None) -> str:
+    """The sentence for a probe, or its answer, that was lost at one hop."""
+    name = hops[place]
+    before = hops[place - 1] if place else "the uplink"
+    behind = hops[place + 1] if place + 1 < len(hops) else "its program"
+    chain = "custom-input" if place + 1 == len(hops) else "custom-forward"
+    user = sight.before if sight is not None else 0
+    whose = f"; rules of yours before ours in {chain}: {user}" if user else "; look for a table or chain of your own"
+    return {
+        Cause.NOT_ARRIVED: f"'{before}' handed the probe on, but it did not arrive in '{name}'; restart '{name}'",
+        Cause.NOT_TRANSLATED: f"'{name}' took the probe for its own; its rules do not let this client in",
+        Cause.NOT_ROUTED: f"the probe was lost in '{name}' before it was routed; a rule in prerouting, or no route",
+        Cause.NOT_FOR_IT: f"'{name}' does not have the address to which the probe was sent; restart it",
+        Cause.DROPPED: f"a firewall rule in '{name}' drops the probe{whose}",
+        Cause.REJECTED: f"a firewall rule in '{name}' rejects the probe{whose}",
+        Cause.REFUSED: f"the system of '{name}' refuses the connection although something listens on the port",
+        Cause.NO_SERVER: f"nothing listens on that port in '{name}'; start the server",
+        Cause.SILENT: f"the probe reached '{name}', but nothing answered; is the server stuck?",
+        Cause.ANSWER_LOST: f"the answer of '{behind}' did not arrive in '{name}'; look at the routes of '{behind}'",
+        Cause.ANSWER_DROPPED: f"a firewall rule in '{name}' drops the answer; look for a table or chain of your own",
+    }[cause]
+
+
+def wrong_source(client: IPAddress, allowed: IPNetwork) -> str:
+    """Not in the rule's prefix."""
+    return f"the rule is for clients in {allowed}, and {client} is none"
+
+
+def wrong_family(client: IPAddress) -> str:
+    """No way of this family."""
+    return f"the forward has no IPv{client.version} way, so {client} cannot use it"
+
+
+def not_a_neighbour(client: IPAddress, entrance: QubeName) -> str:
+    """Not in a network of the uplinks."""
+    return f"the rule is for neighbours, and {client} is in no network of '{entrance}'; give the rule a srchost"
+
+
+def sender_refused(name: QubeName) -> str:
+    """Its own ordinary rules."""
+    return f"the firewall rules of '{name}' itself do not let it connect there"
+
+
+def sender_may_be_refused(name: QubeName, word: Outbound) -> str:
+    """The same for a qube that nobody has asked about."""
+    if word is Outbound.UNKNOWN:
+        return f"whether the firewall rules of '{name}' let it connect there depends on host names"
+    partly = " for all ports and protocols of this rule" if word is Outbound.PARTLY else ""
+    return f"the firewall rules of '{name}' do not let it connect there{partly}"
+
+
+def private_uplink(entrance: QubeName, address: IPAddress) -> str:
+    """Double NAT."""
+    text = f"the uplink of '{entrance}' has the private address {address}"
+    return f"{text}: for clients beyond it your router must forward, too"
+
+
+def no_ipv6(name: QubeName) -> str:
+    """A chain with IPv4 only."""
+    return f"'{name}' has no IPv6 address, so this forward is open for IPv4 only"
+
+
+def _chain(entry: Entry) -> str:
+    return "custom-forward" if entry.kind is Kind.RELAY else "custom-input"

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The QubesDB of running qubes, used by threads beside qubesd's loop.
+
+A qube that sends half a message has its daemon in dom0 wait for the rest, and whoever asks that daemon waits as well.
+So commands are made outside of the loop and end in time, and one silent daemon keeps no other qube waiting.
+"""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+from portfwd.base.qubesdb_client import DisconnectedError, Error, QubesDB, SilentError, Store
+from portfwd.dom0.planning.snapshot import session_of
+from portfwd.dom0.publishing.turns import Turns
+from portfwd.wire.values import QubeName
+
+TIMEOUT = 2.0
+"""Seconds that a daemon may take for one command; one that works takes less than a millisecond."""
+SILENT_SECONDS = 3.0
+"""Seconds for which a daemon that took longer is not asked again."""
+_WORKERS = 16
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Identity(NamedTuple):
+    """Names one daemon: the socket file that it has bound, and the run of the qube that it was met in.
+
+    A daemon outlives its domain by up to 20 s and serves on; that of the next run puts another file in the same place.
+    """
+
+    session: str
+    device: int
+    inode: int
+    changed: int
+
+    @classmethod
+    def of(cls, socket_path: Path, session: str) -> Self | None:
+        """That of the daemon whose socket is there now; None when there is none."""
+        try:
+            found = socket_path.stat()
+        except OSError:
+            return None
+        return cls(session, found.st_dev, found.st_ino, found.st_ctime_ns)
+
+
+class Connection:
+    """One daemon, connected at the first command, and never another one. Safe to use by several threads.
+
+    `leaving` takes a socket to which an answer is owed when the connection ends.
+    """
+
+    def __init__(
+        self,
+        socket_path: Path,
+        identity: Identity,
+        leaving: Callable[[socket.socket], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.identity = identity
+        self.lost = False
+        self._path = socket_path
+        self._database = QubesDB(str(socket_path), TIMEOUT, lazy=True)
+        self._leaving = leaving
+        self._lock = threading.Lock()
+        self._now = now
+        self._silent_until = 0.0
+        self._met = self._ended = False
+
+    def read(self, path: str, /) -> bytes | None:
+        return self._ask(self._database.read, path)
+
+    def multiread(self, path: str, /) -> dict[str, bytes]:
+        return self._ask(self._database.multiread, path)
+
+    def write(self, path: str, value: str | bytes, /) -> None:
+        self._ask(self._database.write, path, value)
+
+    def rm(self, path: str, /) -> None:
+        self._ask(self._database.rm, path)
+
+    def close(self) -> None:
+        """End it; a command that a thread has under way is finished first."""
+        self._ended = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._leave()
+            finally:
+                self._lock.release()
+
+    def _leave(self) -> None:
+        left = self._database.leave()
+        if left is not None:
+            self._leaving(left)
+
+    def _ask(self, command: Callable[..., R], *words: str | bytes) -> R:
+        with self._lock:
+            if self.lost or self._ended:
+                raise DisconnectedError("QubesDB disconnected")
+            if self._now() < self._silent_until:
+                raise Error("the QubesDB daemon has just not answered")
+            try:
+                if not self._met:
+                    self._meet()
+                return command(*words)
+            except DisconnectedError:
+                self.lost = True
+                raise
+            except SilentError:
+                self._silent_until = self._now() + SILENT_SECONDS
+                raise
+            finally:
+                if self._ended:
+                    self._leave()
+
+    def _meet(self) -> None:
+        """Connect; whom we met is certain, since the same file was there before and after."""
+        for connect in (True, False):
+            if Identity.of(self._path, self.identity.session) != self.identity:
+                raise DisconnectedError("another QubesDB daemon has taken the place")
+            if connect:
+                self._database.connect()
+        self._met = True
+
+
+class Connections:
+    """The one registry of the running qubes' daemons. `run` is the folder of their sockets (qubesdb.NAME.sock).
+
+    Whoever needs some of them selects; only what no longer runs is closed, and no call closes what another one uses.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._open: dict[QubeName, Connection] = {}
+        self._left: list[socket.socket] = []
+
+    def of(self, running: Iterable[Any]) -> dict[QubeName, Store]:
+        """The databases of these running qubes, as far as they have one yet. Opens nothing, so it never waits.
+
+        A qube runs some time before its daemon is there, which domain-qdb-create tells.
+        """
+        found: dict[QubeName, Store] = {}
+        for vm in running:
+            name = QubeName(str(vm.name))
+            path = self._run / f"qubesdb.{name}.sock"
+            identity = Identity.of(path, session_of(vm))
+            if identity is None:
+                continue
+            known = self._open.get(name)
+            if known is None or known.lost or known.identity != identity:
+                self.drop(name)
+                known = self._open[name] = Connection(path, identity, self._left.append)
+            found[name] = known
+        return found
+
+    def keep(self, running: Container[QubeName]) -> None:
+        """Close those of qubes that are not among all that run now."""
+        for name in [name for name in self._open if name not in running]:
+            self.drop(name)
+        for left in [left for left in self._left if _is_over(left)]:
+            self._left.remove(left)
+
+    def close(self) -> None:
+        """Close all: qubesd ends."""
+        self.keep(())
+        while self._left:
+            self._left.pop().close()
+
+    def drop(self, name: str) -> None:
+        """Close that of one qube: its next daemon is another one."""
+        known = self._open.pop(QubeName(name), None)
+        if known is not None:
+            known.close()
+
+
+def _is_over(left: socket.socket) -> bool:
+    """Take in what a daemon still answers; closed once the daemon has closed, since it dies when it finds nobody."""
+    with contextlib.suppress(BlockingIOError):
+        try:
+            while left.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+        left.close()
+        return True
+    return False
+
+
+class Workers:
+    """Threads that use databases, and one that computes, while the loop goes on.
+
+    Of those that compute there is one alone, since Python runs one thread at a time. Whoever has more to do than one
+    call does it within `turns`.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_WORKERS, "port-forward")
+        self._thinker = ThreadPoolExecutor(1, "port-forward-plan")
+        self.turns = Turns()
+
+    async def run(self, function: Callable[..., R], *words: Any) -> R:
+        """Call a function that may wait for a database in a thread."""
+        with self.turns:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *words)
+
+    async def compute(self, function: Callable[..., R], *words: Any) -> R:
+        """Call a function that waits for nothing in the thread that computes."""
+        with self.turns:
+            return await asyncio.get_running_loop().run_in_executor(self._thinker, function, *words)
+
+    async def each(self, function: Callable[[QubeName, T], R], items: Mapping[QubeName, T]) -> dict[QubeName, R]:
+        """Call the function for all qubes at the same time."""
+        results = await asyncio.gather(*(self.run(function, name, item) for name, item in items.items()))
+        return dict(zip(items, results, strict=True))
+
+    def close(self) -> None:
+        """Start nothing more; what is under way ends in time."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._thinker.shutdown(wait=False, cancel_futures=True)

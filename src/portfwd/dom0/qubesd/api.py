@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""admin.vm.firewall.Get and .Set with an argument, inside the stock's API class; without one they are as they were.
+
+The releases differ in how a method is declared and called, and in where ProtocolError lives (R4.2: qubes.api).
+"""
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import qubes.api
+import qubes.api.admin
+import qubes.exc
+
+from portfwd.api.words import UNSTORED
+from portfwd.dom0.qubesd.callers import caller_of
+from portfwd.dom0.running import ARGUMENT, Running, UnexpectedError
+from portfwd.dom0.storage.forwards import UnstoredError
+from portfwd.wire.errors import RefusedError
+
+log = logging.getLogger("qubes.ext.port-forward")
+
+_EXTENDED = "port_forward_extended"
+Handler = Callable[..., Coroutine[Any, Any, str | None]]
+RunningOf = Callable[[Any], Running | None]
+
+
+def extend(running_of: RunningOf) -> None:
+    """Extend the class, once. `running_of(app)` gives what answers, or None while that is off."""
+    admin = qubes.api.admin.QubesAdminAPI
+    if hasattr(admin, _EXTENDED):
+        return
+    stock_get, stock_set = admin.vm_firewall_get, admin.vm_firewall_set
+
+    async def vm_firewall_get(self: Any, untrusted_payload: bytes = b"") -> str | None:
+        if not _is_ours(self.arg):
+            _as_stock(stock_get, self, untrusted_payload)
+            return await _call(stock_get, self, untrusted_payload)
+        caller = caller_of(self, self.fire_event_for_permission())
+        running, vm = _running(running_of, self), None if self.dest.klass == "AdminVM" else self.dest
+        with _told():
+            return await running.get(vm, self.arg, untrusted_payload, caller)
+
+    async def vm_firewall_set(self: Any, untrusted_payload: bytes = b"") -> str | None:
+        if not _is_ours(self.arg):
+            _as_stock(stock_set, self, untrusted_payload)
+            return await _call(stock_set, self, untrusted_payload)
+        if self.dest.klass == "AdminVM":
+            raise _protocol_error("expected destination to not be AdminVM")
+        caller = caller_of(self, self.fire_event_for_permission(forwards=untrusted_payload))
+        with _told():
+            return await _running(running_of, self).set(self.dest, self.arg, untrusted_payload, caller)
+
+    admin.vm_firewall_get = _declare("admin.vm.firewall.Get", read=True)(vm_firewall_get)
+    admin.vm_firewall_set = _declare("admin.vm.firewall.Set", write=True)(vm_firewall_set)
+    for listing in ("list_methods", "list_all_methods"):
+        cached = getattr(admin, listing, None)
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()  # type: ignore[union-attr]
+    setattr(admin, _EXTENDED, True)
+
+
+def _declare(name: str, **kind: bool) -> Callable[[Handler], Handler]:
+    """The release's own decorator, such that nothing is checked before our function runs."""
+    known = inspect.signature(qubes.api.method).parameters
+    words: dict[str, Any] = {"scope": "local", **kind}
+    words |= {word: None for word in ("dest_adminvm", "wants_arg", "wants_payload") if word in known}
+    declared: Callable[[Handler], Handler] = qubes.api.method(name, **words)
+    return declared
+
+
+def _is_ours(arg: str) -> bool:
+    return arg.partition(".")[0] == ARGUMENT
+
+
+def _as_stock(stock: Any, call: Any, untrusted_payload: bytes) -> None:
+    """Check what this release has its caller check (R4.4), in its own words."""
+    wants = getattr(stock, "api_wants_payload", None)
+    if wants is True and not untrusted_payload:
+        raise _protocol_error("expected payload")
+    if wants is False and untrusted_payload:
+        raise _protocol_error("unexpected payload")
+    if getattr(stock, "api_wants_arg", None) is False and call.arg:
+        raise _protocol_error("unexpected argument")
+    if getattr(stock, "api_dest_adminvm", None) is False and call.dest.klass == "AdminVM":
+        raise _protocol_error("expected destination to not be AdminVM")
+
+
+async def _call(stock: Any, call: Any, untrusted_payload: bytes) -> str | None:
+    # Before R4.4 every method takes the payload.
+    takes = getattr(stock, "api_wants_payload", True) is not False
+    answer: str | None = await (stock(call, untrusted_payload=untrusted_payload) if takes else stock(call))
+    return answer
+
+
+def _running(running_of: RunningOf, call: Any) -> Running:
+    running = running_of(call.app)
+    if running is None:
+        raise qubes.exc.QubesValueError("port forwarding is off; see the journal of qubesd in dom0")
+    return running
+
+
+def _protocol_error(text: str) -> Exception:
+    made: Exception = getattr(qubes.exc, "ProtocolError", None) or qubes.api.ProtocolError
+    return made(text)  # type: ignore[operator,no-any-return]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Our errors as those that every client can show."""
+    try:
+        yield
+    except UnexpectedError as error:
+        raise _protocol_error(str(error)) from None
+    except UnstoredError as error:
+        # Clients that do not know the class show its text.
+        raise type(UNSTORED, (qubes.exc.QubesException,), {})(str(error)) from None
+    except RefusedError as error:
+        raise qubes.exc.QubesValueError(str(error)) from None
+    except Exception as error:
+        # qubesd would end the connection without a word, as one without our extension does.
+        log.exception("port forwarding: a call failed")
+        text = f"port forwarding failed ({type(error).__name__}); see the journal of qubesd in dom0"
+        raise qubes.exc.QubesException(text) from None

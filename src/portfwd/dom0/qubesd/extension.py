@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The extension of qubesd. Its handlers come after those of the stock (vm=QubesVM), never raise, and never wait."""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import qubes
+import qubes.ext
+import qubes.vm.qubesvm
+
+from portfwd.dom0.qubesd import api, stock_firewall
+from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running
+from portfwd.dom0.storage.forwards import NOTES
+
+log = logging.getLogger("qubes.ext.port-forward")
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_RUN = Path("/run/qubes")
+_RUNNING = "port_forward_running"
+_QUBE = qubes.vm.qubesvm.QubesVM
+Method = Callable[..., None]
+
+
+def _safely(method: Method) -> Method:
+    """What goes wrong in a handler must not stop what qubesd is doing."""
+
+    @functools.wraps(method)
+    def handler(self: Any, subject: Any, event: str, **words: Any) -> None:
+        try:
+            method(self, subject, event, **words)
+        except Exception:
+            log.exception("port forwarding: event %s of %s", event, subject)
+
+    return handler
+
+
+class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
+    """One object for all applications of a process; what runs belongs to the application."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stock_firewall.extend(_RUN / NOTES)
+        api.extend(ready)
+
+    # The first parameter is not called vm: some events have a word of that name.
+    @qubes.ext.handler(*QUBE_EVENTS, vm=_QUBE)  # type: ignore[untyped-decorator, unused-ignore]
+    @_safely
+    def on_qube(self, subject: Any, event: str, **_: Any) -> None:
+        running = _awake(subject.app)
+        if event in ("domain-load", "domain-qdb-create"):
+            _watch(subject)
+        if running is None:
+            return
+        if event == "firewall-changed":
+            running.on_firewall(subject)
+        elif event == "domain-shutdown":
+            running.on_shutdown(subject)
+        elif event == "domain-qdb-create":
+            running.on_database(subject)
+        else:
+            running.ask()
+
+    @qubes.ext.handler(*(f"domain-qdb-change:{path}" for path in WATCHED), vm=_QUBE)  # type: ignore[untyped-decorator, unused-ignore]
+    @_safely
+    def on_status(self, subject: Any, _event: str, **_: Any) -> None:
+        running = _awake(subject.app)
+        if running is not None:
+            running.on_status(subject)
+
+    @qubes.ext.handler(*APP_EVENTS, system=True)  # type: ignore[untyped-decorator, unused-ignore]
+    @_safely
+    def on_app(self, subject: Any, _event: str, **_: Any) -> None:
+        running = _awake(subject)
+        if running is not None:
+            running.ask()
+
+    @qubes.ext.handler("qubes-close", system=True)  # type: ignore[untyped-decorator, unused-ignore]
+    @_safely
+    def on_close(self, subject: Any, _event: str, **_: Any) -> None:
+        running = running_of(subject)
+        if running is not None:
+            delattr(subject, _RUNNING)
+            running.close()
+
+
+def running_of(app: Any) -> Running | None:
+    """What runs for this application; None before its loop has run for the first time, and in tools without a loop."""
+    running: Running | None = getattr(app, _RUNNING, None)
+    return running
+
+
+def ready(app: Any) -> Running | None:
+    """The same for a call of the API, which is made where the loop runs: started now if no event has come before."""
+    if running_of(app) is None and not app.vmm.offline_mode:
+        _start(app, asyncio.get_running_loop())
+    return running_of(app)
+
+
+def _awake(app: Any) -> Running | None:
+    """The same, and have it started by the loop when there is none yet."""
+    running = running_of(app)
+    # Upstream's tests have applications of another class, which nobody closes: what runs would outlive them.
+    wanted = isinstance(app, qubes.Qubes) and not app.vmm.offline_mode
+    if running is None and wanted and not hasattr(app, f"{_RUNNING}_asked"):
+        try:
+            loop = asyncio.get_event_loop()
+        except RuntimeError:
+            # Some tool of dom0 that looks at qubes.xml, and no qubesd.
+            return None
+        setattr(app, f"{_RUNNING}_asked", True)
+        loop.call_soon(_start, app, loop)
+    return running
+
+
+def _start(app: Any, loop: asyncio.AbstractEventLoop) -> None:
+    if running_of(app) is not None:
+        return
+    try:
+        running = Running(app, loop, _BOOT_ID.read_text(encoding="ascii").strip(), _RUN, Path(app.store).parent)
+    except Exception:
+        log.exception("port forwarding is off: it cannot start")
+        return
+    setattr(app, _RUNNING, running)
+    # Whatever happened while no qubesd ran is in no event.
+    running.ask()
+
+
+def _watch(vm: Any) -> None:
+    """Hear of the words of an agent that change plans. A qube that is not running has nothing to watch."""
+    watch = getattr(vm, "watch_qdb_path", None)
+    if watch is not None:
+        for path in WATCHED:
+            watch(path)

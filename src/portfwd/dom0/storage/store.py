@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""firewall.xml: the ordinary rules and the forwards of one qube, read and written together.
+
+load takes a path and gives Contents; save writes both lists as one file, at once and durably. Between words and XML
+there are only `key=value` words of the wire line, so this module knows no key of the rule language. What is in force
+while a file cannot be written or read is the business of forwards.py.
+
+    <firewall version="2">
+      <rules><rule><properties><property name="action">accept</property>...</properties></rule></rules>
+      <forwards><rule added="EPOCH" session="WORD"><properties>...</properties></rule></forwards>
+    </firewall>
+
+Also read: version 1 (Qubes before 4.0), and forward rules among the ordinary ones, which the next save moves.
+
+Damage closes. When the ordinary rules cannot be read, load raises. When one forward cannot, its neighbours in the file
+are in doubt as well (nobody knows what else was changed): the ordinary rules are returned for reading, there is no
+forward, and `Contents.damage` says what is wrong. In both cases save refuses, so nothing in a file is ever overwritten
+before somebody has repaired it or has had it set aside.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lxml import etree
+
+from portfwd.dom0.storage.store_v1 import lines_v1
+from portfwd.model.forward import ForwardRule, parse_forward
+from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
+from portfwd.wire import limits
+from portfwd.wire.entry import parse_number
+from portfwd.wire.errors import RefusedError, shown
+
+log = logging.getLogger(__name__)
+
+_MODE = 0o664
+_NEW = ".new"
+_KEY = re.compile(r"[a-z0-9]+")
+_VALUE = re.compile(r"[!-<>-~]*")
+_COMMENT = re.compile(r"[ -~]*")
+_SESSION = re.compile(r"[A-Za-z0-9@._:-]{0,64}")
+_SINGLE_PORT = re.compile(r"(\d+)-\1")
+# The order in which qubesd itself writes the properties of a rule (qubes.property: order, then name).
+_STOCK_ORDER = ("action", "comment", "expire", "dsthost", "proto", "specialtarget", "dstports", "icmptype")
+# qubesd keeps every kind of destination in one property.
+_FILE_KEY = {"dst4": "dsthost", "dst6": "dsthost", "dstname": "dsthost"}
+_FORWARD = "action=forward"
+
+
+class StoreError(RefusedError):
+    """A firewall file that cannot be read or written; it has been left as it was."""
+
+
+class DamageError(StoreError):
+    """A firewall file whose forwards cannot be read."""
+
+
+class Identity(NamedTuple):
+    """Tells whether a file is still the one that was read or written here, without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+    """Nanoseconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForward:
+    """A forward rule with what only dom0 knows of it.
+
+    `added` is in epoch seconds, 1 to limits.ADDED_MAX (0: not known). `session` is '' for a rule without such a
+    lifetime, else the id of the run of the host or of the qube with which the rule ends.
+    """
+
+    rule: ForwardRule
+    added: int = 0
+    session: str = ""
+
+    @property
+    def since(self) -> int:
+        """The age of the rule for comparison: what has no date is the youngest."""
+        return self.added or limits.ADDED_MAX + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one file holds. `damage` is '' or says why the forwards of the file cannot be read."""
+
+    rules: tuple[OrdinaryRule, ...]
+    forwards: tuple[StoredForward, ...] = ()
+    damage: str = ""
+
+
+def load(path: Path) -> Contents:
+    """Read a firewall file; a file that does not exist means one `action=accept`.
+
+    Raises StoreError, with the file and the rule, when the ordinary rules cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Contents((parse_ordinary("action=accept"),))
+    except OSError as error:
+        raise StoreError(f"firewall file {shown(path)} cannot be read: {shown(error.strerror)}") from None
+    root = _parse(path, data)
+    version = root.get("version", "1")
+    if version == "1":
+        with _placed(path, "version 1"):
+            lines = list(lines_v1(root))
+        return Contents(_read(path, lines))
+    if version == "2":
+        return _load_v2(path, root)
+    raise StoreError(f"firewall file {shown(path)}: version {shown(version)} is not known")
+
+
+def save(path: Path, contents: Contents) -> None:
+    """Write both lists as version 2, in one step: after a crash there is the old file or the new one.
+
+    Raises StoreError, with the present file untouched, when that file is damaged or the new one cannot be written.
+    """
+    damage = contents.damage or load(path).damage
+    if damage:
+        raise DamageError(damage)
+    replace(path, properties_of(contents.rules), contents.forwards)
+
+
+def properties_of(rules: Iterable[OrdinaryRule]) -> Iterator[etree._Element]:
+    """The <properties> of ordinary rules, in the stock's order."""
+    for ordinary in rules:
+        words = dict(_words(ordinary.api_line()))
+        yield _properties(sorted(words.items(), key=lambda word: _STOCK_ORDER.index(word[0])))
+
+
+class Beside(NamedTuple):
+    """What of a file is ours. `rules_alone`: the file, cleared of what among its rules is none of the stock's.
+
+    `digest` names what stood in the file ('' where there was none), `identity` the file, if it is one that we write.
+    """
+
+    forwards: tuple[StoredForward, ...] = ()
+    damage: str = ""
+    rules_alone: etree._Element | None = None
+    digest: str = ""
+    identity: Identity | None = None
+
+
+def read_forwards(path: Path) -> Beside:
+    """The forwards of a file whose ordinary rules somebody else reads, and complains of. Never raises."""
+    try:
+        # Before the file: a change in between is then seen as one.
+        identity = identity_of(path)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Beside()
+    except OSError as error:
+        return Beside(damage=f"firewall file {shown(path)} cannot be read: {shown(error.strerror)}")
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        root = _parse(path, data)
+    except StoreError as error:
+        return Beside(damage=str(error), digest=digest)
+    if root.get("version", "1") != "2":
+        return Beside(digest=digest)
+    forwards, damage = _forwards(path, root)
+    rules = root.find("rules")
+    # XML comments are no rules either, but the stock takes every child for one.
+    mixed = [] if rules is None else [e for e in rules if not isinstance(e.tag, str) or _is_forward(e)]
+    for element in mixed:
+        element.getparent().remove(element)  # type: ignore[union-attr]
+    return Beside(forwards, damage, root if mixed else None, digest, identity)
+
+
+def identity_of(path: Path) -> Identity | None:
+    """Which file stands there now; None where there is none. Raises OSError."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def check(path: Path) -> None:
+    """Raise StoreError when what stands in the file must not be written over."""
+    try:
+        damage = _forwards(path, _parse(path, path.read_bytes()))[1]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"firewall file {shown(path)} cannot be read: {shown(error.strerror)}") from None
+    if damage:
+        raise DamageError(damage)
+
+
+def replace(path: Path, rules: Iterable[etree._Element], forwards: Iterable[StoredForward]) -> Identity | None:
+    """Write ordinary rules, given as their <properties>, and forwards in one step, whatever stands there.
+
+    Gives the identity of the new file. Raises StoreError when it cannot be written.
+    """
+    root = etree.Element("firewall", version="2")
+    among = etree.SubElement(root, "rules")
+    for properties in rules:
+        etree.SubElement(among, "rule").append(properties)
+    put_forwards(root, forwards)
+    data = etree.tostring(root, xml_declaration=True, encoding="UTF-8", pretty_print=True)
+    try:
+        write_durably(path, data)
+        return identity_of(path)
+    except OSError as error:
+        raise StoreError(f"firewall file {shown(path)} cannot be written: {shown(error.strerror)}") from None
+
+
+def put_forwards(root: etree._Element, stored_forwards: Iterable[StoredForward]) -> None:
+    """Append <forwards>, if there are any."""
+    forwards: etree._Element | None = None
+    for stored in stored_forwards:
+        forwards = etree.SubElement(root, "forwards") if forwards is None else forwards
+        rule = etree.SubElement(forwards, "rule", added=str(stored.added))
+        rule.append(_properties(_words(str(stored.rule))))
+        if stored.session:
+            rule.set("session", stored.session)
+
+
+def _parse(path: Path, data: bytes) -> etree._Element:
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    try:
+        root = etree.fromstring(data, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise StoreError(f"firewall file {shown(path)} is not XML: {shown(error)}") from None
+    information: Any = root.getroottree().docinfo
+    if information.doctype:
+        raise StoreError(f"firewall file {shown(path)} declares a document type, which is not accepted")
+    if root.tag not in ("firewall", "QubesFirewallRules"):
+        raise StoreError(f"firewall file {shown(path)} is not a firewall file")
+    return root
+
+
+def _load_v2(path: Path, root: etree._Element) -> Contents:
+    among_rules = root.find("rules")
+    if among_rules is None:
+        raise StoreError(f"firewall file {shown(path)} has no list of rules")
+    ordinary: list[tuple[int, str]] = []
+    for number, element in enumerate(_elements(among_rules)):
+        if not _is_forward(element):
+            with _placed(path, f"rule {number}"):
+                ordinary.append((number, _line(element)))
+    rules = _read(path, ordinary)
+    stored, damage = _forwards(path, root)
+    return Contents(rules, stored, damage)
+
+
+def _forwards(path: Path, root: etree._Element) -> tuple[tuple[StoredForward, ...], str]:
+    """Those among the rules and those beside them; none, and what is wrong, when one cannot be read."""
+    among_rules = root.find("rules")
+    numbered = enumerate(_elements(among_rules)) if among_rules is not None else ()
+    forward = [(f"rule {number}", element) for number, element in numbered if _is_forward(element)]
+    for beside in root.findall("forwards"):
+        forward += [(f"forward {number}", element) for number, element in enumerate(_elements(beside))]
+    stored: dict[str, StoredForward] = {}
+    try:
+        for number, (place, element) in enumerate(forward):
+            with _placed(path, f"line {element.sourceline}, {place}"):
+                if number >= limits.FORWARDS_MAX:
+                    raise RefusedError(f"a qube has at most {limits.FORWARDS_MAX} forwards, this has {len(forward)}")
+                one = _stored(element)
+                if one.rule.does in stored:
+                    raise RefusedError("does the same as a rule before it")
+                stored[one.rule.does] = one
+    except StoreError as error:
+        return (), str(error)
+    return tuple(stored.values()), ""
+
+
+def _is_forward(element: etree._Element) -> bool:
+    return any(p.get("name") == "action" and _text(p) == "forward" for p in element.iterfind("properties/property"))
+
+
+def _stored(element: etree._Element) -> StoredForward:
+    session = element.get("session", "")
+    if not _SESSION.fullmatch(session):
+        raise RefusedError(f"session {shown(session)} is not accepted")
+    added = parse_number(element.get("added", "0"))
+    # A date that no clock has shown is none: later ones would have no room above it.
+    return StoredForward(parse_forward(_line(element)), added if added <= limits.ADDED_MAX else 0, session)
+
+
+def _line(element: etree._Element) -> str:
+    """The wire line of a <rule> element; its comment last."""
+    if element.tag != "rule":
+        raise RefusedError(f"{shown(element.tag)} is not a rule")
+    words: list[str] = []
+    comment = ""
+    for node in element.iterfind("properties/property"):
+        key, value = node.get("name", ""), _text(node)
+        allowed = _COMMENT if key == "comment" else _VALUE
+        if not _KEY.fullmatch(key) or not allowed.fullmatch(value):
+            raise RefusedError(f"property {shown(key)} has value {shown(value)}")
+        if key != "comment":
+            words.append(f"{key}={value}")
+        elif comment:
+            raise RefusedError("'comment' is given twice")
+        else:
+            comment = value
+    return " ".join([*words, f"comment={comment}"] if comment else words)
+
+
+def _read(path: Path, lines: Iterable[tuple[int, str]]) -> tuple[OrdinaryRule, ...]:
+    rules: list[OrdinaryRule] = []
+    for number, line in lines:
+        with _placed(path, f"rule {number}"):
+            rules.append(parse_ordinary(line))
+    return tuple(rules)
+
+
+@contextlib.contextmanager
+def _placed(path: Path, place: str) -> Iterator[None]:
+    """Put the file and the rule before the reason of an error."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except RefusedError as error:
+        raise StoreError(f"firewall file {shown(path)}, {place}: {error}") from None
+
+
+def _elements(parent: etree._Element) -> Iterator[etree._Element]:
+    """The child elements, without XML comments and processing instructions."""
+    return (child for child in parent if isinstance(child.tag, str))
+
+
+def _text(node: etree._Element) -> str:
+    return node.get("ref") or node.text or ""
+
+
+def _words(line: str) -> Iterator[tuple[str, str]]:
+    """The words of a wire line as a file holds them: ports short, the comment without its key."""
+    options, _, comment = line.partition("comment=")
+    for word in options.split():
+        key, _, value = word.partition("=")
+        single = _SINGLE_PORT.fullmatch(value) if key.endswith("ports") else None
+        yield _FILE_KEY.get(key, key), single[1] if single else value
+    if comment:
+        yield "comment", comment
+
+
+def _properties(words: Iterable[tuple[str, str]]) -> etree._Element:
+    properties = etree.Element("properties")
+    for key, value in words:
+        etree.SubElement(properties, "property", name=key).text = value
+    return properties
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write beside the file, then put it in place. The folder is synced, so the new name survives a power cut.
+
+    qubesd alone writes, so the name beside can be a fixed one: what a crash has left there goes with the next save.
+    """
+    new = path.with_name(path.name + _NEW)
+    try:
+        new.unlink(missing_ok=True)
+        with new.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), _MODE)
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        # The new file stands there: to say that it does not would leave memory and disk apart.
+        log.warning("%s may be the one of before after a power cut: %s", path, error)
+    finally:
+        os.close(folder)

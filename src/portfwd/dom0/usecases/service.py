@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""The use cases of dom0, on top of store, plan and publish; what qubesd's extension calls.
+
+get and set answer the Admin API; what is only looked at is in views/queries.py. The world is made equal to the rules in
+steps (running.py), after any event, as often as one likes: hear what net qubes say, prepare, publish. QubesDB is read
+and written beside qubesd's loop; all else here touches only dom0's files.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from portfwd.base.clock import Moment
+from portfwd.base.expiry import Ends
+from portfwd.base.qubesdb_client import Store
+from portfwd.dom0.planning.holders_file import HoldersFile
+from portfwd.dom0.planning.plan import Plan, is_over, plan
+from portfwd.dom0.planning.snapshot import Qube, Snapshot, may_run, speaks, take_snapshot
+from portfwd.dom0.planning.tunnels import Said, Tunnels
+from portfwd.dom0.publishing.publish import Publisher
+from portfwd.dom0.storage.forwards import UnstoredError, remedy
+from portfwd.dom0.storage.store import StoredForward
+from portfwd.dom0.usecases.caller import DOM0, Caller
+from portfwd.dom0.usecases.changes import Change, alive, dates_after, qube_of
+from portfwd.model.forward import Lifetime, format_forwards, parse_forwards, token
+from portfwd.wire import limits
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import HostName, QubeName, RuleId
+
+log = logging.getLogger(__name__)
+
+
+DatabasesOf = Callable[[Iterable[Any]], Mapping[QubeName, Store]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Orders:
+    """A plan, and what brings a database to it. Uses nothing of qubesd, so that threads can."""
+
+    planned: Plan
+    again: Container[QubeName]
+    publisher: Publisher
+
+    def publish(self, name: QubeName, database: Store) -> str:
+        """Bring one of them; why that failed, or ''."""
+        entries = self.planned.entries.get(name, ())
+        return self.publisher.publish(name, database, entries, self.planned.owners(name), again=name in self.again)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be planned, and the databases of all running qubes, which are to be brought to it."""
+
+    snapshot: Snapshot
+    databases: Mapping[QubeName, Store]
+    reloaded: Container[str]
+    publisher: Publisher
+    holders: HoldersFile
+
+    def plan(self) -> Orders:
+        """Long for many rules: done by a thread, beside qubesd's loop. Keeps who holds which ports."""
+        planned = plan(self.snapshot)
+        self.holders.keep(planned.held)
+        return Orders(planned, _named_hops(planned, self.reloaded), self.publisher)
+
+
+class ForwardService:
+    """One per qubesd. `boot_id` names this run of the host.
+
+    `now` gives epoch seconds, `boot` the seconds of a clock that cannot be set; `kept` is a file for what must outlive
+    a restart of qubesd, but not of the host; `holders` is one for who holds which ports, which outlives both.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        boot_id: str,
+        now: Callable[[], float] = time.time,
+        boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        kept: Path | None = None,
+        holders: Path | None = None,
+        *,
+        databases_of: DatabasesOf,
+    ) -> None:
+        self._app = app
+        self._boot_id = boot_id
+        self._now, self._boot = now, boot
+        self._ends = Ends(kept, boot_id)
+        self._publisher = Publisher(now)
+        self._holders = HoldersFile(holders)
+        self._databases_of = databases_of
+        self._tunnels = Tunnels(boot)
+        self._unwritten: dict[QubeName, str] = {}
+        self._reloaded: set[str] = set()
+        self._damage: dict[QubeName, str] = {}
+        self._unstored = False
+
+    def get(self, vm: Any) -> str:
+        """The live forward rules of a qube, a line each (Get+forward)."""
+        snapshot = self.snapshot()
+        return format_forwards(stored.rule for stored in alive(qube_of(vm, snapshot), snapshot))
+
+    def set(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None, caller: Caller = DOM0) -> None:
+        """Replace the forward rules of a qube (Set+forward, Set+forward.TOKEN). A restored rule comes in paused.
+
+        Raises RefusedError, with nothing changed, for a rule that is not accepted, a rule that wants a port which is
+        taken, or a token that is not that of the present list.
+        """
+        change = self.asked(vm, untrusted_text, untrusted_token, caller)
+        with caller.naming():
+            forwards = change.settled()
+        self.store(vm, change, forwards)
+
+    def asked(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None, caller: Caller = DOM0) -> Change:
+        """The first third of set: what is wanted, and of which state. Raises RefusedError."""
+        rules = parse_forwards(untrusted_text)
+        del untrusted_text
+        snapshot = self.snapshot()
+        qube = qube_of(vm, snapshot)
+        present = format_forwards(stored.rule for stored in alive(qube, snapshot))
+        if untrusted_token is not None and untrusted_token != token(present):
+            raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
+        known = {stored.rule.id(qube.name) for stored in alive(qube, snapshot) if stored.rule.enabled}
+        return Change(qube, caller.bringing(rules, qube.name, known), snapshot)
+
+    def store(self, vm: Any, change: Change, forwards: tuple[StoredForward, ...]) -> bool:
+        """The last third: store what Change.settled, the second one, has made of it.
+
+        False, with nothing done, when the state is another one by now. Raises StoreError, UnstoredError.
+        """
+        if tuple(vm.firewall.forwards) != change.qube.forwards:
+            return False
+        vm.firewall.save_forwards(forwards)
+        return True
+
+    def asked_anew(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
+        """A list in place of forwards that cannot be read. Raises RefusedError, also where they can be."""
+        rules = parse_forwards(untrusted_text)
+        del untrusted_text
+        snapshot = self.snapshot()
+        qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+        if qube is None:
+            raise RefusedError(f"'{vm.name}' cannot be read")
+        if not qube.damage:
+            raise RefusedError(f"forwards of '{vm.name}' can be read; there is nothing to begin anew")
+        return Change(qube, caller.bringing(rules, qube.name, ()), snapshot)
+
+    def begin_anew(self, vm: Any, forwards: tuple[StoredForward, ...]) -> str:
+        """Store that list; the file is kept, its new name is the answer. Raises StoreError, with nothing changed."""
+        kept = vm.firewall.begin_anew(forwards)
+        return f"kept={kept}\n" if kept is not None else ""
+
+    def candidate(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
+        """What the qube would have with that list; stores nothing. Raises RefusedError."""
+        return self.asked(vm, untrusted_text, None, caller)
+
+    def may_hold(self, name: QubeName, owner: QubeName) -> bool:
+        """Whether a qube may still hold something for a forward of `owner`."""
+        return self._publisher.may_hold(name, owner)
+
+    def may_know(self, name: QubeName, key: str) -> bool:
+        """Whether a qube may have been told of the entry with that key."""
+        return self._publisher.may_know(name, key)
+
+    def confirmed(self, name: QubeName, planned: Plan) -> None:
+        """A qube was seen to hold what is planned for it, and nothing else."""
+        self._publisher.confirmed(name, planned.owners(name))
+
+    @property
+    def unwritten(self) -> Mapping[QubeName, str]:
+        """The qubes to which the last plan could not be written, and why."""
+        return MappingProxyType(self._unwritten)
+
+    def speakers(self) -> Mapping[QubeName, Store]:
+        """The databases of running net qubes, whose agents tell whether they send into a tunnel. Never raises."""
+        try:
+            return self._databases_of([vm for vm in self._app.domains if speaks(vm)])
+        except Exception:
+            log.exception("port forwarding: net qubes cannot be asked for tunnels")
+            return {}
+
+    def hear(self, said: Mapping[QubeName, Said]) -> bool:
+        """What speakers have just said of a tunnel (planning/tunnels.py). Whether another plan may be right now."""
+        return self._tunnels.hear(said)
+
+    def silence_due(self) -> float | None:
+        """In how many seconds the speakers should be asked again, because one says that its tunnel is gone."""
+        return self._tunnels.due()
+
+    def prepare(self) -> Work | None:
+        """Bring the rules up to date. Never raises."""
+        try:
+            snapshot = self.snapshot()
+            self._note_damage(snapshot)
+            self._store_again(snapshot)
+            if self._drop_over(snapshot) | self._adopt(snapshot):
+                snapshot = self.snapshot()
+            self._remember_tunnels(snapshot)
+            reloaded, self._reloaded = self._reloaded, set()
+            return Work(snapshot, self.databases(snapshot), reloaded, self._publisher, self._holders)
+        except Exception:
+            log.exception("port forwarding: refresh failed")
+            return None
+
+    def published(self, failures: Mapping[QubeName, str]) -> None:
+        """What became of the work: why it failed for each qube, or ''."""
+        before, self._unwritten = self._unwritten, {name: text for name, text in failures.items() if text}
+        for name in self._unwritten.keys() - before.keys():
+            log.warning("port forwarding: %s", self._unwritten[name])
+        for name in before.keys() - self._unwritten.keys():
+            log.info("port forwarding: QubesDB of '%s' can be written again, or is gone", name)
+
+    def reload(self, vm: Any) -> None:
+        """Take what somebody has written into the file, and have every hop of the rules resolve host names anew.
+
+        Never raises.
+        """
+        self._reloaded.add(str(vm.name))
+        try:
+            vm.firewall.reread()
+        except Exception as error:
+            log.warning("port forwarding: rules of %s cannot be read anew: %s", vm.name, error)
+
+    def read_in(self) -> Iterator[None]:
+        """Have the file of each qube read that has not been yet, one at each step: at a start there are many."""
+        for vm in list(self._app.domains):
+            with contextlib.suppress(Exception):
+                # What is wrong with it, the next snapshot says.
+                _ = vm.firewall.forwards
+            yield
+
+    @property
+    def unstored(self) -> bool:
+        """Whether the file of some qube does not hold what is in force yet."""
+        return self._unstored
+
+    def stopped(self, vm: Any) -> None:
+        """End the rules of a qube that live until its shutdown, and forget what its agent said. Never raises."""
+        self._tunnels.forget(QubeName(str(vm.name)))
+        self._publisher.ended(QubeName(str(vm.name)))
+        self._drop(vm, lambda stored: stored.rule.expire is Lifetime.SHUTDOWN)
+
+    def next_deadline(self) -> float | None:
+        """When the next rule ends, in epoch seconds by the present clock, or None."""
+        snapshot = self._taken()
+        return min((self._now() + seconds for seconds in self._left(snapshot).values()), default=None)
+
+    def expire(self) -> None:
+        """Remove every rule whose lifetime has ended from its file. Never raises."""
+        try:
+            self._drop_over(self.snapshot())
+        except Exception:
+            log.exception("port forwarding: expiry failed")
+
+    def _drop_over(self, snapshot: Snapshot) -> bool:
+        dropped = False
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is not None and len(alive(qube, snapshot)) != len(qube.forwards):
+                dropped |= self._drop(vm, functools.partial(is_over, qube=qube, snapshot=snapshot))
+        return dropped
+
+    def snapshot(self) -> Snapshot:
+        """All qubes at this moment, with the rules whose time is over."""
+        snapshot = self._taken()
+        over = frozenset(rule for rule, seconds in self._left(snapshot).items() if seconds <= 0)
+        return dataclasses.replace(snapshot, over=over, held=self._holders.present)
+
+    def _taken(self) -> Snapshot:
+        tunnels = self._tunnels
+        return take_snapshot(self._app, int(self._now()), self._boot_id, tunnels.counted, tunnels.untold)
+
+    def _left(self, snapshot: Snapshot) -> dict[tuple[QubeName, RuleId], float]:
+        """How many seconds each rule with an end by the clock still has."""
+        expires = {
+            (qube.name, stored.rule.id(qube.name)): stored.rule.expire
+            for qube in snapshot.qubes.values()
+            for stored in qube.forwards
+            if isinstance(stored.rule.expire, int)
+        }
+        moment = Moment(self._now(), self._boot(), 0.0)
+        lost = {*snapshot.unread, *(qube.name for qube in snapshot.qubes.values() if qube.damage)}
+        left = self._ends.left(
+            {f"{qube}/{rule}": expire for (qube, rule), expire in expires.items()},
+            moment,
+            unread=lambda key: key.partition("/")[0] in lost,
+        )
+        return {(qube, rule): left[f"{qube}/{rule}"] for qube, rule in expires}
+
+    def databases(self, snapshot: Snapshot) -> Mapping[QubeName, Store]:
+        """The databases of all running qubes, also of those that could not be read: theirs are emptied."""
+        return self._databases_of([vm for vm in self._app.domains if _runs(vm, snapshot)])
+
+    def _adopt(self, snapshot: Snapshot) -> bool:
+        """Give rules what they can only get now: a date, and that of a halted qube until shutdown its first run."""
+        adopted = False
+        later = dates_after(snapshot)
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is None:
+                continue
+            forwards = tuple(_adopted(stored, qube, later) for stored in qube.forwards)
+            if forwards != qube.forwards:
+                adopted |= self._save(vm, forwards)
+        return adopted
+
+    def _note_damage(self, snapshot: Snapshot) -> None:
+        """Say it once."""
+        before, self._damage = self._damage, {q.name: q.damage for q in snapshot.qubes.values() if q.damage}
+        for name, damage in self._damage.items():
+            if before.get(name) != damage:
+                log.warning("port forwarding: forwards of %s cannot be read: %s; %s", name, damage, remedy(name))
+
+    def _store_again(self, snapshot: Snapshot) -> None:
+        """Have files follow that could not be written when something was shut."""
+        self._unstored = False
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is not None and not qube.damage and vm.firewall.unstored:
+                try:
+                    vm.firewall.write_again()
+                except RefusedError:
+                    self._unstored = True
+
+    def _remember_tunnels(self, snapshot: Snapshot) -> None:
+        """A VPN qube stays one while its tunnel is down, and before it comes up at the next start.
+
+        In a feature, where the user sees and can remove it. An empty one is the user's word that nothing be remembered.
+        """
+        for vm in self._app.domains:
+            qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
+            if qube is None or not qube.tunnel or qube.vpn is not None or not self._tunnels.said(qube.name):
+                continue
+            try:
+                vm.features[limits.FEATURE_VPN] = "1"
+                self._app.save()
+            except Exception:
+                log.exception("port forwarding: that %s is a VPN qube could not be remembered", vm.name)
+
+    def _drop(self, vm: Any, over: Callable[[StoredForward], bool]) -> bool:
+        try:
+            forwards = vm.firewall.forwards
+        except RefusedError as error:
+            log.warning("port forwarding: rules of %s cannot be read: %s", vm.name, error)
+            return False
+        kept = tuple(stored for stored in forwards if not over(stored))
+        return len(kept) != len(forwards) and self._save(vm, kept)
+
+    def _save(self, vm: Any, forwards: tuple[StoredForward, ...]) -> bool:
+        """Whether that counts now; what could not be saved is tried again at the next event."""
+        try:
+            vm.firewall.save_forwards(forwards)
+        except UnstoredError as error:
+            log.warning("port forwarding: rules of %s that have begun or ended: %s", vm.name, error)
+            self._unstored = True
+        except Exception:
+            log.exception("port forwarding: rules of %s that have begun or ended could not be saved", vm.name)
+            return False
+        return True
+
+
+def _adopted(stored: StoredForward, qube: Qube, later: Iterator[int]) -> StoredForward:
+    if stored.rule.expire is Lifetime.SHUTDOWN and not stored.session and qube.running:
+        stored = dataclasses.replace(stored, session=qube.session)
+    return stored if stored.added else dataclasses.replace(stored, added=next(later))
+
+
+def _runs(vm: Any, snapshot: Snapshot) -> bool:
+    name = str(vm.name)
+    if name in snapshot.unread:
+        return may_run(vm)
+    qube = snapshot.qubes.get(QubeName(name))
+    return qube is not None and qube.running
+
+
+def _named_hops(planned: Plan, targets: Container[str]) -> set[QubeName]:
+    """The hops whose entries for these qubes hold host names: they look at them when a commit comes."""
+    paths = (path for path in planned.paths.values() if path[-1][0] in targets)
+    return {name for path in paths for name, entry in path if isinstance(entry.source, HostName)}

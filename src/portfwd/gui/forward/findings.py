@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""What a check of a forward found, look by look."""
+
+from PyQt6.QtCore import Qt, pyqtSignal
+from PyQt6.QtWidgets import QLabel, QWidget
+
+from portfwd.api.diagnosis import Diagnosis, outcome, parse_check
+from portfwd.api.words import CheckResult
+from portfwd.client.adminapi import AdminClient
+from portfwd.gui.shared.tasks import Tasks
+from portfwd.wire.errors import RefusedError
+from portfwd.wire.values import QubeName, RuleId
+
+_MARKS = {CheckResult.OK: "\N{CHECK MARK}", CheckResult.BAD: "\N{BALLOT X}", CheckResult.HINT: "i"}
+
+
+class Findings(QLabel):
+    """`ended` comes with the last word."""
+
+    ended = pyqtSignal()
+
+    def __init__(self, client: AdminClient, tasks: Tasks, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._client, self._tasks = client, tasks
+        self.setWordWrap(True)
+        # Parts of the text come from qubes.
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.setAccessibleName(self.tr("What the check found"))
+
+    def start(self, qube: QubeName, rule: RuleId) -> None:
+        """Look for the hop that loses the packets."""
+        self.setText(self.tr("A marked probe goes through the chain..."))
+        client = self._client
+        self._tasks.run(self, lambda _: parse_check(client.check(qube, rule)), self._show, self._failed)
+
+    def _show(self, diagnosis: Diagnosis) -> None:
+        self.setText("\n".join(lines(diagnosis)))
+        self.ended.emit()
+
+    def _failed(self, error: RefusedError) -> None:
+        self.setText(self.tr("The check could not be made: {0}").format(error))
+        self.ended.emit()
+
+
+def lines(diagnosis: Diagnosis) -> list[str]:
+    """The outcome, and a line for each look."""
+    looks = (f"{_MARKS.get(f.result, '?')}  {f.hop}: {f.text or f.check}" for f in diagnosis.findings)
+    return [outcome(diagnosis), "", *looks]

@@ -1,3 +1,0 @@
-# SPDX-License-Identifier: GPL-2.0-or-later
-# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The windows: thin, with Qt."""
