@@ -67,3 +67,9 @@ def test_a_decision_says_what_why_what_else_and_the_figure(path: Path) -> None:
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == HEADINGS
     assert all(section(text, title).strip() for title in HEADINGS)
     assert len(text.split()) <= 450, "a record is short"
+
+
+def test_every_suite_is_described() -> None:
+    text = (ROOT / "docs" / "tests.md").read_text()
+    suites = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {suite for suite in suites if f"`{suite}" not in text} == set()
