@@ -15,11 +15,11 @@ from typing import NamedTuple
 _TFD_NONBLOCK, _TFD_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 _TFD_TIMER_ABSTIME, _TFD_TIMER_CANCEL_ON_SET = 1, 2
 _NEVER = 1 << 33
-"""Epoch seconds of a time far away (the year 2242) that fits into every time_t and ktime_t."""
+"""Epoch seconds: a far time (the year 2242) that fits into every time_t and ktime_t."""
 
 
 class Moment(NamedTuple):
-    """One moment by three clocks, in seconds: since 1970, since boot, and since boot without suspend."""
+    """One moment by three clocks, in seconds: since 1970, since boot, since boot without suspend."""
 
     wall: float
     boot: float
@@ -27,7 +27,7 @@ class Moment(NamedTuple):
 
 
 def read_clocks() -> Moment:
-    """This moment."""
+    """Read all three clocks (clock_gettime(2))."""
     return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), time.monotonic())
 
 
@@ -40,7 +40,7 @@ class _Timer(ctypes.Structure):
 
 
 class ClockWatch:
-    """Becomes readable when the wall clock has jumped: it was set, or the machine went on after a suspend."""
+    """A descriptor that becomes readable when the wall clock was set or the machine resumed from suspend."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -54,7 +54,7 @@ class ClockWatch:
         return int(self._timer)
 
     def read(self) -> bool:
-        """Whether the clock has jumped since the last time."""
+        """Take the notice; whether the clock has jumped since the last call."""
         try:
             os.read(self._timer, 8)
         except BlockingIOError:
@@ -73,7 +73,7 @@ class ClockWatch:
         flags = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
         if self._libc.timerfd_settime(self._timer, flags, ctypes.byref(never), None) < 0:
             failure = _failure()
-            # The clock has jumped once more while it was armed: the kernel says so, and has armed it nevertheless.
+            # The clock jumped again while the timer was armed: the kernel reports that, and has armed it nevertheless.
             if failure.errno != errno.ECANCELED:
                 raise failure
 

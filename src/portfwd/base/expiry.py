@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""When things end whose end is given by the wall clock, although that clock can be set.
+"""Expiry that clock steps and suspend cannot extend.
 
-Each end is anchored when it is first seen: so many seconds from then by CLOCK_BOOTTIME. The earlier of the wall clock
-and the anchor counts, and what is over stays over. So no clock step and no suspend extends anything.
+An expiry is anchored when it is first seen: as so many seconds from then by CLOCK_BOOTTIME. The earlier of wall clock
+and anchor counts, and what is over stays over.
 
 A file keeps the anchors over a restart of the program: the id of this run of the machine, then `KEY EXPIRE UNTIL` lines
 (EXPIRE in epoch seconds, UNTIL in seconds of CLOCK_BOOTTIME). It belongs on a tmpfs; one that cannot be read counts
@@ -24,7 +24,7 @@ _Anchors = dict[tuple[str, int], float]
 
 
 class Ends:
-    """The anchors of one program. `boot_id` names this run of the machine; without a path nothing is kept."""
+    """The anchors of one program. `boot_id` names this boot; without a path nothing outlives the program."""
 
     def __init__(self, path: Path | None = None, boot_id: str = "") -> None:
         self._path = path
@@ -34,10 +34,10 @@ class Ends:
     def left(
         self, expires: Mapping[str, int], moment: Moment, unread: Callable[[str], bool] = lambda _key: False
     ) -> dict[str, float]:
-        """The seconds that each has left, 0 or less when it is over. `expires` holds everything there is: key -> end.
+        """Seconds until each expiry, 0 or less once it is over. `expires` holds every key and its end in epoch seconds.
 
-        A key has no space. What is no longer there is forgotten, but for the keys of which `unread` says that they
-        could not be looked for: an anchor that is lost would be made anew by a clock that may have been set meanwhile.
+        A key has no space. Keys that are missing are forgotten, but for those of which `unread` says that they
+        could not be read: a lost anchor would be made anew by a clock that may have been set meanwhile.
         """
         anchors = {known: until for known, until in self._anchors.items() if unread(known[0])}
         left: dict[str, float] = {}

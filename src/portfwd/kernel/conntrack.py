@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The connections that conntrack knows and that came through our table: find them, and forget those no rule allows.
+"""Connections in conntrack that came through our table: lists them, and deletes those that no rule allows.
 
 Formats: linux/netfilter/nfnetlink_conntrack.h. The filters of a dump are applied by the kernel, so other traffic costs
-nothing; a kernel before 5.16 knows no filter by status, one before 5.8 none by protocol: it gives more than is asked
+nothing. A kernel before 5.16 has no filter by status, one before 5.8 none by protocol: it gives more than is asked
 for.
 """
 
@@ -34,10 +34,10 @@ _PROTOS = {6: Proto.TCP, 17: Proto.UDP}
 class Flow(NamedTuple):
     """One connection. `server` and `server_port` are those that answer, behind our DNAT.
 
-    `dialled` and `port` are what the client has dialled.
+    `dialled` and `port` are the address and port that the client dialled.
 
-    `ended`: it is over, and conntrack keeps it for a while only in case that something is still on the way.
-    `answered`: the server has said something; whoever has no answer need not be at the address that he came from.
+    `ended`: it is over, and conntrack keeps it for a while only for packets that are still on the way.
+    `answered`: the server has sent something; a client without an answer may have a spoofed address.
     """
 
     family: Family
@@ -56,9 +56,9 @@ class Flow(NamedTuple):
 
 
 class Which(NamedTuple):
-    """Which connections: of one protocol; those that both sides have taken up (assured), or those that they have not.
+    """A selection of connections: of one protocol; assured (both sides have sent), or not assured.
 
-    Strangers can make any number of the latter in a moment, with sources that are not theirs.
+    Strangers can make any number of the latter in a moment, with spoofed sources.
     """
 
     proto: Proto | None = None
@@ -72,13 +72,13 @@ class FlowTable(Protocol):
     """Anything that tracks connections: the kernel, or the fake of the tests."""
 
     def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
-        """The connections with that bit in their mark; perhaps more than `which` asks for."""
+        """The connections with that bit in their mark; may give more than `which` selects."""
 
     def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
-        """The connections without that bit whose destination somebody has translated."""
+        """The connections without that bit whose destination was translated (DNAT)."""
 
     def forget(self, flow: Flow) -> None:
-        """Delete one connection's entry; one that is gone already is no error."""
+        """Delete one connection's entry. A missing one is no error."""
 
 
 class Conntrack:
@@ -88,11 +88,11 @@ class Conntrack:
         self._netlink = Netlink(NETLINK_NETFILTER)
 
     def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
-        """The connections with that bit in their mark; perhaps more than `which` asks for."""
+        """The connections with that bit in their mark; may give more than `which` selects."""
         return [flow for flow in self._dump(_masked(bit, bit), which) if flow.mark & bit]
 
     def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
-        """The connections without that bit whose destination somebody has translated."""
+        """The connections without that bit whose destination was translated (DNAT)."""
         found = self._dump(_masked(0, bit), which, _DST_NAT)
         return [flow for flow in found if flow.translated and not flow.mark & bit]
 
@@ -112,7 +112,7 @@ class Conntrack:
         return any(attributes(answer.body[4:]).get(_STATS_ENTRIES) == bytes(4) for answer in answers)
 
     def forget(self, flow: Flow) -> None:
-        """Delete one connection's entry; one that is gone already is no error."""
+        """Delete one connection's entry. A missing one is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._netlink.request(_CT_DELETE, flow.handle)
 
@@ -122,7 +122,7 @@ def _masked(value: int, mask: int) -> bytes:
 
 
 def _filters(which: Which, status: int = 0) -> bytes:
-    """Of a dump, beside that by mark: all bits of `status`, and what `which` asks for."""
+    """Filters of a dump beside the mark: all bits of `status`, and what `which` selects."""
     mask = status | (0 if which.assured is None else _ASSURED)
     wanted = status | (_ASSURED if which.assured else 0)
     found = b""
@@ -135,7 +135,7 @@ def _filters(which: Which, status: int = 0) -> bytes:
 
 
 def _flow(body: bytes) -> Flow | None:
-    """Read one entry; None for what is not TCP or UDP."""
+    """Read one entry; None when it is neither TCP nor UDP."""
     found = attributes(body[4:])
     if not {_TUPLE_ORIG, _TUPLE_REPLY, _MARK, _ID} <= found.keys():
         return None
@@ -174,5 +174,5 @@ def _tuple(data: bytes) -> tuple[Proto, IPAddress, IPAddress, int, int] | None:
 
 @functools.lru_cache(maxsize=4096)
 def _address(packed: bytes) -> IPAddress:
-    """Of thousands of connections, most share a few addresses."""
+    """Cached: of thousands of connections, most share a few addresses."""
     return ipaddress.ip_address(packed)

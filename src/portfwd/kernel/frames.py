@@ -11,7 +11,7 @@ from portfwd.wire.values import IPAddress, Proto
 
 SYN, RST = 0x02, 0x04
 _SENDER = bytes.fromhex("020000000001")
-"""A MAC address of the locally administered kind; nobody answers to it, since no answer leaves."""
+"""A locally administered MAC address. No answer to it leaves the hop."""
 _TTL = 64
 _WINDOW = 64240
 _MSS = bytes([2, 4, 1000 >> 8, 1000 & 0xFF])
@@ -35,7 +35,7 @@ def udp(source: IPAddress, sport: int, target: IPAddress, port: int) -> bytes:
 
 
 def frame(mac: bytes, source: IPAddress, target: IPAddress, proto: Proto, body: bytes) -> bytes:
-    """The frame that carries it to the interface with this MAC address."""
+    """The Ethernet frame that carries `body` to the interface with this MAC address."""
     if source.version == 4:
         header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, _TTL, proto.number, 0)
         whole = header + source.packed + target.packed

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Has the kernel take a frame for received on an interface, as if it had come from the network behind it.
+"""Injects a frame into an interface's ingress, as if it came from the network behind it.
 
 A frame that is sent to a veth of our own is redirected (tc clsact, act_mirred) into the interface's ingress before it
 leaves. Formats: rtnetlink(7), linux/pkt_sched.h, linux/pkt_cls.h, linux/tc_act/tc_mirred.h. The veth is in the group of
-vifs, so that no agent takes it for an uplink; it is gone again as soon as the frames are sent.
+vifs, so that no agent takes it for an uplink; it is removed as soon as the frames are sent.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _ETH_P_ALL = 3
 
 @contextlib.contextmanager
 def injector(interface: int) -> Iterator[socket.socket]:
-    """A socket: each frame sent there is received on the interface with this index. Raises OSError."""
+    """A socket whose frames are received on the interface with this index. Raises OSError."""
     netlink = Netlink(NETLINK_ROUTE)
     try:
         _remove(netlink)
@@ -48,14 +48,14 @@ def injector(interface: int) -> Iterator[socket.socket]:
 
 
 def send_frames(interface: int, frames: Sequence[bytes]) -> None:
-    """Have the interface with this index receive these frames. Raises OSError."""
+    """Inject these frames into the interface with this index. Raises OSError."""
     with injector(interface) as sender:
         for frame in frames:
             sender.send(frame)
 
 
 def remove_device() -> None:
-    """Remove the veth that somebody who was killed has left. The kernel removes all else of a probe by itself."""
+    """Remove the veth that a killed probe has left. The kernel removes everything else of a probe by itself."""
     netlink = Netlink(NETLINK_ROUTE)
     try:
         _remove(netlink)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Netlink: framing of messages and attributes, one request-answer socket, and sockets that listen to the kernel.
+"""Netlink: framing of messages and attributes, a socket for requests, and sockets for the kernel's notifications.
 
 Formats: netlink(7), linux/netlink.h. Numbers are in host byte order unless the kernel says otherwise.
 """
@@ -78,7 +78,7 @@ class Netlink:
         self._socket.settimeout(5)
 
     def dump(self, kind: int, body: bytes) -> list[Message]:
-        """Everything that answers a dump request."""
+        """Send a dump request; returns all messages of the answer."""
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 0, 0) + body)
         found: list[Message] = []
         while True:
@@ -89,7 +89,7 @@ class Netlink:
                 found.append(message)
 
     def request(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
-        """One request that is acknowledged, and what was answered before the acknowledgement."""
+        """Send a request that is acknowledged; returns the messages before the acknowledgement."""
         header = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0)
         self._socket.send(header + body)
         found: list[Message] = []
@@ -113,7 +113,7 @@ def _raise_error(message: Message) -> None:
 
 
 class Listener:
-    """A socket that hears the kernel's notifications of some groups."""
+    """A socket for the kernel's notifications of some groups."""
 
     def __init__(self, protocol: int, groups: tuple[int, ...]) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -123,12 +123,12 @@ class Listener:
         self._socket.setblocking(False)
 
     def join(self, groups: tuple[int, ...]) -> None:
-        """Hear these groups, too."""
+        """Join these groups, too."""
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def leave(self, groups: tuple[int, ...]) -> None:
-        """Hear these groups no longer."""
+        """Leave these groups."""
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
 
@@ -137,7 +137,7 @@ class Listener:
         return self._socket.fileno()
 
     def read(self) -> tuple[list[Message], bool]:
-        """What has come in, and whether some was lost because we were too slow."""
+        """The notifications that came in, and whether some were lost because we were too slow."""
         found: list[Message] = []
         lost = False
         with contextlib.suppress(BlockingIOError):

@@ -25,12 +25,12 @@ class NftError(Exception):
 
     @property
     def missing(self) -> bool:
-        """Whether something that was named is not there."""
+        """Whether the error says that a named object does not exist."""
         return bool(_MISSING.search(str(self)))
 
 
 class Nft(Protocol):
-    """Anything that takes nft text: the kernel, or the fake of the tests."""
+    """A ruleset that takes nft text: the kernel's, or the fake of the tests."""
 
     def run(self, text: str) -> str:
         """Apply one transaction (or list something) and return nft's output. Raises NftError."""
@@ -65,13 +65,13 @@ class LibNft:
         if code:
             raise NftError(error.decode(errors="replace").strip()[:2000] or "nft failed without a word")
         # When somebody else committed in between, neither change is claimed, and the caller looks at the ruleset again.
-        # A listing changes nothing: whatever came meanwhile is somebody else's.
+        # A listing changes nothing: a new generation is somebody else's.
         if not text.startswith("list ") and before is not None and self._generation() == before + 1:
             self.generations.append(before + 1)
         return output.decode(errors="replace")
 
     def _generation(self) -> int | None:
-        """None when the kernel does not say: then no change is claimed."""
+        """The ruleset's generation; None when the kernel does not report it: then no change counts as ours."""
         with contextlib.suppress(OSError):
             for message in self._netlink.request(_GETGEN, struct.pack(">BBH", 0, 0, 0)):
                 raw = attributes(message.body[4:]).get(_GEN_ID)

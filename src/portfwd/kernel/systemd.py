@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Tells systemd how we are: sd_notify(3), the datagram protocol, without a library."""
+"""Notifies systemd of our state: sd_notify(3), the datagram protocol, without a library."""
 
 import os
 import socket

@@ -7,8 +7,8 @@ Words are KEY=VALUE in any order, or values in the fixed order of the action, or
     ACTION [DSTHOST [PROTO [DSTPORTS|ICMPTYPE]]]                        as qvm-firewall has always had it
     forward FORWARDTYPE PROTO SRCPORTS [DSTPORTS [SRCHOST]]
 
-A value without key goes to the first key of the order that is not yet given. What only a command line knows is a time
-from now (expire=+SECONDS, +30m, +2h, +7d), and it is resolved here.
+A value without key goes to the first key of the order that is not yet given. Only a command line knows a time
+from now (expire=+SECONDS, +30m, +2h, +7d); it is resolved here.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def _parse_forward(tokens: Sequence[str], now: float) -> ForwardRule:
 
 
 def _parse_ordinary(tokens: Sequence[str], now: float) -> OrdinaryRule:
-    """As the stock qvm-firewall reads it: of two equal keys the last counts, a whole family is no match at all."""
+    """Read words as the stock qvm-firewall does: of two equal keys the last counts, a whole family means no match."""
     words: dict[str, str] = {}
     order = list(_ORDINARY_ORDER)
     for token in tokens:

@@ -11,7 +11,7 @@ _COMPARED = 40
 
 
 class RuleError(RefusedError):
-    """A rule that is not accepted: the word, the reason, perhaps what was meant, perhaps the line (from 1)."""
+    """A rule that is not accepted: the word and the reason; if known, what was meant, and the line (counted from 1)."""
 
     def __init__(self, word: str, reason: str, hint: str | None = None, line: int | None = None) -> None:
         self.word = word
@@ -28,8 +28,8 @@ class RuleError(RefusedError):
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that this one is probably a slip of, or None."""
-    # Only an error needs it, and every start of the program would pay for it.
+    """The known word that this one probably misspells, or None."""
+    # Imported here: only an error needs it, and every start of the program would pay for it.
     import difflib
 
     return next(iter(difflib.get_close_matches(word[:_COMPARED], list(known), n=1)), None)

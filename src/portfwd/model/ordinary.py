@@ -78,7 +78,7 @@ class DstHost(str):
 
     @property
     def key(self) -> str:
-        """Which word the server prints it with: dst4, dst6 or dsthost (a name)."""
+        """The key that the server prints it with: dst4, dst6 or dsthost (a name)."""
         if "/" not in self:
             return "dsthost"
         return "dst6" if ":" in self else "dst4"
@@ -120,7 +120,7 @@ class DstPorts:
 
     @property
     def short(self) -> str:
-        """As people write it: 443 or 1-2."""
+        """The short spelling: 443 or 1-2."""
         return str(self.first) if self.first == self.last else str(self)
 
 

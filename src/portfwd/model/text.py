@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Any rule line of the Admin API. Does no I/O."""
+"""Rule lines of the Admin API, of either kind. Does no I/O."""
 
 from portfwd.model.errors import RuleError, closest
 from portfwd.model.forward import ACTION, ForwardRule, parse_forward

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What forward and ordinary rules share: the characters, the comment, the words of a line. Does no I/O.
+"""What forward and ordinary rules share: characters, comment, and the words of a line. Does no I/O.
 
 Source: qubes.firewall of qubes-core-admin, which is what a stock qubesd accepts.
 """
@@ -30,7 +30,7 @@ class Comment(str):
 
 
 def check_value(key: str, value: str) -> str:
-    """The value itself when all its characters may stand in a rule."""
+    """The value itself. Raises RuleError for a character that must not stand in a rule."""
     if not _VALUE.fullmatch(value):
         raise RuleError(f"{key}={value}", "a value has only letters, digits and : ; , . / - _ [ ]")
     return value

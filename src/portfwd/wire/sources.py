@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Which sources can be clients of a forward: no packet that is forwarded comes from the others. Does no I/O.
+"""Which sources can be clients of a forward; no forwarded packet comes from the others. Does no I/O.
 
-Also host names that are numbers: inet_aton(3) and getaddrinfo(3) take them for addresses, and not for those that a
-reader takes them for. Sources: RFC 6890 (special-purpose addresses), RFC 4291, RFC 6761 (localhost).
+Refuses host names that are numbers, too: inet_aton(3) and getaddrinfo(3) take them for addresses, and not for those a
+reader expects. Sources: RFC 6890 (special-purpose addresses), RFC 4291, RFC 6761 (localhost).
 """
 
 import functools
@@ -31,10 +31,10 @@ _NO_CLIENTS: tuple[tuple[IPNetwork, str], ...] = tuple(
     )
 )
 _IPV4_INSIDE = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("::/96"))
-"""Mapped and compatible addresses (RFC 4291 section 2.5.5): not seen on a network."""
+"""Mapped and compatible addresses (RFC 4291 section 2.5.5), which do not occur on a network."""
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 _NUMBER_MAX = 40
-"""Digits: no longer number is read."""
+"""Digits: a longer number is not read."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -59,7 +59,7 @@ def source_fault(source: Source) -> str:
 
 
 def is_client(address: IPAddress) -> bool:
-    """Whether a client can have an address."""
+    """Whether an address can be that of a client."""
     return not source_fault(ipaddress.ip_network(address))
 
 
@@ -82,7 +82,7 @@ def _name_fault(name: HostName) -> str:
 
 
 def as_number(text: str) -> ipaddress.IPv4Address | None:
-    """The address that inet_aton(3) takes a text for, also with octal, hexadecimal or fewer than four numbers."""
+    """The address that inet_aton(3) reads in a text, be it octal, hexadecimal or short; else None."""
     parts = text.lower().split(".")
     if len(parts) > 4 or not all(_NUMBER.fullmatch(part) and len(part) <= _NUMBER_MAX for part in parts):
         return None
@@ -103,7 +103,7 @@ def _number(text: str) -> int:
 
 
 def _instead(meant: ipaddress.IPv4Network) -> str:
-    """What to write instead, where that would be any better."""
+    """What to write instead; '' where nothing better exists."""
     text = str(meant.network_address) if meant.prefixlen == 32 else str(meant)
     fault = source_fault(meant)
     return f"it means {text}, and {fault}" if fault else f"write {text}"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The open connections of a qube's forwards, and the request to end one. Pure text, both directions.
+"""The open connections of a qube's forwards, and the request to end one. Pure text, in both directions.
 
 qrexec service qubes.PortForwardStatus+connections gives
 
@@ -12,7 +12,7 @@ qubes.PortForwardKill takes one line and gives one:
     family=4|6 proto=tcp|udp client=ADDRESS port=N to=PORT
     version=1 result=ended|none|refused|failed
 
-`port` is the client's, `to` the qube's. A connection that several entries let in stands there for each of them. Whoever
+`port` is the client's, `to` the qube's. A connection that several entries let in has a line for each of them. Whoever
 reads such a text treats every byte as untrusted.
 """
 
@@ -33,13 +33,13 @@ _RESULT = ("version", "result")
 
 
 class Ended(enum.StrEnum):
-    """What became of a request to end a connection."""
+    """The result of a request to end a connection."""
 
     ENDED = "ended"
     NONE = "none"
-    """No open connection of a forward is the one that was named."""
+    """There is no such open connection of a forward."""
     REFUSED = "refused"
-    """The request was not understood."""
+    """The request is malformed."""
     FAILED = "failed"
 
 
@@ -61,7 +61,7 @@ class Connection:
 
     @property
     def words(self) -> str:
-        """Without family and protocol."""
+        """The words of the line, without family and protocol."""
         return f"client={self.client} port={self.port} to={self.to}"
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The nft elements that an agent would load for entries which may not be written at all. Pure text, both directions.
+"""The nft elements that an agent would load for candidate entries, which may never be written. Pure text.
 
 qrexec service qubes.PortForwardStatus+plan takes a line for each entry, as they would stand in QubesDB, up to the end
 of the input:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What dom0 and a qube say to each other while a marked probe goes through the chain. Pure text.
+"""The dialogue of dom0 and a qube while a marked probe goes through the chain. Pure text.
 
 qrexec service qubes.PortForwardProbe, one call per hop; a way is one family and protocol of a rule:
 
@@ -16,7 +16,7 @@ qrexec service qubes.PortForwardProbe, one call per hop; a way is one family and
     qube   RULE.FAMILY.PROTO answer=WORD arrived=N local=N delivered=N passing=N left=N back=N returned=N  COUNT lines
            end
 
-The probe is a TCP SYN or an empty datagram from `client`, port `sport`, so each hop knows it by these two. The entrance
+The probe is a TCP SYN or an empty datagram from `client`, port `sport`; each hop tells it by these two. The entrance
 chooses the client where dom0 names none. dom0 treats every byte of a qube as untrusted.
 """
 
@@ -44,7 +44,7 @@ class Role(enum.StrEnum):
 
 
 class RouteWord(enum.StrEnum):
-    """Where what a relay hands on would leave."""
+    """Where packets that a relay hands on would leave."""
 
     VIF = "vif"
     UPLINK = "uplink"
@@ -62,7 +62,7 @@ class Sent(enum.StrEnum):
 
 
 class Answer(enum.StrEnum):
-    """What came back past a hop."""
+    """The answer that came back past a hop."""
 
     NONE = "none"
     SYN_ACK = "synack"
@@ -73,7 +73,7 @@ class Answer(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What one hop is asked about one way: its entry, the probed port there, and by what the probe is known."""
+    """One way at one hop: the hop's entry, the probed port there, and what identifies the probe."""
 
     entry: Entry
     port: int
@@ -103,7 +103,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What dom0 sends first."""
+    """The first message of dom0."""
 
     role: Role
     ways: tuple[Way, ...]
@@ -114,7 +114,7 @@ class Request:
 
     @staticmethod
     def parse_head(text: str) -> tuple[Role, int]:
-        """The role, and how many lines follow; raises RefusedError."""
+        """Read the first line: the role, and how many lines follow. Raises RefusedError."""
         names = ("version", "ways", "role")
         words = parse_words(text, names, names)
         if words["version"] != str(limits.PROTOCOL_VERSION) or words["role"] not in list(Role):
@@ -124,7 +124,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a hop sees of one way without any packet.
+    """What a hop finds out about one way without sending a packet.
 
     base: the base firewall of this family stands. rule: ours stands in its custom chain, behind `before` others. door:
     the port is open in our table. forwarding: the kernel forwards. route: for a relay. listening: at the target.
@@ -164,7 +164,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How often the probe was seen at the places of one hop, in the order in which it passes them.
+    """How often the probe was counted at each place of one hop, in the order in which it passes them.
 
     arrived: came in; local: was for the hop itself, delivered: and no rule of the hop dropped it; passing: was to be
     handed on, left: and no rule dropped it. back: an answer came to this hop (or was made here), returned: and left it.
@@ -194,7 +194,7 @@ class Count:
 
 
 def head_of(ways: int, *, agent: bool) -> str:
-    """The first line of a hop."""
+    """The first line of a hop's answer."""
     return f"version={limits.PROTOCOL_VERSION} ways={ways} agent={_word(agent)}"
 
 
@@ -214,7 +214,7 @@ def parse_keyed(untrusted_text: str) -> tuple[str, str]:
 
 
 def parse_single(untrusted_text: str, name: str) -> str:
-    """The value of a line with one word; raises RefusedError."""
+    """The value of a line that is one word NAME=VALUE; raises RefusedError."""
     return parse_words(untrusted_text, (name,), (name,))[name]
 
 
