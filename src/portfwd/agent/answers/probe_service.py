@@ -33,7 +33,7 @@ from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, HostName, IPAddress, IPNetwork, Proto, Side, SourceWord
 
 PATIENCE = 5.0
-"""Seconds that dom0 may take until its next word: somewhat longer than it waits for the slowest hop."""
+"""Seconds to wait for dom0's next line: somewhat longer than dom0 waits for the slowest hop."""
 _ANSWER_SECONDS = 0.3
 _LOOK_SECONDS = 0.01
 _LINE_MAX = 4096
@@ -42,7 +42,7 @@ _NAMED = ((Answer.RESET, "reset"), (Answer.SYN_ACK, "synack"), (Answer.UNREACHAB
 
 
 class _Target:
-    """Where the entrance has the probe of one way come in."""
+    """Where the probe of one way enters the entrance."""
 
     def __init__(self, interface: str, address: IPAddress) -> None:
         self.interface, self.address = interface, address
@@ -51,7 +51,7 @@ class _Target:
 
 
 def main() -> int:
-    """Take the request, count, tell; exit status 1 when that cannot be done."""
+    """Read the request, count, report; the exit status, 1 when that fails."""
     lines = _read_lines()
     try:
         role, number = Request.parse_head(next(lines))
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def _read_lines() -> Iterator[str]:
-    """What dom0 says, line by line; the end of its input, or its silence, ends it."""
+    """Lines from dom0, until its input ends or it is silent for too long."""
     received = b""
     while select.select([0], [], [], PATIENCE)[0] and (more := os.read(0, _LINE_MAX)):
         received += more
@@ -113,7 +113,7 @@ def _choose(eyes: Eyes, way: Way) -> tuple[Way, _Target | None]:
     client = way.client or _client_for(way, [address for _, address in outside])
     if client is None:
         return way, None
-    # Where the address is at home: by another card it would be refused.
+    # By the interface of the address's own network: by any other it would be refused.
     near = [(a.network.prefixlen, -place, link) for place, (link, a) in enumerate(outside) if client in a.network]
     near = [found for found in near if found[0] > 0]
     link = max(near)[2] if near else eyes.way_to(client).link
@@ -144,7 +144,7 @@ def _client_for(way: Way, uplinks: Sequence[ipaddress.IPv4Interface | ipaddress.
 
 
 def _unused(network: IPNetwork, taken: set[IPAddress]) -> IPAddress | None:
-    """An address near the end of a network, where few hosts are. Whoever has it gets nothing of the probe."""
+    """An address near the end of a network, where few hosts are. Its owner receives nothing of the probe."""
     if network.num_addresses == 1:
         return network.network_address
     last = int(network.broadcast_address) - 1
@@ -154,7 +154,7 @@ def _unused(network: IPNetwork, taken: set[IPAddress]) -> IPAddress | None:
 
 
 def _send(nft: Nft, places: Sequence[tuple[Way, _Target | None]]) -> Sent:
-    """Have all probes come in, wait for the answers, and end half open connections."""
+    """Inject all probes, wait for the answers, and end half open connections."""
     ready = [(way, target) for way, target in places if target is not None]
     if not ready:
         return Sent.NO_UPLINK
@@ -207,7 +207,7 @@ def _count(counters: dict[str, int], way: Way) -> Count:
 
 
 def _forget(ways: Sequence[Way]) -> None:
-    """Nothing of the probe stays in the connection table."""
+    """Delete the probe's connections from conntrack."""
     clients = {way.client for way in ways}
     with contextlib.suppress(OSError):
         conntrack = Conntrack()

@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The temporary nftables table that counts a probe at every place of a hop. PURE text.
 
-A probe is known by its client's address and port, which the whole chain keeps. Only its first packet counts: the reset
-that ends a half open connection does not. A bit of the connection mark tells a probe from a client, so that it need not
-be counted as a hit.
+The client's address and port, which the whole chain keeps, identify a probe. Only its first packet counts: the reset
+that ends a half open connection does not. A bit of the connection mark tells a probe from a client, so that it is not
+counted as a hit.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _RST = "tcp flags & rst == rst"
 
 
 def probe_table(family: Family, ways: Iterable[Way], *, drops: bool) -> str:
-    """The table of one family. `drops`: this is the entrance, where everything for the client ends."""
+    """The table of one family. `drops`: this is the entrance, which drops everything for the client."""
     mine = [way for way in ways if way.entry.family is family and way.client is not None]
     chains: dict[str, list[str]] = {
         name: [] for name in ("incoming", "marking", "own", "let-in", "onward", "made", "outgoing")

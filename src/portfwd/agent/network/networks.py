@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Which network is attached to which interface: who is a neighbour, and by which interface an address can come.
+"""Networks attached to interfaces: who is a neighbour, and by which interface an address can come.
 
 networks_of() is pure; read_networks() asks the kernel (rtnetlink(7)). What counts as a network of hosts is an
-allowlist, since its prefix is the word of whoever runs the network: DHCP may say /0 and mean everyone.
+allowlist, since whoever runs the network chooses its prefix: DHCP may say /0, which is everyone.
 """
 
 import ipaddress
@@ -28,9 +28,9 @@ _GETADDR = 22
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _UNCLEAN = re.compile(r"[^A-Za-z0-9_.@-]")
 _PRIVATE = tuple(ipaddress.IPv4Network(p) for p in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"))
-"""RFC 1918, and RFC 6598 between a customer and a provider: whoever numbers a network of his own may use all of one."""
+"""RFC 1918, and RFC 6598 between a customer and a provider: a private network may use a whole block."""
 _PUBLIC_BITS = 16
-"""Nobody has more public addresses than these on one link; it was the size of a campus (class B)."""
+"""The widest public IPv4 network on one link: a campus (class B)."""
 _NO_HOSTS4 = tuple(ipaddress.IPv4Network(p) for p in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
 _HOSTS6 = tuple(ipaddress.IPv6Network(p) for p in ("2000::/3", "fc00::/7"))
 """Global unicast and unique local addresses: neither loopback, link-local, multicast nor IPv4 in disguise."""
@@ -38,7 +38,7 @@ _LINK_BITS6 = 64
 """RFC 4291 section 2.5.1: the interface identifier has 64 bits, so no link has a shorter prefix."""
 _UPLINKS_MAX = 32
 _ROUTES_MAX = 64
-"""Networks taken from the routes of one interface: router advertisements may make any number of them."""
+"""Networks taken from the routes of one interface, at most: router advertisements may make any number."""
 
 
 class Address(NamedTuple):
@@ -51,7 +51,7 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """What is around this qube: see Surroundings. `addresses` are those of the uplinks."""
+    """The networks around this qube (see Surroundings). `addresses` are those of the uplinks."""
 
     near: tuple[Network, ...] = ()
     home: tuple[Network, ...] = ()
@@ -61,12 +61,12 @@ class Networks:
 
     @property
     def uplinks_text(self) -> str:
-        """The addresses of the uplinks as dom0 is told them."""
+        """The addresses of the uplinks, in the form of the status key `uplinks`."""
         return " ".join(str(address) for address in self.addresses[:_UPLINKS_MAX])
 
     @property
     def ignored_text(self) -> str:
-        """What is left out of account as dom0 is told it."""
+        """The ignored interfaces and networks, in the form of the status key `ignored`."""
         return " ".join(str(ignored) for ignored in self.ignored[:IGNORED_MAX])
 
 
@@ -81,7 +81,7 @@ def read_networks() -> Networks:
 
 
 def is_attachable(prefix: IPNetwork) -> bool:
-    """Whether hosts may stand in a network of this prefix, and not half the world."""
+    """Whether a network of this prefix can be one of neighbours: of hosts, and not too wide."""
     if isinstance(prefix, ipaddress.IPv6Network):
         return prefix.prefixlen >= _LINK_BITS6 and any(prefix.subnet_of(hosts) for hosts in _HOSTS6)
     if any(prefix.overlaps(other) for other in _NO_HOSTS4):
@@ -90,7 +90,7 @@ def is_attachable(prefix: IPNetwork) -> bool:
 
 
 def networks_of(links: Iterable[Link], addresses: Collection[Address], routes: Iterable[Route]) -> Networks:
-    """What is around, from interfaces that are up, their addresses and the routes. PURE."""
+    """The networks around this qube, from interfaces that are up, their addresses and the routes. PURE."""
     by_index = {link.index: link for link in links}
     up = [a for a in addresses if a.link in by_index and not by_index[a.link].downstream]
     outward = [a for a in up if by_index[a.link].uplink]
@@ -120,10 +120,10 @@ def _ignored(name: str, why: Why, what: str) -> Ignored:
 
 
 def _home(links: Collection[Link], addresses: Iterable[Address], routes: Iterable[Route]) -> tuple[Network, ...]:
-    """Where the addresses of attached networks come in.
+    """The interfaces by which addresses of attached networks come in.
 
-    First by the addresses of interfaces. What these leave open is told by the routes of uplinks to hosts on the link:
-    a host with an address of DHCPv6 has its network in a route alone.
+    Addresses of interfaces decide first. Where they leave it open, routes of uplinks to hosts on the link decide:
+    with DHCPv6 a network stands in a route alone.
     """
     names = {link.index: link.name for link in links}
     stated = {Network(names[a.link], a.network) for a in addresses if is_attachable(a.network)}
@@ -143,7 +143,7 @@ def _order(network: Network) -> tuple[str, int, int, int]:
 
 
 def _shares(networks: Collection[Network]) -> set[Network]:
-    """Each network without the longer prefixes inside that are attached elsewhere: the longest match decides."""
+    """Each network without the longer prefixes inside it that are attached elsewhere: the longest match decides."""
     at: dict[IPNetwork, set[str]] = {}
     for network in networks:
         at.setdefault(network.prefix, set()).add(network.interface)
@@ -156,7 +156,7 @@ def _shares(networks: Collection[Network]) -> set[Network]:
 
 
 def without(prefix: IPNetwork, others: Iterable[IPNetwork]) -> list[IPNetwork]:
-    """A prefix less what these take of it, as prefixes that do not overlap."""
+    """A prefix without these others, as prefixes that do not overlap."""
     pieces = [prefix]
     for other in others:
         if other.version != prefix.version:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""By which uplink replies leave, when there is more than one way out. PURE: (links, routes, rules) -> ours.
+"""Routes replies through the uplink that the request came in by. PURE: (links, routes, rules) -> ours.
 
-An uplink then has a number and a routing table of its own, a copy of the main table's routes through it, and a rule
-that leads packets with that number in their mark there, before any rule of a VPN. Number, table and rule are told from
-others' by their values and by the routing protocol that made them; what others made is read and never touched.
+Where there is more than one way out, an uplink has a number, a routing table of its own (a copy of the main table's
+routes through it), and a rule that leads packets with that number in their mark there, before any rule of a VPN. Their
+values and routing protocol tell them from those of others, which are read and never touched.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -21,14 +21,14 @@ _STOCK_TABLES = {DEFAULT, MAIN, LOCAL}
 TABLES = 0x71626600
 """The table of uplink N is TABLES + N."""
 PRIORITY = 990
-"""Of our rules: behind the local table, before the rules that VPN and mesh programs make."""
+"""Priority of our rules: after the local table, before the rules that VPN and mesh programs make."""
 
 _WIDE = {Family.V4: 3, Family.V6: 7}
-"""A route with a prefix so short is a default route, or a part of one as VPN programs make to go before it."""
+"""A prefix so short is a default route, or a part of one that VPN programs put before it."""
 
 
 class Route(NamedTuple):
-    """A unicast route; `ours` when the agent made it. `gateway` is None for what is attached."""
+    """A unicast route; `ours` when the agent made it. `gateway` is None for an attached network."""
 
     family: Family
     table: int
@@ -51,7 +51,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """What should stand: numbers by interface index, and everything of ours in the kernel."""
+    """What the kernel should hold: numbers by interface index, and all our routes and rules."""
 
     numbers: Mapping[int, int]
     routes: frozenset[Route] = frozenset()
@@ -66,7 +66,7 @@ def plan_ways(
     gateways: Mapping[Family, IPAddress],
     held: Mapping[int, int],
 ) -> Ways:
-    """Number the uplinks, if replies could leave by another way than the request's.
+    """Number the uplinks, if replies could leave by another uplink than the request's.
 
     `families` are those in which something may come in; `gateways` serve an uplink to a net qube that has lost its
     default route to a VPN; `held` are the numbers that connections may bear already.
@@ -90,7 +90,7 @@ def plan_ways(
 
 
 def _number(index: int, taken: Mapping[int, int], held: Mapping[int, int]) -> int:
-    """The number held before, else a free one that hardly anyone else has had lately; 0 when there are too many."""
+    """The number that it had before, else a free one that was not in use lately; 0 when there are too many uplinks."""
     reserved = {*taken.values(), *held.values()}
     first = held.get(index, (index - 1) % UPLINK_MAX + 1)
     free = (n for n in ((first + i - 1) % UPLINK_MAX + 1 for i in range(UPLINK_MAX)) if n not in reserved)
@@ -108,10 +108,10 @@ def _copies(index: int, number: int, family: Family, routes: Iterable[Route], ga
 
 
 def leaves_by_tunnel(links: Iterable[Link], routes: Collection[Route], rules: Iterable[Rule]) -> bool:
-    """Whether what this qube sends to the world goes into a tunnel, in either family.
+    """Whether this qube's own traffic leaves by a tunnel, in either family.
 
-    By the best default route, by a wide route that goes before it, or by a table that a rule of others leads to. An
-    interface of a kind that is not known is taken for a tunnel here: what its user means to hide is not shown.
+    It does by the best default route, by a wide route before it, or by a table that a rule of others leads to. An
+    interface of an unknown kind counts as a tunnel here, so that nothing is shown that its user means to hide.
     """
     tunnels = {link.index for link in links if link.outward and not link.uplink}
     led_to = {(rule.family, rule.table) for rule in rules if not rule.ours and rule.table not in _STOCK_TABLES}

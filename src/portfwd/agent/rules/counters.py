@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What the elements of our maps and sets have counted, read from nft's listing. PURE text, except for read().
+"""Counters of the elements of our maps and sets, read from nft's listing. PURE text, except for read().
 
 An element in a listing: `tcp . 443 counter packets 3 bytes 165 timeout 1h expires 59m59s128ms comment "..." : goto x`;
 versions of nft differ in the order of its parts.
@@ -36,12 +36,12 @@ class Count(NamedTuple):
 
     @property
     def last(self) -> int:
-        """Of a hits set: the seconds since the newest connection."""
+        """Of an element of a hits set: seconds since the newest connection."""
         return max(0, int(HITS_SECONDS - self.expires))
 
 
 def read(nft: Nft, family: Family, name: str) -> list[Count]:
-    """Everything that a set or map of our table has counted, by port. Raises NftError."""
+    """All counters of a set or map of our table, by port. Raises NftError."""
     kind = "set" if name.endswith("-hits") else "map"
     try:
         listed = nft.run(f"list {kind} {nft_family(family)} {TABLE} {name}")

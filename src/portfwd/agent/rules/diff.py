@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""From two states of the elements to the nft text that leads from one to the other. PURE text."""
+"""The nft text that turns one state of the elements into another. PURE text."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from portfwd.wire.values import Family
 _CHUNK = 500
 """Elements in one nft command: long lines cost nft quadratic time in its error locations."""
 _SAME_SECONDS = 0.5
-"""Ends are given in whole seconds, so two that differ by less are one."""
+"""Seconds. Ends are whole seconds, so two that differ by less are the same."""
 _DAY = 86_400_000
 """Milliseconds."""
 _DAYS_MAX = 36_500
@@ -19,9 +19,9 @@ _DAYS_MAX = 36_500
 
 
 def settle(before: Elements, after: Elements) -> Elements:
-    """The elements of `after`, with the ends of `before` where both end at the same time but for reading the clocks.
+    """The elements of `after`, with the ends of `before` where the two differ only by the reading of clocks.
 
-    A later end is a timeout of the kernel that has stood still in suspend, or a change of mind: it is written anew.
+    A later end is a kernel timeout that stood still in suspend, or a change of the rule: it is written anew.
     """
     settled = {}
     for place, elements in after.items():
@@ -37,16 +37,16 @@ def _settled(old: Element | None, new: Element, end: float) -> Element:
 
 
 def differing(one: dict[str, Element], other: dict[str, Element]) -> list[str]:
-    """The keys of one that the other lacks or maps to something else."""
-    # Most elements are not just equal but the same object, which is quicker to see.
+    """The keys of `one` that `other` lacks or maps to something else."""
+    # Most elements are the same object, which is quicker to see than equality.
     return [k for k, e in one.items() if (found := other.get(k)) is not e and found != e]
 
 
 def difference(before: Elements, after: Elements, now: float) -> str:
     """The commands that turn one set of elements into the other; '' when nothing differs.
 
-    Of an element whose time has come nobody knows whether the kernel has removed it already (its timer stands still
-    during suspend), and deleting what is not there would fail the whole transaction: it is added before, which changes
+    Nobody knows whether the kernel has removed an element whose time has come (its timer stands still
+    during suspend), and deleting a missing one would fail the whole transaction. So it is added first, which changes
     nothing where it still stands.
     """
     removed: list[str] = []
@@ -61,7 +61,7 @@ def difference(before: Elements, after: Elements, now: float) -> str:
 
 
 def everything(wanted: Elements, families: Iterable[Family], now: float) -> str:
-    """The commands that empty our sets and fill them anew: right whatever stood there before."""
+    """The commands that empty our sets and fill them anew, whatever stood there before."""
     lines = [
         f"flush {kind} {nft_family(family)} {TABLE} {name}\n"
         for family in families
@@ -74,7 +74,7 @@ def everything(wanted: Elements, families: Iterable[Family], now: float) -> str:
 
 
 def lines(wanted: Elements, now: float) -> list[str]:
-    """Each element for itself, as `FAMILY SET { ELEMENT }`."""
+    """One line per element, as `FAMILY SET { ELEMENT }`."""
     return [
         f"{nft_family(family)} {name} {{ {_text(key, element, now)} }}"
         for (family, name), found in sorted(wanted.items())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Tells the clients of connections that have ended, also those that only receive and would wait for ever.
+"""Informs the clients of ended connections, also those that only receive and would wait for ever.
 
-To a UDP client goes an ICMP error about its own packets. A reset of TCP would need the sequence numbers of the
-connection, which conntrack does not give: so its client is sent a segment that cannot be right, answers with what it
+A UDP client gets an ICMP error about its own packets. A TCP reset would need the sequence numbers of the
+connection, which conntrack does not give: its client gets a segment that cannot be right, answers with what it
 expects (RFC 9293 section 3.10.7.4), and the guard resets it for that answer (skeleton.guard). In the target, where
 the socket is, the kernel itself sends the reset. packets_for() is pure.
 """
@@ -24,7 +24,7 @@ from portfwd.wire.values import Family, IPAddress, Proto
 log = logging.getLogger(__name__)
 
 FLOWS_MAX = 256
-"""Clients that are told at once. Those of a flood need not be at the addresses that they came from."""
+"""Clients informed at once, at most. Those of a flood need not be at the addresses that they came from."""
 _ACK = 0x10
 _TCP = struct.Struct(">HHIIBBHHH")
 _UDP = struct.Struct(">HHHH")
@@ -32,11 +32,11 @@ _IP4 = struct.Struct(">BBHHHBBH4s4s")
 _IP6 = struct.Struct(">IHBB16s16s")
 _HALF = 1 << 31
 _IPV6_CHECKSUM = 7
-"""Socket option of linux/in6.h: where the kernel is to put the checksum."""
+"""Socket option of linux/in6.h: the offset of the checksum that the kernel fills in."""
 
 
 class Farewell(NamedTuple):
-    """One packet without its IP header: protocol, from where to where, and the mark to send it with."""
+    """One packet without its IP header: protocol, source, destination, and the mark to send it with."""
 
     protocol: int
     source: IPAddress
@@ -46,9 +46,9 @@ class Farewell(NamedTuple):
 
 
 def tell(flows: Iterable[Flow]) -> None:
-    """Tell the clients of these connections that the server has answered, TCP first. Never raises.
+    """Inform the clients of those connections that the server has answered, TCP first. Never raises.
 
-    At most FLOWS_MAX of them: the agent does nothing else meanwhile.
+    At most FLOWS_MAX of them, since the agent does nothing else meanwhile.
     """
     ended = [flow for flow in flows if flow.answered and not flow.ended]
     ended.sort(key=lambda flow: flow.proto is not Proto.TCP)
@@ -63,7 +63,7 @@ def tell(flows: Iterable[Flow]) -> None:
 
 
 def packets_for(flow: Flow) -> Iterator[Farewell]:
-    """What a client is sent, as from the address that it has dialled."""
+    """The packets for a client, from the address that it dialled."""
     if flow.dialled is None:
         return
     mark = MARK_FAREWELL | flow.mark & UPLINK_BITS

@@ -81,13 +81,13 @@ GUARDS = ("guard-forward", "guard-input", "guard-output", "guard-arrived", "guar
 REPLY_CHAINS = ("reply-in", "reply-out", "back-in", "back")
 HITS = "hits"
 HITS_SECONDS = 30 * 86400
-"""How long the newest connection of a port is remembered."""
+"""Seconds for which the newest connection of a port is remembered."""
 HITS_MAX = 16384
-"""Ports that are counted; those beyond it work and are not."""
+"""Ports that are counted, at most; the others work without a count."""
 LATE_SECONDS = 2.0
-"""How long after an end the target's kernel waits for an agent before it tells the ends of a connection."""
+"""Seconds that the target's kernel waits for an agent after an end before it resets connections."""
 MARK_FAREWELL = 0x08000000
-"""Of packets that we send to clients of ended connections (farewell.py); conntrack shall not take them for new ones."""
+"""Marks our packets to clients of ended connections (farewell.py), which conntrack must not take for new ones."""
 _DOOR = "ct original proto-dst . meta l4proto"
 DEAD_OUT = "dead-out"
 DEAD_IN = "dead-in"
@@ -222,7 +222,7 @@ def table(family: Family) -> str:
 
 
 def _dialled(*rules: str) -> str:
-    """These rules for each protocol. nft knows the type of the port that was dialled only where the protocol is one."""
+    """These rules for each protocol. nft knows the type of `ct original proto-dst` only for a single protocol."""
     return "\n".join(f"    meta l4proto {proto.value} {rule}" for proto in Proto for rule in rules)
 
 
@@ -311,10 +311,10 @@ def guard(family: Family) -> str:
 
 
 def handed_on(family: Family) -> str:
-    """The base chain that asks for the door of what this qube, the target, hands on by its own user's DNAT.
+    """The base chain that checks what this qube, the target, hands on by its own user's DNAT.
 
-    It costs every forwarded packet one look at the mark, so it stands only where something is let in. What comes in
-    otherwise than by a door is the user's own, and left alone.
+    It costs every forwarded packet one look at the mark, so it stands only where something is let in. Traffic that
+    no entry of ours let in is the user's own, and left alone.
     """
     ours = f"ct mark & 0x{MARK_OURS:08x} == 0"
     return f"""{_empty_handed_on(family)}table {nft_family(family)} {TABLE} {{
@@ -327,7 +327,7 @@ def handed_on(family: Family) -> str:
 
 
 def not_handed_on(family: Family) -> str:
-    """Takes that chain away, be it there or not."""
+    """The text that removes that chain, whether it exists or not."""
     return f"{_empty_handed_on(family)}delete chain {nft_family(family)} {TABLE} {HANDED_ON}\n"
 
 
@@ -338,7 +338,7 @@ def _empty_handed_on(family: Family) -> str:
 
 
 def replies(family: Family) -> str:
-    """The chains that hand the uplink's number from a connection to its replies, whatever stood there before.
+    """The chains that copy the uplink's number from a connection to its replies, whatever stood there before.
 
     They cost every packet, so they stand only while some uplink is numbered. What goes the other way loses the number,
     in case that a script has restored the packet mark from the connection's: it is routed as ever. `route` makes the
@@ -369,7 +369,7 @@ def replies(family: Family) -> str:
 
 
 def no_replies(family: Family) -> str:
-    """Takes those chains away, be they there or not."""
+    """The text that removes those chains, whether they exist or not."""
     table = f"{nft_family(family)} {TABLE}"
     return _empty_replies(family) + "".join(f"delete chain {table} {name}\n" for name in REPLY_CHAINS)
 
@@ -385,6 +385,6 @@ def _empty_replies(family: Family) -> str:
 
 
 def marker(family: Family) -> str:
-    """The name of an empty chain that tells which text the table was made from."""
+    """The name of an empty chain that identifies the text from which the table was made."""
     text = table(family) + guard(family) + handed_on(family) + replies(family)
     return f"made-from-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
