@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Sends a marked probe through a chain and has every hop tell what it saw of it (wire/answers/probe.py).
 
-All hops count before the entrance sends; each is bounded in time and bytes, and one that fails costs its own part of
+All hops count before the entrance sends. Each is bounded in time and bytes; one that fails costs its own part of
 the trace only.
 """
 
@@ -35,11 +35,11 @@ from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPAddress, Proto, QubeName
 
 STEP_SECONDS = 3.0
-"""How long a hop may take for each thing that it is asked."""
+"""Seconds that a hop may take for each request."""
 PROBE_SECONDS = 6.0
-"""How long all of them may take for all things: others wait for their turn. A probe takes a second or two."""
+"""Seconds for all requests to all hops, since other probes wait. A probe takes a second or two."""
 _END_SECONDS = 0.5
-"""How long it may take to end when its input has ended."""
+"""Seconds that the service may take to end after its input has ended."""
 _LINE_MAX = 1024
 _PORTS = range(40000, 60000)
 WayKey = tuple[Family, Proto]
@@ -47,7 +47,7 @@ WayKey = tuple[Family, Proto]
 
 @dataclass(frozen=True, slots=True)
 class HopTrace:
-    """What one hop told: before the probe and, unless it could not count, after it."""
+    """The report of one hop: before the probe and, if it could count, after it."""
 
     agent: bool
     sights: Mapping[WayKey, Sight]
@@ -56,7 +56,7 @@ class HopTrace:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What the hops told; those that did not answer are left out. `sent` is None when the entrance was not asked."""
+    """The reports of the hops that answered. `sent` is None when the entrance was not asked."""
 
     hops: Mapping[QubeName, HopTrace] = field(default_factory=dict)
     sent: Sent | None = None
@@ -90,7 +90,7 @@ class Prober:
 
 
 def _requests(path: Sequence[tuple[QubeName, Entry]], clients: Mapping[Family, IPAddress]) -> dict[QubeName, list[Way]]:
-    """The ways of each hop, in the order of the path. The first port of a range stands for all."""
+    """The ways of each hop, in the order of the path. Of a range the first port is probed."""
     found: dict[QubeName, list[Way]] = {}
     ports: dict[WayKey, int] = {}
     sports: dict[WayKey, int] = {}
@@ -136,7 +136,7 @@ async def _trace(
     await arm(entrance, Role.ENTRANCE)
     sent = None
     if entrance in hops:
-        # Only a qube's own word on whom it would let in: the address is used to count, at hops that know no other.
+        # The entrance itself reports this address; the other hops use it for counting only.
         chosen = {key: sight.client for key, sight in hops[entrance].sights.items() if sight.client is not None}
         clients |= {key: client for key, client in chosen.items() if client.version == key[0]}
     await asyncio.gather(*(arm(name, Role.HOP) for name in others))
@@ -161,7 +161,7 @@ class _Call:
 
     @classmethod
     async def open(cls, vm: Any) -> Self:
-        """Start the service. Raises what qubesd raises when it does not start."""
+        """Start the service. Raises what qubesd raises when that fails."""
         in_read, in_write = os.pipe()
         try:
             process, reader, transport = await start_service(vm, limits.PROBE_SERVICE, in_read, _LINE_MAX)
@@ -173,7 +173,7 @@ class _Call:
         return cls(process, reader, transport, in_write)
 
     async def arm(self, request: Request) -> HopTrace:
-        """Have it look and begin to count. Raises RefusedError for an answer that is none."""
+        """Have the hop inspect itself and begin to count. Raises RefusedError for a malformed answer."""
         # A few hundred bytes, which an empty pipe takes at once.
         os.write(self._stdin, str(request).encode())
         agent = parse_head(await self._line(), len(request.ways))
@@ -182,7 +182,7 @@ class _Call:
         return HopTrace(agent, sights)
 
     async def send(self) -> Sent:
-        """Have the entrance make the probes. Raises RefusedError."""
+        """Have the entrance send the probes. Raises RefusedError."""
         os.write(self._stdin, f"{SEND}\n".encode())
         word = parse_single(await self._line(), "sent")
         if word not in list(Sent):
@@ -190,7 +190,7 @@ class _Call:
         return Sent(word)
 
     async def tell(self, ways: int) -> dict[WayKey, Count]:
-        """What it has counted. Raises RefusedError."""
+        """The hop's counts. Raises RefusedError."""
         os.write(self._stdin, f"{TELL}\n".encode())
         counts = await self._keyed(ways, Count.parse)
         if await self._line() != END:
@@ -213,9 +213,9 @@ class _Call:
         return untrusted[:-1].decode("ascii", "replace")
 
     async def close(self) -> None:
-        """Let go of the service, which removes its counters when its input ends; end it when it does not.
+        """Close the input of the service, which then removes its counters; kill it if it does not end.
 
-        Who stops waiting for this ends it at once.
+        A caller that cancels this kills the service at once.
         """
         self._transport.close()
         os.close(self._stdin)

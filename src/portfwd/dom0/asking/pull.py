@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Asks qubes over qrexec: all at the same time for reports (wire/answers/report.py), or one for something else.
 
-All is bounded in time and bytes: a qube that answers wrongly, too much or not in time has given no answer; it costs
-nobody else's.
+Calls are bounded in time and bytes: a qube that answers wrongly, too much or too late has not answered; the
+answers of others are unaffected.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from portfwd.wire.answers.report import Report
 from portfwd.wire.values import QubeName
 
 PULL_SECONDS = 1.0
-"""How long one pull may take in all."""
+"""Seconds for all answers together."""
 _CHUNK = 1 << 16
 Answer = TypeVar("Answer")
 
 
 class Puller:
-    """One per qubesd. A qube is asked once at a time: who asks meanwhile gets the same answer."""
+    """One per qubesd. A qube is asked once at a time; callers in the meantime get the same answer."""
 
     def __init__(self) -> None:
         self._under_way: dict[QubeName, asyncio.Task[Report | None]] = {}
 
     async def pull(self, vms: Iterable[Any]) -> dict[QubeName, Report]:
-        """The reports of those that gave one, PULL_SECONDS from now at the latest. Never raises for a qube."""
+        """The reports that came within PULL_SECONDS, by qube. Never raises for a qube."""
         tasks = {QubeName(str(vm.name)): self._ask(vm) for vm in vms}
         if not tasks:
             return {}
@@ -53,21 +53,21 @@ async def _report(vm: Any) -> Report | None:
 
 
 async def ask(vm: Any, service: str, parse: Callable[[bytes], Answer], payload: bytes = b"") -> Answer | None:
-    """What `parse` makes of a service's answer, or None, PULL_SECONDS from now at the latest. Never raises for a qube.
+    """The parsed answer of a service; None without a valid one within PULL_SECONDS. Never raises for a qube.
 
     `parse` gets at most one byte more than an answer may have (limits.REPORT_MAX), and may raise RefusedError.
     """
 
     async def answer() -> Answer:
         untrusted = await _call(vm, service, payload)
-        # A long one would hold qubesd's loop.
+        # In a thread: a long answer would hold up qubesd's loop.
         return parse(untrusted) if len(untrusted) <= _CHUNK // 4 else await asyncio.to_thread(parse, untrusted)
 
     return await attempt(answer(), PULL_SECONDS, vm.name, service)
 
 
 async def _call(vm: Any, service: str, payload: bytes) -> bytes:
-    """What the service prints, at most one byte more than an answer may have."""
+    """The output of a service, at most one byte more than an answer may have."""
     with _input(payload) as stdin:
         process, reader, transport = await start_service(vm, service, stdin, _CHUNK)
     try:
@@ -83,13 +83,13 @@ async def _call(vm: Any, service: str, payload: bytes) -> bytes:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            # Until it is gone the qube is not asked again; whoever pulls waits no longer than told.
+            # The qube is not asked again before the process is gone; callers still wait no longer than PULL_SECONDS.
             await process.wait()
 
 
 @contextlib.contextmanager
 def _input(payload: bytes) -> Iterator[int]:
-    """A descriptor to read the payload from. A file in memory, so that nobody has to wait until a qube has read it."""
+    """A descriptor with the payload: a file in memory, so that a qube that does not read delays nobody."""
     if not payload:
         yield subprocess.DEVNULL
         return

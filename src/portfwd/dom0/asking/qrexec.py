@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Calls a qrexec service in a qube, for the loop of qubesd, which goes on meanwhile.
+"""Calls a qrexec service in a qube without holding up qubesd's loop.
 
 `vm.run_service` is qubesd's own (qubes.vm.qubesvm.QubesVM): a coroutine that gives an asyncio.subprocess.Process. Its
-relative run_service_for_stdio would take in as much as a qube likes to send.
+run_service_for_stdio, also qubesd's, would read as much as a qube likes to send.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ T = TypeVar("T")
 async def start_service(
     vm: Any, service: str, stdin: int, limit: int
 ) -> tuple[Any, asyncio.StreamReader, asyncio.BaseTransport]:
-    """Start a service as root: its process, a reader of what it prints, and what closes that. Raises as qubesd does.
+    """Start a service as root; returns its process, a reader of its output, and the transport that closes it.
 
-    `limit` is in bytes, as of asyncio.StreamReader. The pipe is our own: closing it frees us of a qube that goes on
-    writing.
+    `limit` is in bytes, as of asyncio.StreamReader. Raises as qubesd does. Closing the pipe ends a qube's endless
+    output.
     """
     reader = asyncio.StreamReader(limit=limit)
     read_end, write_end = os.pipe()
@@ -48,7 +48,7 @@ async def start_service(
 
 
 async def attempt(doing: Awaitable[T], seconds: float, name: str, what: str) -> T | None:
-    """What comes of asking one qube, or None, with a line in the log. Never raises for a qube."""
+    """Await an answer of one qube; None, with a line in the log, when it fails. Never raises for a qube."""
     try:
         async with asyncio.timeout(seconds):
             return await doing
@@ -57,6 +57,6 @@ async def attempt(doing: Awaitable[T], seconds: float, name: str, what: str) -> 
     except RefusedError as error:
         log.warning("port forwarding: answer of %s to %s: %s", name, what, error)
     except Exception as error:
-        # qubesd's own errors, such as those of a qube that has just stopped.
+        # Errors of qubesd, such as of a qube that has just stopped.
         log.info("port forwarding: %s cannot be asked for %s: %s", name, what, error)
     return None

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Who holds which ports of which qube, and who of several gets one. PURE.
 
-A forward that holds its ports keeps them, however old the one is that a change of the network brings to them. Among
-those that come anew to a place, the rule that was added first gets it.
+A forward that holds its ports keeps them, however old another is that a change of the network brings there. Among
+newcomers to a place, the rule that was added first gets it.
 """
 
 import bisect
@@ -61,17 +61,17 @@ class Seat:
             raise RefusedError(f"{shown(text)} is not a hold on ports: {shown(error)}") from None
 
     def describe(self) -> str:
-        """The words by which the user knows the forward."""
+        """The forward in words for the user."""
         kind = "external" if self.side is Side.UPLINK else "internal"
         return f"{kind} {'+'.join(p.value for p in self.protos)} port {self.ports.short} of '{self.qube}'"
 
     def relays(self) -> "Iterator[Place]":
-        """The places whose packets it takes."""
+        """The places whose packets the forward takes."""
         for hop in self.hops:
             yield from ((hop, self.side, f, p) for f in self.families for p in self.protos)
 
     def targets(self) -> "Iterator[Place]":
-        """Those where it opens the qube's own ports. A qube without a net qube is its own entrance."""
+        """The places where it opens the qube's own ports. A qube without a net qube is its own entrance."""
         if self.hops[0] != self.qube:
             yield from ((self.qube, Side.UPLINK, f, p) for f in self.families for p in self.protos)
 
@@ -81,14 +81,14 @@ Place = tuple[QubeName, Side, Family, Proto]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A rule, and what it wants to hold."""
+    """A rule, and the seat that it wants to hold."""
 
     stored: StoredForward
     seat: Seat
 
     @property
     def qube(self) -> QubeName:
-        """Whose rule it is."""
+        """The qube of the rule."""
         return self.seat.qube
 
     @property
@@ -104,12 +104,12 @@ class Claim:
 
     @property
     def age(self) -> tuple[int, QubeName, RuleId]:
-        """Who was added first; the same on every run."""
+        """The order by age, the same on every run."""
         return (self.stored.since, self.qube, self.rule.id(self.qube))
 
 
 class Clash(NamedTuple):
-    """What is in the way of a claim: who holds the ports, at which qube, and which word of the claim wants them."""
+    """The obstacle of a claim: who holds the ports, at which qube, and which word of the rule wants them."""
 
     owner: Seat
     at: QubeName
@@ -117,10 +117,10 @@ class Clash(NamedTuple):
 
 
 class Entrances:
-    """Who gets which ports at an entrance and at the hops behind it: looked up in the logarithm of their number.
+    """Who gets which ports at an entrance and at the hops behind it, looked up in logarithmic time.
 
-    A net qube that is the target of a rule gets the packets for it by the uplink, as it gets those that it hands on, so
-    the same port cannot mean both. Ports that a qube opens for itself can be shared by several of its rules.
+    A net qube that is the target of a rule receives its packets by the uplink, as it does those that it relays, so
+    the same port cannot mean both. Several rules of a qube can share a port that the qube opens for itself.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Entrances:
         self._opened: dict[Place, list[tuple[int, int, Seat]]] = {}
 
     def clash(self, seat: Seat) -> Clash | None:
-        """The first thing that is in the way."""
+        """The first obstacle, or None."""
         srcports, dstports = seat.ports, seat.to
         for place in seat.relays():
             # Ranges do not overlap here, so only the last one that begins at or before our end can reach into ours.
@@ -146,7 +146,7 @@ class Entrances:
         return None
 
     def take(self, seat: Seat) -> Clash | None:
-        """Give the seat its ports, or return what is in the way."""
+        """Give the seat its ports, or return the obstacle."""
         clash = self.clash(seat)
         if clash is None:
             ports, dstports = seat.ports, seat.to
@@ -165,13 +165,13 @@ class Holders:
         self._by_place: dict[tuple[QubeName, Place], list[PortRange]] | None = None
 
     def order(self, claim: Claim) -> tuple[int, int, QubeName, RuleId]:
-        """Who gets a port before others: who holds all that it wants, then who holds some of it, then by age."""
+        """The order in which claims get ports: holders of all that they want, holders of some of it, then by age."""
         return (self.rank(claim.seat), *claim.age)
 
     def rank(self, seat: Seat) -> int:
-        """0 for who holds all that it wants, 2 for who holds nothing of it.
+        """0 for a claim whose qube holds all of these ports, 1 for some, 2 for none.
 
-        What the rules of a qube held stays the qube's when one of them is changed: ports count, not rules.
+        Ports that a qube's rules held stay the qube's when one of the rules changes: ports count, not rules.
         """
         if seat in self.seats:
             return 0
@@ -179,7 +179,7 @@ class Holders:
         return 0 if all(number == len(seat.ports) for number in had) else 1 if any(had) else 2
 
     def _had(self, qube: QubeName, place: Place, ports: PortRange) -> int:
-        """How many of these ports a qube holds there; what it holds does not overlap."""
+        """How many of these ports a qube holds there; its holdings do not overlap."""
         if self._by_place is None:
             self._by_place = {}
             for seat in self.seats:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Keeps who holds which ports over restarts of qubesd and of the host: a file of lines, replaced durably.
+"""The file that keeps who holds which ports over restarts of qubesd and of the host; replaced durably.
 
     version=1 seats=COUNT digest=HEX
     qube=work side=uplink hops=sys-net,sys-firewall families=4,6 protos=tcp ports=443-443 to=8443-8443
 
-Without the file, or with one that is damaged, the age of the rules decides anew.
+Without the file, or when it is damaged, the age of the rules decides.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _HEAD = ("version", "seats", "digest")
 
 
 class HoldersFile:
-    """`path` None keeps nothing beyond the process. `present` may be read by other threads."""
+    """`path`: None keeps nothing beyond the process. Other threads may read `present`."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -35,7 +35,7 @@ class HoldersFile:
         self.present = self._written or Holders()
 
     def keep(self, held: Holders) -> None:
-        """From now on these count. Writes the file if it differs; what cannot be written is tried at the next call."""
+        """Take these holders. Writes the file if it differs; the next call tries again after a failure."""
         self.present = held
         if self._path is None or (self._written is not None and self._written.seats == held.seats):
             return

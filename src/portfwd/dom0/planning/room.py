@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What the forwards of all qubes may cost each qube on their way. PURE: asks nobody anything, changes nothing.
+"""Bounds what the forwards of all qubes cost each qube on their way. PURE: asks nobody anything, changes nothing.
 
 Two things grow with forwards and have an end: the entries in a qube's database, which is read as a whole (limits.py,
 SUBTREE_MAX), and ranges that lead to other ports. nftables cannot shift a range, so the net qube next to the target
-holds an element for each of its ports. As with ports, a halted qube keeps its room, and who came first keeps it.
+holds an element for each of its ports. As with ports, a halted qube keeps its room, and the first comer keeps it.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,9 +21,9 @@ _EXPIRE = len(f" expire={limits.EXPIRE_MAX}")
 
 
 class Full(NamedTuple):
-    """Why there is no room for a claim: the qube, the word of the rule that wants it, and the sentence for the user.
+    """The reason why there is no room for a claim: the qube, the word of the rule, and the sentence for the user.
 
-    `wide`: the rule alone is too much, for whatever qube.
+    `wide`: the rule alone is too much for any qube.
     """
 
     at: QubeName
@@ -33,14 +33,14 @@ class Full(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What one claim takes in one qube: bytes of its database, elements of shifted ranges."""
+    """The room that one claim takes in one qube: bytes of its database, elements of shifted ranges."""
 
     size: int
     elements: int
 
 
 class Room:
-    """How much of both is taken in each qube."""
+    """The room that is taken in each qube."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -48,9 +48,9 @@ class Room:
         self._lengths: dict[QubeName, dict[Family, int]] = {}
 
     def take(self, rule: ForwardRule, hops: Sequence[QubeName], families: Collection[Family]) -> Full | None:
-        """Hold the room that a rule needs, or return where there is too little; then it holds none.
+        """Take the room that a rule needs, or take none and return where there is too little.
 
-        `hops` are its qube and the net qubes up to its entrance; only the qube where it leads nowhere.
+        `hops`: its qube and the net qubes up to its entrance; the qube alone where it leads nowhere.
         """
         if (reason := too_wide(rule)) is not None:
             return Full(hops[1 % len(hops)], f"dstports '{rule.dstports.short}'", reason, wide=True)
@@ -69,7 +69,7 @@ class Room:
         return None
 
     def _needs(self, rule: ForwardRule, hops: Sequence[QubeName], families: Collection[Family]) -> dict[QubeName, Need]:
-        """Nothing where a qube has no address on the way."""
+        """The room that a rule needs in each qube; none where a qube on the way has no address."""
         lengths = [self._addresses(name) for name in hops[:-1]]
         having = [family for family in families if all(family in found for found in lengths)]
         constant = HEADER_SIZE + _WORDS + len(format_source(rule.srchost)) + len(str(rule.srcports))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Which net qubes count as sending into a tunnel, by what their agents say. PURE: words and a clock.
+"""Which net qubes count as VPN qubes, by their agents' reports. PURE: words and a clock.
 
-A tunnel counts at once. That there is none counts when it has been said for a while: a word that flips opens nothing,
-and costs a plan for the first tunnel only. Of one that says nothing the last word counts on; there may be none.
+A tunnel counts at once. Its absence counts when it has been reported for a while: a word that flips opens nothing,
+and costs a plan for the first tunnel only. When a qube reports nothing, its last report, if any, stays in force.
 """
 
 import enum
@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from portfwd.wire.values import QubeName
 
 ABSENT_SECONDS = 3.0
-"""For so long "no tunnel" must have been all that was heard. A VPN that starts anew takes about as long."""
+"""Seconds for which only "no tunnel" must have been reported. A VPN that restarts takes about as long."""
 
 
 class Said(enum.Enum):
-    """What was heard of a way out. UNTOLD: its agent is at work and does not tell; UNHEARD: that is not known."""
+    """What was read of a way out. UNTOLD: the agent works and does not report it; UNHEARD: nothing could be read."""
 
     TUNNEL = enum.auto()
     UPLINK = enum.auto()
@@ -27,7 +27,7 @@ class Said(enum.Enum):
 class Tunnels:
     """`clock` gives seconds, of a clock that cannot be set.
 
-    `counted` send into a tunnel; of those in `untold` that has never been known, though their agents are at work.
+    `counted`: qubes that send into a tunnel; `untold`: those whose working agents have never reported their way out.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -38,7 +38,7 @@ class Tunnels:
         self.untold: frozenset[QubeName] = frozenset()
 
     def hear(self, said: Mapping[QubeName, Said]) -> bool:
-        """What was just said. Whether another plan may be right now."""
+        """Take the reports just read; returns whether the plan may change."""
         now, before = self._clock(), (self.counted, self.untold)
         for name, word in said.items():
             if word in (Said.TUNNEL, Said.UPLINK):
@@ -57,16 +57,16 @@ class Tunnels:
         return (self.counted, self.untold) != before
 
     def forget(self, name: QubeName) -> None:
-        """A qube has ended; its next run says anew what it does."""
+        """Forget a qube that has stopped; its next run reports anew."""
         self._absent.pop(name, None)
         self._heard.discard(name)
         self.counted -= {name}
         self.untold -= {name}
 
     def said(self, name: QubeName) -> bool:
-        """Whether a tunnel is the last that was heard of a qube."""
+        """Whether the last report of a qube is a tunnel."""
         return name in self.counted and name not in self._absent
 
     def due(self) -> float | None:
-        """In how many seconds the next absence counts, if it is said again then; None when there is none."""
+        """Seconds until the next absence counts, if it is reported again then; None when there is none."""
         return max(0.0, min(self._absent.values()) + ABSENT_SECONDS - self._clock()) if self._absent else None

@@ -22,7 +22,7 @@ from portfwd.dom0.publishing.turns import Turns
 from portfwd.wire.values import QubeName
 
 TIMEOUT = 2.0
-"""Seconds that a daemon may take for one command; one that works takes less than a millisecond."""
+"""Seconds that a daemon may take for one command; a healthy one takes less than a millisecond."""
 SILENT_SECONDS = 3.0
 """Seconds for which a daemon that took longer is not asked again."""
 _WORKERS = 16
@@ -32,9 +32,9 @@ R = TypeVar("R")
 
 
 class Identity(NamedTuple):
-    """Names one daemon: the socket file that it has bound, and the run of the qube that it was met in.
+    """Identifies one daemon: the socket file that it has bound, and the run of the qube in which it was found.
 
-    A daemon outlives its domain by up to 20 s and serves on; that of the next run puts another file in the same place.
+    A daemon outlives its domain by up to 20 s; that of the next run puts another file in the same place.
     """
 
     session: str
@@ -44,7 +44,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, socket_path: Path, session: str) -> Self | None:
-        """That of the daemon whose socket is there now; None when there is none."""
+        """The identity of the daemon whose socket is there now; None when there is none."""
         try:
             found = socket_path.stat()
         except OSError:
@@ -53,9 +53,9 @@ class Identity(NamedTuple):
 
 
 class Connection:
-    """One daemon, connected at the first command, and never another one. Safe to use by several threads.
+    """A connection to one daemon, opened by the first command, never to another one. Safe for several threads.
 
-    `leaving` takes a socket to which an answer is owed when the connection ends.
+    `leaving` takes a socket whose answer is still due when the connection ends.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Connection:
         self._ask(self._database.rm, path)
 
     def close(self) -> None:
-        """End it; a command that a thread has under way is finished first."""
+        """Close the connection, after a command that another thread has under way."""
         self._ended = True
         if self._lock.acquire(blocking=False):
             try:
@@ -122,7 +122,7 @@ class Connection:
                     self._leave()
 
     def _meet(self) -> None:
-        """Connect; whom we met is certain, since the same file was there before and after."""
+        """Connect; the daemon's identity is certain, since the same file was there before and after."""
         for connect in (True, False):
             if Identity.of(self._path, self.identity.session) != self.identity:
                 raise DisconnectedError("another QubesDB daemon has taken the place")
@@ -134,7 +134,7 @@ class Connection:
 class Connections:
     """The one registry of the running qubes' daemons. `run` is the folder of their sockets (qubesdb.NAME.sock).
 
-    Whoever needs some of them selects; only what no longer runs is closed, and no call closes what another one uses.
+    Callers select from it; only connections of ended runs are closed, and no call closes one that another uses.
     """
 
     def __init__(self, run: Path) -> None:
@@ -143,9 +143,9 @@ class Connections:
         self._left: list[socket.socket] = []
 
     def of(self, running: Iterable[Any]) -> dict[QubeName, Store]:
-        """The databases of these running qubes, as far as they have one yet. Opens nothing, so it never waits.
+        """The databases of these running qubes, if they have one yet. Opens nothing, so it never waits.
 
-        A qube runs some time before its daemon is there, which domain-qdb-create tells.
+        A qube runs some time before its daemon is there; the event domain-qdb-create announces it.
         """
         found: dict[QubeName, Store] = {}
         for vm in running:
@@ -162,7 +162,7 @@ class Connections:
         return found
 
     def keep(self, running: Container[QubeName]) -> None:
-        """Close those of qubes that are not among all that run now."""
+        """Close the connections of qubes that do not run any more."""
         for name in [name for name in self._open if name not in running]:
             self.drop(name)
         for left in [left for left in self._left if _is_over(left)]:
@@ -175,14 +175,14 @@ class Connections:
             self._left.pop().close()
 
     def drop(self, name: str) -> None:
-        """Close that of one qube: its next daemon is another one."""
+        """Close the connection of one qube: its next daemon is another one."""
         known = self._open.pop(QubeName(name), None)
         if known is not None:
             known.close()
 
 
 def _is_over(left: socket.socket) -> bool:
-    """Take in what a daemon still answers; closed once the daemon has closed, since it dies when it finds nobody."""
+    """Read a late answer; True, and closed, once the daemon has closed. It would die if it found nobody to answer."""
     with contextlib.suppress(BlockingIOError):
         try:
             while left.recv(65536):
@@ -197,8 +197,8 @@ def _is_over(left: socket.socket) -> bool:
 class Workers:
     """Threads that use databases, and one that computes, while the loop goes on.
 
-    Of those that compute there is one alone, since Python runs one thread at a time. Whoever has more to do than one
-    call does it within `turns`.
+    A single thread computes, since Python runs one thread at a time. A caller that has more to do than one
+    call wraps the calls in `turns`.
     """
 
     def __init__(self) -> None:
@@ -207,12 +207,12 @@ class Workers:
         self.turns = Turns()
 
     async def run(self, function: Callable[..., R], *words: Any) -> R:
-        """Call a function that may wait for a database in a thread."""
+        """Call, in a thread, a function that may wait for a database."""
         with self.turns:
             return await asyncio.get_running_loop().run_in_executor(self._pool, function, *words)
 
     async def compute(self, function: Callable[..., R], *words: Any) -> R:
-        """Call a function that waits for nothing in the thread that computes."""
+        """Call, in the computing thread, a function that waits for nothing."""
         with self.turns:
             return await asyncio.get_running_loop().run_in_executor(self._thinker, function, *words)
 
@@ -222,6 +222,6 @@ class Workers:
         return dict(zip(items, results, strict=True))
 
     def close(self) -> None:
-        """Start nothing more; what is under way ends in time."""
+        """Start no further call; those under way end in bounded time."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._thinker.shutdown(wait=False, cancel_futures=True)

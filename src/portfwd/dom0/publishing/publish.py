@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""publish(): bring a qube's QubesDB subtree to what the plan wants, by the smallest set of writes, then commit.
+"""publish(): make a qube's QubesDB subtree equal to the plan by the smallest set of writes, then commit.
 
-Takes wanted entries and a database handle, writes. Never reads anything back as truth: what a qube has put under our
-subtree is compared byte by byte and overwritten. One dead database never keeps another from being written.
+Takes wanted entries and a database, and writes. Nothing read back counts as true: keys that a qube put under our
+subtree are compared byte by byte and overwritten. A dead database never keeps another from being written.
 """
 
 import threading
@@ -19,7 +19,7 @@ from portfwd.wire.values import QubeName
 
 
 class Publisher:
-    """Writes plans. Holds the last generation number, which never repeats or goes back, and what qubes may hold."""
+    """Writes plans. Keeps the last generation number, which never repeats or goes back, and what qubes may hold."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
@@ -31,22 +31,22 @@ class Publisher:
         self._keys: dict[QubeName, frozenset[str]] = {}
 
     def may_know(self, name: QubeName, key: str) -> bool:
-        """Whether a qube may have been told of an entry; what was told before qubesd began is not known."""
+        """Whether a qube may have received an entry; writes of an earlier qubesd are not known."""
         return name not in self._keys or key in self._keys[name]
 
     def may_hold(self, name: QubeName, owner: QubeName) -> bool:
-        """Whether the kernel of a qube may still hold something for a forward of `owner`, as far as we can know.
+        """Whether the kernel of a qube may still hold entries for forwards of `owner`, as far as dom0 knows.
 
-        What was told before qubesd began is not known until the qube has confirmed something.
+        Writes of an earlier qubesd are not known until the qube has confirmed a commit.
         """
         return name not in self._may_hold or owner in self._may_hold[name]
 
     def confirmed(self, name: QubeName, owners: Iterable[QubeName]) -> None:
-        """The qube holds what stands in its database now, for the forwards of `owners`, and nothing else."""
+        """Note that the qube's kernel holds exactly its database's entries, for the forwards of `owners`."""
         self._may_hold[name] = frozenset(owners) | self._committed.get(name, frozenset())
 
     def ended(self, name: QubeName) -> None:
-        """The qube does not run any more: its kernel holds nothing."""
+        """Note that the qube has stopped: its kernel holds nothing."""
         self._committed.pop(name, None)
         self._may_hold[name], self._keys[name] = frozenset(), frozenset()
 
@@ -59,11 +59,11 @@ class Publisher:
         *,
         again: bool = False,
     ) -> str:
-        """Write what differs in the database of one qube; commit `again` where nothing does.
+        """Write the differences into the database of one qube; `again` commits even when there are none.
 
-        `owners`: the qubes for whose forwards these entries are.
+        `owners`: the qubes whose forwards these entries serve.
 
-        Returns why it could not be written, or ''. Several threads may do so for different qubes.
+        Returns why that failed, or ''. Several threads may call this for different qubes.
         """
         wanted, ours = {entry.key: entry.value for entry in entries}, frozenset(owners)
         try:
@@ -80,12 +80,12 @@ class Publisher:
         return ""
 
     def _still_held(self, name: QubeName, database: Store) -> frozenset[QubeName]:
-        """Before a new commit: for whom the qube may hold something; it is less once it has applied the last one."""
+        """Before a new commit: the owners whose entries the qube may hold, fewer once it has applied the last."""
         held, last = self._may_hold[name], self._committed.get(name)
         return last if last is not None and held != last and _applied(database) else held
 
     def _bring(self, database: Store, wanted: Mapping[str, str], *, again: bool, told: bool) -> None:
-        """`told`: the qube has had entries from us, and may have them still where its database here is empty.
+        """`told`: the qube has received entries, and may still hold them although its database here is empty.
 
         Emptying needs no reading, so that nothing a qube puts there keeps it open.
         """
@@ -98,7 +98,7 @@ class Publisher:
         try:
             untrusted_now = database.multiread(limits.ENTRIES)
         except TooLongError:
-            # Not ours alone, since we write no more than can be read.
+            # More than we write, since we write no more than can be read: others have written here.
             _clear(database)
             untrusted_now, untrusted_commit = {}, None
         if untrusted_commit is None and not untrusted_now:
@@ -120,10 +120,10 @@ class Publisher:
 
 
 def _clear(database: Store) -> None:
-    """Remove all that is below, and have the qube's own database lose what it may still hold of an earlier one of ours.
+    """Remove the subtree, also from the qube's own database, which may hold keys of an earlier daemon of dom0.
 
-    A daemon that is started anew on dom0's side gives the running qube its keys, but takes away none. A removal goes
-    to the qube only where it removes something here.
+    A restarted daemon of dom0 gives the running qube its keys, but removes none there. A removal reaches
+    the qube only where it removes something here.
     """
     database.write(f"{limits.ENTRIES}cleared", "")
     database.rm(limits.ENTRIES)
@@ -135,7 +135,7 @@ def _remove(database: Store, paths: Iterable[str]) -> None:
 
 
 def _applied(database: Store) -> bool:
-    """Whether the qube says that it has applied the last commit."""
+    """Whether the qube has acknowledged the last commit as applied."""
     try:
         commit = Commit.parse((database.read(limits.BASE) or b"").decode("ascii", "replace"))
         said = Acknowledgement.parse((database.read(limits.STATUS_BASE) or b"").decode("ascii", "replace"))

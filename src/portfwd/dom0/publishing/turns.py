@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Lets qubesd's loop have its turn while threads of ours compute beside it.
+"""Keeps qubesd's loop responsive while our threads compute.
 
-Python runs one thread at a time. One that computes lets the loop in every 5 ms only, and a collection of garbage stops
-all of them for as long as it takes to walk every object: 40 to 90 ms while thousands of entries are being planned. So
-while we work turns are 0.5 ms, and garbage is not collected. What we make is freed without a collection, by counting.
+Python runs one thread at a time. A computing thread lets the loop in every 5 ms only, and a garbage collection stops
+all threads while it walks every object: 40 to 90 ms while thousands of entries are being planned. So
+while we compute, turns are 0.5 ms and garbage is not collected. Reference counting frees what we make.
 """
 
 import gc
@@ -15,7 +15,7 @@ from collections.abc import Callable
 _TURN = 0.0005
 """Seconds for which a thread keeps the interpreter while another one wants it."""
 _UNCOLLECTED_MAX = 10.0
-"""Seconds without a collection: beyond that qubesd's own garbage comes first, however long calls take that we serve."""
+"""Seconds without a collection, at most: after that qubesd's own garbage comes first."""
 
 
 class Turns:

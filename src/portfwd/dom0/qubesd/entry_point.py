@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What qubesd loads (entry point group qubes.ext). An exception here would keep qubesd from starting, so none leaves.
+"""The entry point that qubesd loads (group qubes.ext). An exception would keep qubesd from starting, so none escapes.
 
 qubesd calls load() for every application object; without our extension it runs as ever, and says why once.
 """
@@ -15,7 +15,7 @@ _told = False
 
 
 class Off(qubes.ext.Extension):  # type: ignore[misc]
-    """Stands for the extension where it cannot run: listens to nothing."""
+    """Replaces the extension where it cannot run: handles no event."""
 
 
 def load() -> Any:
