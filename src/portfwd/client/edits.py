@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What the tools change: add, delete, reset. Takes rules and numbers, asks and tells qubesd, prints nothing.
+"""The edits of the tools: add, delete, reset. Takes rules and numbers, calls qubesd, prints nothing.
 
 Ordinary rules are read and written as a whole list, as the stock tool does it. Forwards are edited under their token:
-who names a rule by what it does may be retried on a newer list, who names it by its number means the list as it was.
+an edit that names a rule by its words may be retried on a newer list, one that names a number means the list as it was.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _DIGITS_MAX = 9
 
 Rules = tuple[ForwardRule, ...]
 Edit = Callable[[ForwardRule], ForwardRule | None]
-"""What becomes of a rule; None is its end."""
+"""An edit of one rule: rule -> new rule, None to remove it."""
 
 
 class UsageError(RefusedError):
@@ -97,13 +97,13 @@ def reset(client: AdminClient, qube: QubeName, say: Callable[[str], None]) -> No
     except ApiError:
         say(f"the forwards of {qube} cannot be read; their file is kept: {client.begin_anew(qube)}")
     except RefusedError:
-        # No forwards there, or words of a newer dom0.
+        # dom0 has no forwards there, or words of a newer dom0.
         pass
     client.set_rules(qube, [_ACCEPT_ALL])
 
 
 def remove_all(client: AdminClient, qube: QubeName) -> Rules:
-    """Forward nothing any more. Returns the forwards that are gone; those that dom0 cannot read are not there."""
+    """Remove all forwards. Returns those that are gone, without any that dom0 could not read."""
     try:
         present = client.forwards(qube).rules
     except (NoExtensionError, ApiError):
@@ -112,7 +112,7 @@ def remove_all(client: AdminClient, qube: QubeName) -> Rules:
 
 
 def _remove(client: AdminClient, qube: QubeName, change: Change, *, once: bool) -> Rules:
-    """What the change takes away."""
+    """Apply a change; returns the forwards that it removes."""
     gone: Rules = ()
 
     def noted(present: Rules) -> Rules:
@@ -160,7 +160,7 @@ def _without(present: tuple[ForwardRule, ...], index: int) -> tuple[ForwardRule,
 
 
 def added(present: Rules, rule: ForwardRule) -> Rules:
-    """The list with one rule more. Raises RefusedError when it does the same as another."""
+    """The list with the rule added. Raises RefusedError when another does the same."""
     for number, other in enumerate(present):
         if other.does == rule.does:
             raise RefusedError(f"forward f{number} does the same already{'' if other.enabled else ', but is paused'}")

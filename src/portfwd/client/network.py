@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The qubes and their net qubes, as a picture of the network needs them."""
+"""The qubes and their net qubes, for the picture of the network."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ def read_qubes(client: AdminClient) -> tuple[Qube, ...]:
 
 
 def read_qube(client: AdminClient, name: QubeName, listed: dict[str, str]) -> Qube | None:
-    """One qube, of which `listed` is what admin.vm.List says. None when it cannot be read."""
+    """Read one qube; `listed` are its words from admin.vm.List. None when it cannot be read."""
     try:
         properties = client.properties(name)
         netvm = properties.get("netvm", "")

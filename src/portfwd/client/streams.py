@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Answers of the Admin API that have no end: admin.Events, from qubesd's socket or through qrexec."""
+"""Endless answers of the Admin API (admin.Events), from qubesd's socket or through qrexec."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Stream(Protocol):
-    """An answer that goes on and on. stop() is for another thread: read() then gives b''."""
+    """An endless answer. stop() is for another thread: read() then returns b''."""
 
     def read(self) -> bytes:
-        """What came next; b'' at its end."""
+        """The next bytes; b'' at the end."""
 
     def stop(self) -> None: ...
     def close(self) -> None: ...
@@ -28,19 +28,19 @@ class SocketStream:
         self._connection = connection
 
     def read(self) -> bytes:
-        """What came next; b'' at its end."""
+        """The next bytes; b'' at the end."""
         try:
             return self._connection.recv(65536)
         except ConnectionError:
             return b""
 
     def stop(self) -> None:
-        """Have read() end, from another thread."""
+        """End read() from another thread."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         self._connection.close()
 
 
@@ -51,16 +51,16 @@ class ProcessStream:
         self._process = process
 
     def read(self) -> bytes:
-        """What came next; b'' at its end."""
+        """The next bytes; b'' at the end."""
         assert self._process.stdout is not None  # noqa: S101 - asked for where it is started
         return os.read(self._process.stdout.fileno(), 65536)
 
     def stop(self) -> None:
-        """Have read() end, from another thread."""
+        """End read() from another thread."""
         self._process.kill()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         self._process.kill()
         with self._process:
             pass

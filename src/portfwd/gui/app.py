@@ -16,7 +16,7 @@ from portfwd.client.typed.arguments import VERSION, parse_qube
 
 _NAME = "qubes-port-forwarding"
 _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
-"""Any of them, or a word for Qt that it needs no screen."""
+"""Environment variables that name a screen, or tell Qt that none is needed."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Ends the program with 2 for a wrong command line."""
+    """Parse the command line; exits with 2 for a wrong one."""
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def missing(environ: Mapping[str, str]) -> str:
-    """What the windows need and do not find, in words; empty when all is there."""
+    """What the windows need and is missing, in words; '' when all is there."""
     if not any(environ.get(name) for name in _SCREENS):
         return "there is no screen to show windows on: DISPLAY is not set"
     try:

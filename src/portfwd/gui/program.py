@@ -22,7 +22,7 @@ from portfwd.wire.values import QubeName
 _NAME = "qubes-port-forwarding"
 _TRANSLATIONS = Path(__file__).parents[1] / "i18n"
 _BREATH = 200
-"""Milliseconds after which Python looks whether a signal has come."""
+"""Milliseconds after which Python checks for signals."""
 
 
 class Program:
@@ -40,11 +40,11 @@ class Program:
         else:
             self.dashboard = Dashboard(self.watch)
             if QSystemTrayIcon.isSystemTrayAvailable():
-                # The icon stays when the window is closed, and says what is open.
+                # The icon stays when the window is closed, and shows what is open.
                 application.setQuitOnLastWindowClosed(False)
                 self.tray = Tray(self.watch, self.dashboard.doing, self.dashboard)
                 self.tray.opened.connect(self._raise)
-                # Not quit(): a dialog that takes its forward back first would refuse that, once.
+                # Not quit(): a dialog that has to take its forward back would refuse that once.
                 self.tray.quit.connect(lambda: application.exit(0))
             if self.tray is None or not hidden:
                 self.dashboard.show()
@@ -57,7 +57,7 @@ class Program:
             self.dashboard.activateWindow()
 
     def close(self) -> None:
-        """Let go of dom0, and wait for what is under way there."""
+        """Stop watching dom0, and wait for calls under way."""
         self.watch.close()
         self.tasks.close()
 

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Puts our panel into the stock Qube Settings window, which has no place for plug-ins.
 
-A .pth file has this done in every Python program of dom0, so it does nothing but wait for one import, and imports next
-to nothing. Whatever fails here is a line in the log: the stock window opens in any case.
+A .pth file runs this in every Python program of dom0, so it does nothing but wait for one import, and imports next
+to nothing. A failure is a line in the log: the stock window opens in any case.
 """
 
 from portfwd.client.stock.hook import when_imported
@@ -23,7 +23,7 @@ def install() -> None:
 
 
 def wrap(module: "ModuleType") -> None:
-    """Have each window of the module get the panel, after all that it does itself."""
+    """Give each window of the module the panel, after its own set-up."""
     import logging
 
     log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def wrap(module: "ModuleType") -> None:
         log.warning("port forwarding: %s has no %s", _MODULE, _WINDOW)
         return
     if not any(base.__module__.startswith("PyQt6.") for base in window.__mro__):
-        # R4.2: two versions of Qt in one process end it.
+        # R4.2: two versions of Qt in one process would crash it.
         log.info("port forwarding: the settings window is not one of PyQt6; use qubes-port-forwarding")
         return
     window.__init__ = _wrapped(window.__init__)

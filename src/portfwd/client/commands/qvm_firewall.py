@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""qvm-firewall: what a qube may reach (as the stock tool), and which ports of the network lead to it.
+"""qvm-firewall: the outbound rules of a qube (as in the stock tool), and its forwards.
 
 Exit codes: 0 done, 1 qubesd refused or did not answer, 2 wrong usage or a rule that does not exist.
 """
@@ -23,7 +23,7 @@ from portfwd.wire.values import QubeName
 
 VERSION = "0.1.0"
 _SHUT_SECONDS = 5.0
-"""How long the hops get to confirm a removal before the user is told that they have not."""
+"""Seconds that the hops have to confirm a removal before the user learns that they have not."""
 _PROGRAM = "qvm-firewall"
 _EPILOG = """
 Rules can be given as positional arguments:
@@ -86,10 +86,10 @@ Comments:
 
 
 class _Parser(argparse.ArgumentParser):
-    """With the options that every tool of Qubes has; the help shows the usage of the commands, too."""
+    """A parser with the options that every tool of Qubes has; its help shows the usage of the commands, too."""
 
     def __init__(self, default: Any = argparse.SUPPRESS, **kwargs: Any) -> None:
-        """`default`: None in the outermost parser; a command's would take back what was said before its name."""
+        """`default`: None in the outermost parser; a command's parser must not reset options given before its name."""
         super().__init__(add_help=False, **kwargs)
         self.commands: dict[str, _Parser] = {}
         self.add_argument("--verbose", "-v", action="count", default=default, help="increase verbosity")
@@ -107,7 +107,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None, transport: Transport | None = None) -> int:
-    """Run one command; answers the exit code. `transport` is the way to qubesd, by default that of this machine."""
+    """Run one command; returns the exit code. `transport` leads to qubesd, by default as this machine does."""
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:
         from portfwd.client.typed.completion import complete
@@ -154,7 +154,7 @@ def _run(client: AdminClient, qube: QubeName, args: argparse.Namespace, match: R
     elif match is not None:
         add_ordinary(client, qube, match, args.before)
     else:
-        # A file that was mended by hand is to be listed as it is now.
+        # A file that was mended by hand is listed as it is now.
         mended = args.reload and _is_damaged(client, qube)
         if mended:
             client.reload(qube)
@@ -176,7 +176,7 @@ def _is_damaged(client: AdminClient, qube: QubeName) -> bool:
 
 
 def _reset(client: AdminClient, qube: QubeName, *, forwards: bool, quiet: bool) -> int:
-    """As the stock's: of outbound rules. Forwards stay unless that is said, and either way the user is told."""
+    """Reset outbound rules as the stock does. Forwards stay without --forwards; the user is told either way."""
     code = 0
     if forwards and (gone := remove_all(client, qube)):
         if not quiet:
@@ -204,10 +204,10 @@ def _count(forwards: Sequence[ForwardRule], qube: QubeName) -> str:
 
 
 def _said_shut(client: AdminClient, qube: QubeName, removed: Sequence[ForwardRule]) -> int:
-    """Tell when it is not certain that what was removed is shut; the exit code."""
+    """Print when it is not certain that removed forwards are shut; returns the exit code."""
     if not removed:
         return 0
-    # Only who removes a forward needs it, and every start of the program would pay for it.
+    # Imported here: only removals need it, and every start of the program would pay for it.
     from portfwd.client.commands.codes import Exit
     from portfwd.client.following import shut
 
@@ -245,7 +245,7 @@ def _find(qubes: Sequence[QubeName], pattern: str) -> QubeName:
     if not any(wildcard in pattern for wildcard in "*?[!]"):
         found = [qube for qube in qubes if qube == pattern]
     else:
-        # Few command lines have a pattern, and every start of the program would pay for it.
+        # Imported here: few command lines have a pattern, and every start of the program would pay for it.
         import fnmatch
 
         found = [qube for qube in qubes if fnmatch.fnmatchcase(qube, pattern)]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""qvm-port-forward: see and steer the forwards of all qubes. The exact tool beside it is qvm-firewall.
+"""qvm-port-forward: shows and changes the forwards of all qubes. The exact tool beside it is qvm-firewall.
 
 Exit codes are those of codes.Exit. A command's code is imported only when it runs.
 """
@@ -21,7 +21,7 @@ _LOOKS = ("list", "show", "check", "plan")
 
 
 def main(argv: Sequence[str] | None = None, transport: Transport | None = None) -> int:
-    """Run one command; answers the exit code. `transport` is the way to qubesd, by default that of this machine."""
+    """Run one command; returns the exit code. `transport` leads to qubesd, by default as this machine does."""
     parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:
         from portfwd.client.typed.completion import complete
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, transport: Transport | None = None) 
             complain(f"Interrupted: {str(interrupt) or f'a change may have been made, see {PROGRAM} list'}")
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not say so again at its end.
+        # The reader of our output has gone; Python must not complain about that again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
     return code

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Steps in when a module of another package is imported. Imported itself by a .pth file in every Python of dom0.
+"""Hooks the import of other packages' modules. A .pth file imports this in every Python of dom0.
 
-So it is tiny and imports next to nothing. What fails is a line in the log; the module works without us then.
+So it is tiny and imports next to nothing. A failure is a line in the log; the module then works without us.
 """
 
 import sys
@@ -18,7 +18,7 @@ _RESTORE = "qubesadmin.backup.core3"
 
 
 class Finder:
-    """Finds modules as Python would, and has a function look at each of some, once it is loaded."""
+    """Finds modules as Python would, and calls a function with some of them once they are loaded."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, Callable[[ModuleType], None]] = {}
@@ -44,7 +44,7 @@ class Finder:
 
 
 def when_imported(name: str, function: "Callable[[ModuleType], None]") -> None:
-    """Have function(module) called after the import of that module; at once when it is imported already."""
+    """Call function(module) after the import of that module, or now if it is imported already."""
     if name in sys.modules:
         _show(sys.modules[name], function)
         return
@@ -56,7 +56,7 @@ def when_imported(name: str, function: "Callable[[ModuleType], None]") -> None:
 
 
 def install() -> None:
-    """The stock's qvm-firewall becomes ours, and a restored backup brings its forwards back."""
+    """Replace the stock's qvm-firewall by ours, and make the restore of backups bring forwards back."""
     when_imported(_FIREWALL_TOOL, _replace_tool)
     when_imported(_RESTORE, _extend_restore)
 
@@ -74,7 +74,7 @@ def _replace_tool(module: "ModuleType") -> None:
     from portfwd.client.commands.qvm_firewall import main
 
     def tool(args: "Sequence[str] | None" = None, app: object = None) -> int:
-        # Whoever brings an application of its own, such as the stock's tests, means the stock's tool.
+        # Callers with an application of their own, such as the stock's tests, mean the stock's tool.
         return main(args) if app is None else stock(args, app)
 
     stock: Callable[..., int] = module.main

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What may go to a terminal: printable text, colours where they are wanted, tables as wide as there is room.
+"""Output for a terminal: printable text, colours where they are wanted, tables as wide as there is room.
 
-Nothing that comes from elsewhere reaches the terminal but through clean(). Text without colour is complete.
+Foreign text reaches the terminal only through clean(). Text without colour is complete.
 """
 
 import os
@@ -24,12 +24,12 @@ class Cell(NamedTuple):
 
 
 def clean(text: object) -> str:
-    """The same text with a question mark for each character that is not printable ASCII."""
+    """The text with a question mark for each character that is not printable ASCII."""
     return "".join(c if " " <= c <= "~" else "?" for c in str(text))
 
 
 def wants_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """NO_COLOR (no-color.org), TERM=dumb and everything that is no terminal get plain text."""
+    """Whether to use colours: not with NO_COLOR (no-color.org) or TERM=dumb, nor into anything but a terminal."""
     return not environ.get("NO_COLOR") and environ.get("TERM", "dumb") not in ("", "dumb") and stream.isatty()
 
 
@@ -80,7 +80,7 @@ def _over(widths: Sequence[int], width: int) -> int:
 
 
 def _cut(columns: Sequence[Sequence[Cell]], width: int, least: int) -> list[int]:
-    """The widths of columns, of which those with cells that may be cut are at least so wide."""
+    """The widths of columns after cutting, at least `least` for those with cells that may be cut."""
     widths = _widths(columns)
     cuttable = [i for i, column in enumerate(columns) if any(cell.short for cell in column)]
     while _over(widths, width) > 0 and (left := [i for i in cuttable if widths[i] > least]):
@@ -100,10 +100,10 @@ def _line(cells: Sequence[Cell], widths: Sequence[int], *, colour: bool) -> str:
 
 
 def say(text: str) -> None:
-    """A line for the user."""
+    """Print a line for the user."""
     print(clean(text))
 
 
 def complain(text: str) -> None:
-    """A line for the user on standard error."""
+    """Print a line for the user on standard error."""
     print(clean(text), file=sys.stderr)

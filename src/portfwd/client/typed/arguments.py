@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The command line of qvm-port-forward: its words, its help, and how they are read. Asks nobody but /etc/services."""
+"""The command line of qvm-port-forward: its words and its help, and how they are read. Reads /etc/services only."""
 
 import argparse
 import socket
@@ -63,7 +63,7 @@ _DOES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """With examples below its help, as written."""
+    """A parser that prints the examples below its help as they are written."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
@@ -113,7 +113,7 @@ def qube_of(args: argparse.Namespace) -> QubeName:
 
 
 def parse_qube(text: str) -> QubeName:
-    """A name that can be that of a qube. Raises UsageError."""
+    """Read a qube's name. Raises UsageError."""
     try:
         return QubeName(text)
     except RefusedError:

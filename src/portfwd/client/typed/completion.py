@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What a shell offers when its user presses Tab: qubes, forwards, services. argcomplete speaks with bash and zsh.
+"""Completion at Tab: qubes, forwards, services. argcomplete connects it with bash and zsh.
 
-Imported only when a shell asks (completion/). It asks dom0 for names and rules and never changes anything; what cannot
-be asked is not offered, and nothing is said, since the user's half typed line stands there.
+Imported only when a shell asks (completion/). It reads names and rules from dom0 and changes nothing. What cannot be
+read is not offered, without a message, since the user's half typed line is on the screen.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class _Asking:
         return [f"f{number}" for number in range(len(rules))] + [service_text(rule) for rule in rules]
 
     def numbers(self, args: argparse.Namespace) -> list[str]:
-        """What --before and --rule-no of qvm-firewall take."""
+        """The numbers that --before and --rule-no of qvm-firewall take."""
         try:
             qube, client = QubeName(args.VMNAME[0]), self._client()
             ordinary, forwards = client.rules(qube), client.forwards(qube).rules
@@ -90,7 +90,7 @@ def _constant(words: Iterable[str], _: argparse.Namespace) -> Iterable[str]:
 
 
 def services() -> Iterator[str]:
-    """Names of the services database (services(5)); the C library can look one up, but not list them to Python."""
+    """Names of the services database (services(5)), which Python can look up, but not list."""
     try:
         lines = _SERVICES.read_text(errors="replace").splitlines()
     except OSError:
@@ -102,7 +102,7 @@ def services() -> Iterator[str]:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    # argparse has no public way to walk a parser.
+    # argparse has no public way to list the actions of a parser.
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""By which words a user means one forward of a qube: its number, its service, or its id. Does no I/O."""
+"""Resolves what a user typed to one forward of a qube: by number, service, or id. Does no I/O."""
 
 import re
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ _NUMBER = re.compile(r"f?([0-9]{1,9})")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The number of a forward in its list. `by_number`: it means that place in the list as it was, and nothing else."""
+    """The number of a forward in its list. `by_number`: the user typed the number, which means the list as it was."""
 
     number: int
     by_number: bool
 
 
 def find(words: str, qube: QubeName, rules: Sequence[ForwardRule], lookup: Lookup) -> Found:
-    """Which forward the words mean. Raises UsageError for none, and for more than one.
+    """The forward that the words mean. Raises UsageError for none, and for more than one.
 
     f0, f1... is a number. A bare number is one, too, unless it is a port at the entrance of a forward.
     """

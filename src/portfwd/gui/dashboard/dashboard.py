@@ -47,7 +47,7 @@ class Dashboard(QMainWindow):
         self.search.setAccessibleName(self.tr("Search"))
         self.search.setClearButtonEnabled(True)
         self.table = ForwardsTable(tuple(Column))
-        # Before the buttons ask for it: the table holds what is selected.
+        # Made before the buttons, which ask it for the selection.
         watch.changed.connect(self._on_changed)
         self.doing = Actions(watch, self.table, self)
         self.network = NetworkView()
@@ -149,7 +149,7 @@ class Dashboard(QMainWindow):
         self._show_network()
 
     def _show_network(self) -> None:
-        # Nobody sees it: it is drawn when its tab is opened.
+        # Hidden: it is drawn when its tab is opened.
         if self.network.isVisible():
             chosen = self.table.selected()
             key = key_of(chosen[0]) if len(chosen) == 1 else None

@@ -37,7 +37,7 @@ class NetworkView(QGraphicsView):
         self.picture = Picture((), (), 0, 0)
 
     def show_picture(self, picture: Picture, selected: Key | None) -> None:
-        """Draw this. What is drawn already is left alone."""
+        """Draw the picture, unless it is drawn already."""
         if picture == self.picture and selected == self._selected:
             return
         self.picture, self._selected = picture, selected
@@ -54,7 +54,7 @@ class NetworkView(QGraphicsView):
         self.setAccessibleDescription(self.tr("{0} forwards through {1} qubes").format(count, len(picture.boxes) - 1))
 
     def _fit(self) -> None:
-        """All columns are seen at once, as long as their names can be read; more rows are scrolled."""
+        """Scale to show all columns at once, as long as names can be read; rows are scrolled."""
         port = self.viewport()
         room = port.width() - 4 if port is not None else 0
         scale = min(1.0, max(_SMALLEST, room / self.picture.width)) if self.picture.width else 1.0

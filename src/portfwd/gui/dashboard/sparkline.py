@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""A small line of how much went through lately."""
+"""A small line chart of recent traffic."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ class Sparkline(QWidget):
         return QSize(240, 44)
 
     def show_rates(self, rates: Sequence[float]) -> None:
-        """Draw these."""
+        """Draw these rates."""
         self._rates = tuple(rates)[-_POINTS:]
         text = self.tr("{0}/s now, {1}/s at most").format(*(amount(round(number)) for number in self._ends()))
         self.setToolTip(text)

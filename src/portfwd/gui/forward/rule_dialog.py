@@ -20,7 +20,7 @@ _FORM, _OUTCOME = 0, 1
 
 
 class RuleDialog(QDialog):
-    """Adds a forward to a qube, or changes the one that is given. `stored` comes when dom0 may have another list."""
+    """Adds a forward to a qube, or changes the given one. `stored`: dom0 may have another list now."""
 
     stored = pyqtSignal()
 
@@ -48,7 +48,7 @@ class RuleDialog(QDialog):
         self.ok.setText(self.tr("&Open the port") if adds else self.tr("&Apply"))
         self.ok.clicked.connect(lambda: self._apply())
         self.cancel.clicked.connect(self._cancel)
-        # No button box: it lays its buttons out anew when one is hidden, and they lose focus and Enter.
+        # No button box: it rearranges its buttons when one is hidden, and they lose focus and Enter.
         buttons = QHBoxLayout()
         buttons.addStretch(1)
         buttons.addWidget(self.ok)
@@ -70,7 +70,7 @@ class RuleDialog(QDialog):
 
     def _on_checked(self, state: Checked) -> None:
         if self._pages.currentIndex() == _OUTCOME:
-            # What was stored just now holds its own port, which is no reason to keep the window open.
+            # The forward just stored holds its own port, which is no reason to keep the window open.
             return
         self.refusal.hide()
         self.ok.setEnabled(state.rule is not None)
@@ -94,7 +94,7 @@ class RuleDialog(QDialog):
         if self._pages.currentIndex() == _FORM:
             self.reject()
             return
-        # It closes once all is as it was before.
+        # The dialog closes once everything is as it was before.
         self._settled = False
         self.cancel.setEnabled(False)
         self.ok.setEnabled(False)
@@ -110,7 +110,7 @@ class RuleDialog(QDialog):
             super().reject()
 
     def _on_refused(self, error: Exception) -> None:
-        """Nothing was changed: back to the fields, with everything that was typed."""
+        """Show the fields again, as they were typed: nothing was changed."""
         self._pages.setCurrentIndex(_FORM)
         self.cancel.setText(self.tr("&Cancel"))
         self.refusal.setText(str(error))
@@ -119,7 +119,7 @@ class RuleDialog(QDialog):
 
     def _on_settled(self) -> None:
         self.cancel.setText(self.tr("&Undo"))
-        # What is open is removed in the list; what is stored and may open later can still be taken back here.
+        # An open forward is removed in the list; one that is stored and may open later can be taken back here.
         self._offer_close(undo=not self.outcome.passes)
 
     def _on_undone(self, problem: str) -> None:

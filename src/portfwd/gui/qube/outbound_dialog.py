@@ -24,7 +24,7 @@ from portfwd.model.ordinary import Action, OrdinaryRule, Protocol
 
 
 class OutboundDialog(QDialog):
-    """`made` gives the rule, once, when OK was pressed."""
+    """`made`: the rule, once, when OK is pressed."""
 
     made = pyqtSignal(object)
 
@@ -112,11 +112,11 @@ class OutboundDialog(QDialog):
 
     @property
     def rule(self) -> OrdinaryRule | None:
-        """What the fields amount to; None while something is wrong with them."""
+        """The rule of the fields; None while a field is wrong."""
         return self.state.rule
 
     def draft(self) -> OutboundDraft:
-        """What stands in the fields."""
+        """The content of the fields."""
         return OutboundDraft(
             action=self.action.currentData(),
             target=self.target.currentData(),
@@ -152,7 +152,7 @@ class OutboundDialog(QDialog):
             ok.setEnabled(self.state.rule is not None)
 
     def _make(self) -> None:
-        # The minutes count from now on, and a date may be over since it was typed.
+        # Minutes count from now on, and a date may have passed since it was typed.
         self._check()
         if self.rule is not None:
             self.made.emit(self.rule)

@@ -72,7 +72,7 @@ class RulesModel(QAbstractTableModel):
 
 
 class OutboundView(QWidget):
-    """Edits a list; who uses it reads and saves the list. `changed` comes with each edit."""
+    """Edits a list, which its user reads and saves. `changed`: after each edit."""
 
     changed = pyqtSignal()
 
@@ -112,12 +112,12 @@ class OutboundView(QWidget):
         self._show()
 
     def show_rules(self, rules: Rules) -> None:
-        """Begin with these, as dom0 has them."""
+        """Show these rules, as dom0 has them."""
         self.list = OutboundList(rules, rules)
         self._show()
 
     def rules(self) -> Rules:
-        """As they are edited."""
+        """The rules as edited."""
         return self.list.rules
 
     @property
@@ -133,7 +133,7 @@ class OutboundView(QWidget):
     def _add(self) -> None:
         row = self._row()
         place = len(self.list.rules) if row is None else row
-        # Behind the rule that decides about everything it would never matter.
+        # After the rule that decides everything it would never matter.
         if row is None and hint(self.list.rules) == "" and self.list.rules:
             place -= 1
         dialog = OutboundDialog(None, self)
@@ -152,7 +152,7 @@ class OutboundView(QWidget):
     def _replace(self, edited: OrdinaryRule, row: int, rule: OrdinaryRule) -> None:
         place = self.list.place_of(edited, row)
         if place is None:
-            # It ended or was removed while the dialog was open; no other rule may be lost for it.
+            # The rule ended or was removed while the dialog was open; no other may be lost for it.
             place = min(row, len(self.list.rules))
             self._take(self.list.insert(place, rule), place)
         else:

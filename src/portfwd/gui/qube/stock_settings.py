@@ -32,7 +32,7 @@ def embed(window: Any, transport: EventTransport | None = None) -> Panel:
     watch = Watch(AdminClient(way), way, tasks)
     panel = Panel(watch, qube)
     upper = QWidget()
-    # The layout moves with all its widgets; those of the tab that are disabled or hidden later are still the same.
+    # The layout moves with all its widgets, so widgets of the tab that are disabled or hidden later are the same.
     upper.setLayout(layout)
     splitter = QSplitter(Qt.Orientation.Vertical)
     splitter.setChildrenCollapsible(False)

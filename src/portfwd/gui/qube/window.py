@@ -20,7 +20,7 @@ _OK, _APPLY = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButto
 
 
 class ChangedError(RefusedError):
-    """Somebody else has changed the ordinary rules since they were read."""
+    """Another editor has changed the ordinary rules since they were read."""
 
     def __init__(self, newer: Rules) -> None:
         super().__init__("the rules were changed by someone else meanwhile")
@@ -92,7 +92,7 @@ class QubeWindow(QWidget):
             self._show(rules)
             after()
 
-        # What would be edited now, the answer would throw away.
+        # The answer would discard edits made now.
         self.outbound.setEnabled(False)
         self.buttons.setEnabled(False)
         self._watch.tasks.run(self, lambda _: work(self._watch.client), done, self._on_refused)
@@ -106,7 +106,7 @@ class QubeWindow(QWidget):
             self._say(self.tr("Nothing was saved: {0}").format(error))
 
     def _ask_which(self, newer: Rules) -> None:
-        """Two have edited the same list: neither version is thrown away without a word."""
+        """Ask which version to keep: two editors have changed the list, and neither version is lost silently."""
         box = QMessageBox(QMessageBox.Icon.Question, self.windowTitle(), "", parent=self)
         box.setText(self.tr("Somebody else has changed the firewall rules of {0} meanwhile.").format(self._qube))
         box.setInformativeText(self.tr("Keep yours, or look at the other ones first? Yours are not saved yet."))

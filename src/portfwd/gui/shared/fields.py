@@ -32,7 +32,7 @@ def button(text: str, slot: Callable[[], object]) -> QPushButton:
 
 
 def heading(text: str) -> QLabel:
-    """Bold."""
+    """A bold label."""
     label = plain_label(text)
     font = label.font()
     font.setBold(True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Calls of the Admin API off the thread of the windows, which never wait."""
+"""Runs calls of the Admin API in other threads, so that the windows never wait."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _THREADS = 4
 
 
 class _Signals(QObject):
-    """From the thread that works to that of the windows."""
+    """Signals from a working thread to that of the windows."""
 
     done = pyqtSignal(object)
     failed = pyqtSignal(object)
@@ -33,7 +33,7 @@ class _Job(QRunnable):
         except RefusedError as error:
             self._emit(self._signals.failed, error)
         except Exception as error:
-            # Whatever it was, the window that waits must hear of it.
+            # Any error must reach the window that waits.
             self._emit(self._signals.failed, RefusedError(f"{type(error).__name__}: {error}"))
         else:
             self._emit(self._signals.done, result)
@@ -42,15 +42,15 @@ class _Job(QRunnable):
         try:
             signal.emit(value)  # type: ignore[attr-defined]
         except RuntimeError:
-            # The program ends, and Qt has taken the receiver away.
+            # The program ends, and Qt has destroyed the receiver.
             return
 
 
 class Tasks(QObject):
-    """One per program. `changed` tells whether any work is under way, such as tests want to know."""
+    """One per program. `changed`: whether any work is under way, which tests want to know."""
 
     def __init__(self, pool: QThreadPool | None = None) -> None:
-        """`pool`: threads of somebody else's program, which nobody waits for here."""
+        """`pool`: threads of another program, for which nobody waits here."""
         super().__init__()
         self._ending = threading.Event()
         self._own = QThreadPool(self) if pool is None else None
@@ -61,12 +61,12 @@ class Tasks(QObject):
 
     @property
     def ending(self) -> bool:
-        """Whether the program ends, and nobody sees any more what comes of the work. For other threads, too."""
+        """Whether the program ends, so that no result is shown any more. Safe for other threads."""
         return self._ending.is_set()
 
     @property
     def busy(self) -> bool:
-        """Whether some work has not come back yet."""
+        """Whether some work is under way."""
         return bool(self._running)
 
     def run(
@@ -79,9 +79,9 @@ class Tasks(QObject):
     ) -> None:
         """Run work(tell) in another thread; then done(result) or failed(error) here, unless `owner` is gone by then.
 
-        What it tells on the way arrives at `told`, in order.
+        Values given to tell() arrive at `told`, in order.
         """
-        # A child, so that it ends here: Python may collect what is its own in any thread, while Qt delivers to it.
+        # A child of this object: Python may collect an object of its own in any thread, while Qt delivers to it.
         signals = _Signals(self)
         gone = False
 
@@ -107,7 +107,7 @@ class Tasks(QObject):
             self._pool.start(_Job(lambda: work(signals.told.emit), signals))
 
     def close(self) -> None:
-        """Wait for what is under way in threads of our own; nothing of it is delivered any more."""
+        """Wait for our own threads; their results are not delivered any more."""
         self._ending.set()
         self._running.clear()
         if self._own is not None:

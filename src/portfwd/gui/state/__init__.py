@@ -1,3 +1,3 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What the windows show and decide. No Qt here: a test over the imports sees to it."""
+"""What the windows show and decide, without Qt (a test over the imports enforces that)."""

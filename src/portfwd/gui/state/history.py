@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The log of openings and endings, as far back as the program has watched."""
+"""The log of openings and endings since the program started."""
 
 import collections
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ class Line:
 
 
 class History:
-    """The latest lines, the newest last."""
+    """The latest lines of the log, the newest last."""
 
     def __init__(self) -> None:
         self.lines: collections.deque[Line] = collections.deque(maxlen=_REMEMBERED)
 
     def note(self, changes: Changes, now: float) -> list[Line]:
-        """Remember what a look brought; the new lines."""
+        """Record the changes of a look; returns the new lines."""
         new = [Line(now, text) for text in _told(changes, now)]
         self.lines.extend(new)
         return new

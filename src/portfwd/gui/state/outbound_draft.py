@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What stands in the dialog of an ordinary (outbound) rule, and what it amounts to.
+"""The content of the dialog of an ordinary (outbound) rule, and its meaning.
 
-Every rule that the command line can make can be shown, changed and kept as it is; nothing is too odd to be edited.
+Every rule that the command line can make can be shown, changed and kept as it is.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _DATE = "a date and time such as 2026-12-01 15:30, or a time alone"
 
 
 class Target(enum.Enum):
-    """Where packets go that the rule means."""
+    """The destination of the packets that the rule is about."""
 
     ANYWHERE = enum.auto()
     HOST = enum.auto()
@@ -42,7 +42,7 @@ class Ending(enum.Enum):
 
 
 class OutField(enum.Enum):
-    """A field that an error stands beside."""
+    """A field that can have an error beside it."""
 
     HOST = enum.auto()
     PORTS = enum.auto()
@@ -54,7 +54,7 @@ class OutField(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class OutboundDraft:
-    """What was typed and chosen. `host` may stand beside the name servers, too: such a rule can be made."""
+    """The typed and chosen values. `host` is allowed beside the name servers, since such rules exist."""
 
     action: Action = Action.ACCEPT
     target: Target = Target.HOST
@@ -70,7 +70,7 @@ class OutboundDraft:
 
 @dataclass(frozen=True, slots=True)
 class CheckedOutbound:
-    """The rule and a sentence; without rule, what is wrong with which field."""
+    """The rule and a sentence; without a rule, the error of each wrong field."""
 
     rule: OrdinaryRule | None
     sentence: str = ""
@@ -78,7 +78,7 @@ class CheckedOutbound:
 
 
 def draft_of_outbound(rule: OrdinaryRule) -> OutboundDraft:
-    """What the dialog shows for a rule that is to be edited."""
+    """The dialog's content for editing a rule."""
     target = Target.ANYWHERE if rule.dsthost is None else Target.HOST
     if rule.specialtarget is not None:
         target = Target.DNS
@@ -96,7 +96,7 @@ def draft_of_outbound(rule: OrdinaryRule) -> OutboundDraft:
 
 
 def check_outbound(draft: OutboundDraft, now: float, lookup: Lookup) -> CheckedOutbound:
-    """What the draft amounts to at `now` (epoch seconds). Never raises."""
+    """Check the draft at `now` (epoch seconds). Never raises."""
     errors: dict[OutField, str] = {}
 
     def read(place: OutField, make: Callable[[str], object], text: str) -> object:
@@ -107,7 +107,7 @@ def check_outbound(draft: OutboundDraft, now: float, lookup: Lookup) -> CheckedO
             return None
 
     host = draft.host.strip()
-    # The server takes the empty word for a host name; a rule that has it can be kept, but not made.
+    # The server accepts the empty word as a host name; such a rule can be kept, but not made.
     given = bool(host) or (draft.edited is not None and draft.edited.dsthost == "")
     if draft.target is Target.HOST and not given:
         errors[OutField.HOST] = "an address, a network such as 192.168.1.0/24, or a host name"
@@ -152,16 +152,16 @@ def describe(rule: OrdinaryRule, now: float) -> str:
 
 
 def target_text(rule: OrdinaryRule) -> str:
-    """Where to, in a word or two."""
+    """The destination in a word or two."""
     if rule.dsthost is None:
         return "anywhere" if rule.specialtarget is None else "the name servers"
-    # Of IPv6, /32 is a network.
+    # In IPv6 /32 is a network.
     host = str(rule.dsthost).removesuffix("/128" if rule.dsthost.key == "dst6" else "/32") or "a host without name"
     return host if rule.specialtarget is None else f"the name servers at {host}"
 
 
 def hint(rules: tuple[OrdinaryRule, ...]) -> str:
-    """What a user would like to know about the list as a whole; empty when there is nothing."""
+    """A hint about the list as a whole; '' when there is none."""
     catch_all = next((at for at, rule in enumerate(rules) if _is_catch_all(rule)), None)
     if catch_all is None:
         return "What no rule accepts is dropped."
@@ -196,23 +196,23 @@ class OutboundList:
         return self._with((*self.rules[:place], *self.rules[place + 1 :]))
 
     def move(self, place: int, step: int) -> "OutboundList":
-        """One up (-1) or down (1); at the end nothing happens."""
+        """Move a rule up (-1) or down (1); at the ends nothing changes."""
         target = place + step
         if not 0 <= target < len(self.rules):
             return self
         return self.remove(place).insert(target, self.rules[place])
 
     def place_of(self, rule: OrdinaryRule, near: int) -> int | None:
-        """Where a rule is that was at `near` once; None when it is gone. The list may have been read anew since."""
+        """The place of a rule that was at `near` before the list was read again; None when it is gone."""
         places = [place for place, other in enumerate(self.rules) if other == rule]
         return min(places, key=lambda place: abs(place - near), default=None)
 
     def everything(self, action: Action) -> "OutboundList":
-        """One rule instead of all."""
+        """The list replaced by a single rule with this action."""
         return self._with((OrdinaryRule(action),))
 
     def onto(self, newer: Rules) -> "OutboundList":
-        """The same edited rules, in the place of a list that somebody else has stored meanwhile."""
+        """The edited rules, to replace a list that another editor has stored meanwhile."""
         return dataclasses.replace(self, read=newer)
 
     def _with(self, rules: Rules) -> "OutboundList":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Changes of a qube's forwards. Each is made to the list as it is at that moment, whoever changed it meanwhile.
+"""Changes of a qube's forwards. Each applies to the list as it is at that moment, whoever changed it meanwhile.
 
-A forward is meant by its id, so the changes of another editor neither get lost nor are taken for ours. All raise
+The id names a forward, so changes of another editor are neither lost nor taken for ours. All raise
 CallError, and GoneError when the forward is no longer what was shown.
 """
 
@@ -17,19 +17,19 @@ from portfwd.wire.values import QubeName, RuleId
 
 
 class GoneError(RefusedError):
-    """Somebody else has removed or changed the forward meanwhile."""
+    """Another editor has removed or changed the forward meanwhile."""
 
     def __init__(self) -> None:
         super().__init__("this forward was removed or changed by someone else meanwhile")
 
 
 def add(client: AdminClient, qube: QubeName, rule: ForwardRule) -> None:
-    """Store one forward more."""
+    """Add a forward."""
     client.edit_forwards(qube, lambda present: added(present, rule))
 
 
 def replace(client: AdminClient, qube: QubeName, shown: ForwardRule, rule: ForwardRule) -> None:
-    """Store `rule` in the place of the forward that was shown, which nobody may have touched."""
+    """Store `rule` in place of the forward that was shown. Raises GoneError if another editor has touched it."""
 
     def change(present: Rules) -> Rules:
         if shown not in present:
@@ -40,13 +40,13 @@ def replace(client: AdminClient, qube: QubeName, shown: ForwardRule, rule: Forwa
 
 
 def undo(client: AdminClient, qube: QubeName, before: ForwardRule | None, rule: ForwardRule) -> None:
-    """Take an addition (`before` is None) or a change back, unless somebody else has touched the forward since."""
+    """Undo an addition (`before` is None) or a change, unless another editor has touched the forward since."""
 
     def change(present: Rules) -> Rules:
         if rule in present:
             return edited(present, present.index(rule), lambda _: before)[0]
         meddled = any(other.id(qube) == rule.id(qube) for other in present)
-        # What was added and is gone, or was never changed, is as it was before.
+        # An addition that is gone, or a forward that was never changed, is as it was before.
         if meddled or (before is not None and before not in present):
             raise GoneError
         return present
