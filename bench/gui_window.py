@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from PyQt6.QtWidgets import QApplication
 
+from portfwd.api.status import Status
 from portfwd.client.adminapi import AdminClient, SocketTransport
 from portfwd.gui.forward.forwards_table import ForwardsTable
 from portfwd.gui.program import Program, make_application
@@ -30,7 +31,7 @@ class Asked(AdminClient):
         super().__init__(transport)
         self._asked = asked
 
-    def status(self, qube: QubeName | None) -> str:
+    def status(self, qube: QubeName | None) -> Status:
         self._asked.append(qube)
         return super().status(qube)
 

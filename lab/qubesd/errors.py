@@ -27,10 +27,6 @@ class QubesValueError(QubesException, ValueError):
     """A value that is not accepted."""
 
 
-class ForwardsUnstoredError(QubesException):
-    """What only shuts counts, but could not be stored. The extension's own."""
-
-
 class QubesPropertyValueError(QubesValueError):
     """A value that a property does not accept."""
 

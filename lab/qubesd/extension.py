@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lab.qubesd.app import App
-from lab.qubesd.errors import ForwardsUnstoredError, ProtocolError, QubesValueError
+from lab.qubesd.errors import ProtocolError, QubesValueError
 from lab.qubesd.events import Level
 from lab.qubesd.server import Call, Method, Server
+from portfwd.api.errors import WordedError
 from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running, UnexpectedError
-from portfwd.dom0.storage.forwards import UnstoredError
 from portfwd.dom0.usecases.caller import RESTORES_TAG, Caller
 from portfwd.wire.errors import RefusedError
 
@@ -76,6 +76,8 @@ class PortForwardExtension:
             return await self._running.get(vm, call.arg, call.untrusted_payload, _caller(call))
         except UnexpectedError as error:
             raise ProtocolError(str(error)) from None
+        except WordedError as error:
+            raise type(error.word.value, (QubesValueError,), {})(str(error)) from None
         except RefusedError as error:
             raise QubesValueError(str(error)) from None
 
@@ -88,8 +90,8 @@ class PortForwardExtension:
             return await self._running.set(call.dest, call.arg, call.untrusted_payload, _caller(call))
         except UnexpectedError as error:
             raise ProtocolError(str(error)) from None
-        except UnstoredError as error:
-            raise ForwardsUnstoredError(str(error)) from None
+        except WordedError as error:
+            raise type(error.word.value, (QubesValueError,), {})(str(error)) from None
         except RefusedError as error:
             raise QubesValueError(str(error)) from None
 

@@ -29,6 +29,7 @@ from lab.qubesd.errors import (
 )
 from lab.qubesd.events import Emitter
 from lab.qubesd.holder import check_name
+from portfwd.api.frames import ErrorFrame, Event, format_content, format_error, format_event
 from portfwd.wire.limits import API_REQUEST_MAX
 
 log = logging.getLogger("api")
@@ -172,12 +173,12 @@ class _Connection(asyncio.Protocol):
             answer = await self._execute(request)
         except (QubesException, ProtocolError, PermissionDenied) as error:
             log.info("%s: %s", where, error)
-            self._finish(b"2\0" + type(error).__name__.encode() + b"\0\0" + str(error).encode() + b"\0")
+            self._finish(format_error(ErrorFrame(type(error).__name__, str(error))))
         except Exception:
             log.exception("%s: unhandled exception", where)
             self._abort()
         else:
-            self._finish(b"" if self._events_sent else b"0\0" + (answer or "").encode())
+            self._finish(b"" if self._events_sent else format_content(answer or ""))
 
     async def _execute(self, request: _Request) -> str | None:
         server = self._server
@@ -196,8 +197,7 @@ class _Connection(asyncio.Protocol):
             return
         self._events_sent = True
         who = "" if subject is self._server.app else str(subject)
-        fields = [who, event, *(str(part) for word in words.items() for part in word), ""]
-        self._transport.write(b"1\0" + "\0".join(fields).encode("ascii") + b"\0")
+        self._transport.write(format_event(Event(who, event), {key: str(value) for key, value in words.items()}))
 
     def _finish(self, data: bytes) -> None:
         if self._transport is not None:

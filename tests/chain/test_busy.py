@@ -9,8 +9,8 @@ import time
 
 from lab import probes
 from portfwd.api.status import Listening, RuleStatus, State, heard
-from portfwd.api.status_lines import parse_status
 from tests.chain.world import LAPTOP, LAPTOP6, SYS_NET, SYS_NET6, World, says
+from tests.client.reading import read_status
 
 ENTRANCE, PORT = 7431, 8443
 WEB = f"forwardtype=external proto=tcp srcports={ENTRANCE} dstports={PORT}"
@@ -34,7 +34,7 @@ def make_requests(pipe: int) -> None:
 
 
 def look(world: World) -> RuleStatus:
-    (status,) = parse_status(world.lab.api("work", "admin.vm.firewall.Get", "forward.status"))
+    (status,) = read_status(world.lab.api("work", "admin.vm.firewall.Get", "forward.status"))
     return status
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab.client import ApiError
-from portfwd.model.forward import parse_forwards
+from portfwd.api.forwards import parse_forwards
 from portfwd.wire import limits
 from portfwd.wire.values import QubeName
 from tests.chain.fault_table import FAULTS, Fault

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from portfwd.model.forward import parse_forwards
+from portfwd.api.forwards import parse_forwards
 from portfwd.wire import limits
 from portfwd.wire.values import QubeName
 from tests.chain.held import Held

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from portfwd.api.status import RuleStatus, State
-from portfwd.api.status_lines import parse_status
-from portfwd.api.words import Doors
+from portfwd.api.status import Doors
+from portfwd.client.forward_state import RuleStatus, State
 from portfwd.gui.state.overview import summary
 from tests.chain.world import LAPTOP, SYS_NET, Ask, World, agents_stopped, says, wait_until
+from tests.client.reading import read_status
 
 GET, SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"
 WEB = "forwardtype=external proto=tcp srcports=443 dstports=8443"
@@ -31,7 +31,7 @@ def wait_silent(world: World, qube: str, *silent: str) -> RuleStatus:
 
 
 def look(world: World, qube: str) -> tuple[RuleStatus, ...]:
-    return parse_status(world.lab.api(qube, GET, "forward.status"))
+    return read_status(world.lab.api(qube, GET, "forward.status"))
 
 
 @contextlib.contextmanager

@@ -3,9 +3,9 @@
 """Real connections as dom0 sees them: listed, counted, ended one by one; and the elements of a dry run."""
 
 from portfwd.api.connections import parse_connections
-from portfwd.api.status import State
-from portfwd.api.status_lines import parse_status
+from portfwd.client.forward_state import State
 from tests.chain.world import LAPTOP, SYS_NET, Ask, World, says, wait_until
+from tests.client.reading import read_status
 
 ENTRANCE, PORT, SECOND = 7411, 7412, 7413
 GET, SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"
@@ -19,7 +19,7 @@ def test_a_connection_is_listed_counted_and_ended_alone(world: World) -> None:
     (client,) = parse_connections(world.lab.api("work", GET, "forward.connections")).told
     connection = client.connection
     assert (str(connection.client), connection.to) == (LAPTOP, PORT)
-    (status,) = parse_status(world.lab.api("dom0", GET, "forward.status"))
+    (status,) = read_status(world.lab.api("dom0", GET, "forward.status"))
     # The server took this one connection and listens no more.
     assert (status.qube, status.state) == ("work", State.NO_SERVER)
     assert (status.total("hits"), status.total("connections")) == (1, 1)
@@ -28,7 +28,7 @@ def test_a_connection_is_listed_counted_and_ended_alone(world: World) -> None:
     world.lab.api("work", SET, "forward.kill", f"{connection}\n")
     wait_until(lambda: not held.lives, lambda: "the end of the connection")
     assert parse_connections(world.lab.api("work", GET, "forward.connections")).told == ()
-    (status,) = parse_status(world.lab.api("work", GET, "forward.status"))
+    (status,) = read_status(world.lab.api("work", GET, "forward.status"))
     assert status.state.passes, "the forward itself stays open"
 
 

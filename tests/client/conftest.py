@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
+from portfwd.api.forwards import format_forwards, parse_forwards, token
 from portfwd.client.adminapi import AdminClient, SocketTransport
 from portfwd.client.commands import qvm_port_forward
 from portfwd.client.commands.qvm_firewall import main
-from portfwd.model.forward import format_forwards, parse_forwards, token
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName

@@ -6,8 +6,10 @@ import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from portfwd.api.errors import ErrorWord
+from portfwd.api.forwards import format_forwards, parse_forwards, token
 from portfwd.client.adminapi import ApiError, CallError
-from portfwd.model.forward import ForwardRule, ForwardType, format_forwards, parse_forwards, token
+from portfwd.model.forward import ForwardRule, ForwardType
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, SourceWord, format_source, source_family
 
@@ -77,7 +79,7 @@ class Dom0:
 
     def _set(self, dest: str, payload: str, known: str) -> None:
         if known != token(self.forwards[dest]):
-            raise ApiError("QubesValueError", "forwards were changed by someone else meanwhile")
+            raise ApiError(ErrorWord.CHANGED, "forwards were changed by someone else meanwhile")
         try:
             rules = parse_forwards(payload)
         except RefusedError as error:
@@ -86,9 +88,7 @@ class Dom0:
         for rule in rules:
             for name, other in held:
                 if other.srcports.overlaps(rule.srcports):
-                    raise ApiError(
-                        "QubesValueError", f"srcports '{rule.srcports.short}' is taken at 'sys-net' by {name}"
-                    )
+                    raise ApiError(ErrorWord.TAKEN, f"port {rule.srcports.short} of 'sys-net' belongs to {name}")
         self.forwards[dest] = format_forwards(rules)
 
     def status(self, name: str) -> str:

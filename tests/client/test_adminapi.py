@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from portfwd.api.forwards import token
 from portfwd.client.adminapi import (
     AdminClient,
     ApiError,
@@ -17,7 +18,7 @@ from portfwd.client.adminapi import (
     SocketTransport,
     parse_answer,
 )
-from portfwd.model.forward import parse_forward, token
+from portfwd.model.forward import parse_forward
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.model.forward import format_forwards, parse_forwards
+from portfwd.api.forwards import format_forwards, parse_forwards
 from tests.client.conftest import Flavour, Qubesd
 
 PROJECT = Path(__file__).parents[2]

@@ -178,7 +178,7 @@ class TestPlan:
 
 
 class TestCheck:
-    GOOD = "hop=sys-net check=uplink result=ok text=it is up\nverdict=open\n"
+    GOOD = "hop=sys-net cause=uplink result=ok text=it is up\nverdict=open\n"
     BAD = (
         "hop=sys-net cause=probe result=ok text=the probe passed\nhop=sys-net cause=double-nat result=hint\n"
         "hop=work cause=no-server result=bad text=nothing listens \x1b[31m\nverdict=work:no-server\n"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from portfwd.api.forwards import format_forwards, parse_forwards
 from portfwd.client.commands import qvm_firewall
-from portfwd.model.forward import format_forwards, parse_forward, parse_forwards
+from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
 from tests.client.conftest import Flavour, Qubesd, Run
 
@@ -215,11 +216,11 @@ def test_f14_a_reset_of_forwards_says_how_many_are_gone(qubesd: Qubesd, run: Run
 
 
 def test_f14_forwards_that_cannot_be_counted_are_not_told_to_be_none(qubesd: Qubesd, run: Run) -> None:
-    unreadable = f"{WEB} newword=1\n"
+    unreadable = f"{WEB.replace('external', 'sideways')}\n"
     qubesd.rules["work"], qubesd.forwards["work"] = ["action=drop"], unreadable
     code, out, err = run("work", "reset")
     assert (code, out) == (0, "")
-    assert "newword=1" in err
+    assert "forwardtype=sideways" in err
     assert (qubesd.rules["work"], qubesd.forwards["work"]) == (["action=accept"], unreadable)
 
 
@@ -331,10 +332,20 @@ def test_a_forward_list_that_is_not_understood_is_an_error_and_the_ordinary_list
     qubesd: Qubesd, run: Run
 ) -> None:
     qubesd.rules["work"] = list(RULES)
-    qubesd.forwards["work"] = f"{WEB} newword=1\n"
-    assert run("work") == (1, LIST, "Error: line 1: 'newword=1': unknown word\n")
+    qubesd.forwards["work"] = unreadable = f"{WEB.replace('external', 'sideways')}\n"
+    reason = "'forwardtype=sideways': forwardtype is external or internal"
+    assert run("work") == (1, LIST, f"Error: line 1: {reason}\n")
     assert run("work", "add", *DNS.split()).code == 1
-    assert qubesd.forwards["work"] == f"{WEB} newword=1\n"
+    assert qubesd.forwards["work"] == unreadable
+
+
+def test_words_of_a_newer_dom0_stay_with_their_rule(qubesd: Qubesd, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    qubesd.forwards["work"] = f"{WEB} newword=1\n"
+    assert run("work").code == 0
+    sent: list[str] = []
+    monkeypatch.setattr(qubesd, "set_forwards", lambda *call: sent.append(call[1]))
+    assert run("work", "add", *DNS.split()).code == 0
+    assert sent == [f"{WEB} newword=1\n{DNS}\n"]
 
 
 def test_help_names_the_commands_and_what_reset_does(run: Run) -> None:

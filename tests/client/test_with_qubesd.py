@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from portfwd.api.forwards import Token
 from portfwd.client.adminapi import AdminClient, ApiError, SocketTransport
 from portfwd.client.commands.qvm_firewall import main
 from portfwd.client.commands.qvm_port_forward import main as port_forward
 from portfwd.client.stock import restoring
-from portfwd.model.forward import Token
 from portfwd.wire.values import QubeName
 from tests.client.test_hook import STAND_IN, rule
 from tests.qubesd.world import World, chain
@@ -92,8 +92,9 @@ class Restored:
         try:
             return self._transport.call(dest or self._name, method, arg, payload)
         except ApiError as error:
-            assert error.exception == "QubesValueError"
-            raise ValueError(str(error)) from None
+            # As qubesadmin.base does.
+            known = importlib.import_module("qubesadmin.exc")
+            raise getattr(known, error.exception, known.QubesException)(str(error)) from None
 
 
 @pytest.fixture

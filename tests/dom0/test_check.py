@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.api.words import CheckResult, HopState
+from portfwd.api.diagnosis import CheckResult, Diagnosis, format_check
+from portfwd.api.forwards import parse_forwards
+from portfwd.api.status import HopState
 from portfwd.dom0.asking import probing
 from portfwd.dom0.asking.probing import HopTrace, Prober, Trace
 from portfwd.dom0.diagnosis.checking import CheckService
-from portfwd.dom0.diagnosis.judge import Case, diagnose, verdict
+from portfwd.dom0.diagnosis.judge import Case, diagnose
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.dom0.usecases.caller import DOM0, Caller
 from portfwd.dom0.views.look import Look
 from portfwd.dom0.views.queries import StatusService
-from portfwd.model.forward import parse_forwards
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import Ignored
 from portfwd.wire.answers.probe import Answer, Count, Request, RouteWord, Sent, Sight, Way, parse_head, parse_keyed
@@ -51,6 +52,11 @@ HANDED_ON = Count(Answer.SYN_ACK, arrived=1, passing=1, left=1, back=1, returned
 LET_IN = Count(Answer.SYN_ACK, arrived=1, local=1, delivered=1, back=1, returned=1)
 
 
+def verdict(found: Diagnosis) -> str:
+    """The word that clients get, or nothing."""
+    return next((line[8:] for line in format_check(found).splitlines() if line.startswith("verdict=")), "")
+
+
 def healthy() -> Case:
     hops = {
         NET: HopTrace(True, {WAY: replace(SIGHT, client=CLIENT)}, {WAY: HANDED_ON}),
@@ -68,7 +74,7 @@ def test_f2_a_network_that_does_not_count_has_no_neighbours() -> None:
     for left_out, wrong in ({}, False), (ignored, True):
         look = Look(healthy().look.states, uplinks, left_out)
         findings = diagnose(replace(healthy(), look=look, client=ipaddress.ip_address("203.0.113.80")))
-        assert any(finding.cause == "not-a-neighbour" for finding in findings) is wrong
+        assert any(finding.cause == "not-a-neighbour" for finding in findings.findings) is wrong
 
 
 def seen(case: Case, name: QubeName, **changes: Any) -> Case:
@@ -96,7 +102,7 @@ def test_what_comes_behind_the_loss_is_not_blamed() -> None:
     # Nothing listens either, but the packet was lost before.
     findings = diagnose(seen(lost, WORK, listening="no"))
     assert verdict(findings) == "sys-firewall:dropped"
-    assert {f.cause.value for f in findings if f.result is CheckResult.BAD} == {"dropped"}
+    assert {f.cause.value for f in findings.findings if f.result is CheckResult.BAD} == {"dropped"}
 
 
 def test_what_explains_the_loss_is_the_cause() -> None:

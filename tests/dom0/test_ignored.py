@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.api.status_lines import parse_status
 from portfwd.wire import limits
+from tests.client.reading import read_status
 from tests.dom0.asking import apply, status
 from tests.fakes.app import FakeApp
 from tests.fakes.service import Service
@@ -44,5 +44,5 @@ def test_f2_the_status_says_which_interface_does_not_count_and_why(tmp_path: Pat
     app.net.database.write(limits.STATUS + "ignored", said)
     lines = status(app, service, app.work)
     assert lines[-1] == "entrance=sys-net uplinks=192.168.1.10/24" + (f" text={told}" if told else "")
-    (found,) = parse_status("\n".join(lines))
+    (found,) = read_status("\n".join(lines))
     assert found.note == told

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.api.status import State
-from portfwd.api.status_lines import parse_status
+from portfwd.client.forward_state import State
 from portfwd.wire import limits
 from portfwd.wire.answers.report import AcceptReport, Listening
+from tests.client.reading import read_status
 from tests.dom0.asking import apply, status
 from tests.dom0.test_status import NEAR, WEB, accept, confirmed, report, states
 from tests.fakes.app import FakeApp, FakeVM
@@ -157,7 +157,7 @@ def test_f8_without_an_answer_of_the_target_it_is_not_known_whether_a_server_lis
         assert judged(app, service) == [f"doors=open server={listening.value}"]
     app.work.services.clear()
     assert judged(app, service) == ["doors=open server=unknown"]
-    (said,) = parse_status("\n".join(status(app, service)))
+    (said,) = read_status("\n".join(status(app, service)))
     assert said.state is State.SERVER_UNKNOWN
 
 

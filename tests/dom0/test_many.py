@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from portfwd.api.forwards import parse_forwards
 from portfwd.dom0 import running
 from portfwd.dom0.running import Running
 from portfwd.dom0.storage.store import Contents, StoredForward, StoreError, load, save
 from portfwd.dom0.usecases.caller import DOM0
 from portfwd.model.errors import RuleError
-from portfwd.model.forward import parse_forwards
 from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire import limits
 from tests.fakes.app import FakeApp, FakeVM

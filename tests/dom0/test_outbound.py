@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.dom0.planning.outbound import Outbound, outbound
+from portfwd.api.status import Outbound
+from portfwd.dom0.planning.outbound import outbound
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, Kind, PortRange, Proto, RuleId, Side, SourceWord

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from portfwd.api.forwards import parse_forwards
 from portfwd.base.qubesdb import HEADER_SIZE
 from portfwd.base.qubesdb_client import ANSWER_MAX
 from portfwd.dom0.storage.store import Contents, StoredForward, save
-from portfwd.model.forward import parse_forward, parse_forwards
+from portfwd.model.forward import parse_forward
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
 from tests.dom0.asking import plan, status

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from portfwd.model.forward import token
+from portfwd.api.forwards import token
 from portfwd.wire import limits
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError

@@ -13,8 +13,8 @@ from pytestqt.qtbot import QtBot
 from lab import probes
 from lab.client import Lab
 from lab.demo import SYS_NET, hold_connection
-from portfwd.api.status import State
 from portfwd.client.adminapi import AdminClient
+from portfwd.client.forward_state import State
 from portfwd.gui.dashboard.dashboard import Dashboard
 from portfwd.gui.dashboard.tray import Tray
 from portfwd.gui.forward.check_dialog import CheckDialog

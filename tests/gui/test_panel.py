@@ -12,8 +12,8 @@ from pytestqt.qtbot import QtBot
 from lab import probes
 from lab.client import Lab
 from lab.demo import SYS_NET
-from portfwd.api.status import State
 from portfwd.client.adminapi import AdminClient
+from portfwd.client.forward_state import State
 from portfwd.gui.forward.rule_dialog import RuleDialog
 from portfwd.gui.qube.panel import Panel
 from portfwd.gui.shared.watch import Watch

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from portfwd.api.status import RuleStatus
-from portfwd.api.status_lines import parse_status
+from portfwd.client.forward_state import RuleStatus
 from portfwd.client.network import Qube
 from portfwd.client.typed.arguments import lookup_service
 from portfwd.gui.state.draft import Draft, Reach, check
@@ -19,6 +18,7 @@ from portfwd.gui.state.places import place_of
 from portfwd.gui.state.traffic import Traffic, line
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
+from tests.client.reading import read_status
 
 NOW = 1_800_000_000.0
 WEB = "forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
@@ -42,7 +42,7 @@ def status(
     lines = [f"rule={rule.id(name)} hop=sys-net {way} state={state}"]
     lines += [f"rule={rule.id(name)} hop={hop} {way} state=applied" for hop in hops or ("sys-firewall",)]
     lines.append(f"rule={rule.id(name)} hop={name} {door} kind=accept state=applied listening=yes{counts}")
-    (found,) = parse_status("\n".join((head, *lines, f"entrance=sys-net uplinks={uplinks}{note}")))
+    (found,) = read_status("\n".join((head, *lines, f"entrance=sys-net uplinks={uplinks}{note}")))
     return found
 
 

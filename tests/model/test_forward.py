@@ -6,15 +6,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from portfwd.api.forwards import format_forwards, parse_forwards, token
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import (
     KEYS,
     ForwardRule,
     ForwardType,
-    format_forwards,
     parse_forward,
-    parse_forwards,
-    token,
 )
 from portfwd.model.text import parse_rule
 from portfwd.wire.errors import RefusedError

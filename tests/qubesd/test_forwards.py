@@ -66,7 +66,7 @@ def test_a_wrong_rule_is_refused_with_words_that_a_stock_client_can_show(world: 
 
 
 def test_two_editors_do_not_overwrite_each_other(world: World) -> None:
-    assert world.error("work", f"{SET}+forward.{'0' * 32}", WEB)[0] == "QubesValueError"
+    assert world.error("work", f"{SET}+forward.{'0' * 32}", WEB)[0] == "ForwardsChangedError"
     assert world.api("work", f"{GET}+forward") == ""
 
 
@@ -159,8 +159,8 @@ def test_damaged_forwards_close_and_say_so_while_ordinary_rules_are_shown(world:
     world.start()
     closed(world, "sys-net", "sys-firewall")
     assert world.api("work", GET) == "action=accept\n"
-    assert world.error("work", f"{GET}+forward")[0] == "QubesValueError"
-    assert world.error("work", f"{SET}+forward", "")[0] == "QubesValueError"
+    assert world.error("work", f"{GET}+forward")[0] == "ForwardsUnreadableError"
+    assert world.error("work", f"{SET}+forward", "")[0] == "ForwardsUnreadableError"
     name, text = world.error("work", SET, "action=drop\n")
     assert name == "QubesException"
     assert "everywhere" in text

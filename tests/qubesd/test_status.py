@@ -7,13 +7,13 @@ The qubes here have databases but no machines, so none of them answers when it i
 
 import pytest
 
-from portfwd.api.status import State
-from portfwd.api.status_lines import parse_plan, parse_status
-from portfwd.model.forward import parse_forwards
+from portfwd.api.forwards import parse_forwards
+from portfwd.client.forward_state import State
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import WAY_OUT
 from portfwd.wire.entry import Commit
 from portfwd.wire.values import QubeName
+from tests.client.reading import read_plan, read_status
 from tests.qubesd.world import World, eventually
 
 GET, SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"
@@ -37,7 +37,7 @@ def applied(world: World, *names: str) -> None:
 
 def states(world: World, dest: str) -> dict[str, State]:
     """What the tools would make of the answer: how each qube's only forward fares."""
-    return {status.qube: status.state for status in parse_status(world.api(dest, STATUS))}
+    return {status.qube: status.state for status in read_status(world.api(dest, STATUS))}
 
 
 def test_dom0_tells_of_all_qubes_what_each_tells_of_itself(world: World) -> None:
@@ -75,7 +75,7 @@ def test_a_dry_run_is_answered_as_the_change_and_changes_nothing(world: World) -
     before = [world.read(name, limits.BASE) for name in PATH]
     text = world.api("work", PLAN, WEB + NEAR)
     rules = parse_forwards(WEB + NEAR)
-    assert [len(status.hops) for status in parse_plan(text, QubeName("work"), rules)] == [3, 4]
+    assert [len(status.hops) for status in read_plan(text, QubeName("work"), rules)] == [3, 4]
     assert [line for line in text.splitlines() if line.startswith("hop=")] == [
         f"hop={name} elements=unknown" for name in PATH
     ]
@@ -85,7 +85,7 @@ def test_a_dry_run_is_answered_as_the_change_and_changes_nothing(world: World) -
     assert world.error("work", PLAN, "action=forward \u00e9\n")[0] == "QubesValueError"
     assert world.api("work", f"{GET}+forward") == WEB
     assert [world.read(name, limits.BASE) for name in PATH] == before
-    assert len(parse_plan(world.api("work", PLAN), QubeName("work"), parse_forwards(WEB))) == 1
+    assert len(read_plan(world.api("work", PLAN), QubeName("work"), parse_forwards(WEB))) == 1
 
 
 @pytest.mark.parametrize("line", ["family=4 proto=tcp client=192.168.1.20 port=1 to=8443\n", "family=4\n", "\u00e9"])
@@ -112,7 +112,7 @@ def test_a_flood_of_status_costs_nobody_a_word(world: World) -> None:
     text = world.api("dom0", STATUS)
     assert text.isascii()
     assert "\x1b" not in text
-    assert [status.state for status in parse_status(text)] == [State.SERVER_UNKNOWN]
+    assert [status.state for status in read_status(text)] == [State.SERVER_UNKNOWN]
 
 
 def test_an_address_that_changes_while_the_qube_runs_waits_for_its_restart(world: World) -> None:
@@ -123,7 +123,7 @@ def test_an_address_that_changes_while_the_qube_runs_waits_for_its_restart(world
     world.set("work", "ip", "10.137.9.9")
     eventually(lambda: world.read("sys-firewall", limits.BASE) != commit, "the new address")
     applied(world, *PATH)
-    (fault,) = (status.fault for status in parse_status(world.api("work", STATUS)))
+    (fault,) = (status.fault for status in read_status(world.api("work", STATUS)))
     assert fault is not None
     assert (fault.hop, fault.reason) == ("work", "restart-needed")
     world.api("work", "admin.vm.Kill")
@@ -138,9 +138,9 @@ def test_siblings_whose_own_rules_refuse_an_internal_forward_are_named(world: Wo
     world.api("personal", "admin.vm.Start")
     world.running("personal")
     world.api("work", f"{SET}+forward", NEAR)
-    (before,) = parse_status(world.api("work", STATUS))
+    (before,) = read_status(world.api("work", STATUS))
     world.api("personal", SET, "action=accept proto=tcp dstports=443-443\naction=drop\n")
-    (after,) = parse_status(world.api("work", STATUS))
+    (after,) = read_status(world.api("work", STATUS))
     assert (before.siblings, after.siblings) == ({}, {"personal": "refused"})
     world.api("personal", SET, "action=accept proto=tcp\naction=drop\n")
     assert " sibling=personal outbound=partly\n" in world.api("work", STATUS)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from portfwd.api.forwards import token
 from portfwd.dom0 import running
 from portfwd.dom0.running import WATCHED
-from portfwd.model.forward import token
 from tests.fakes.service import TheirOwn
 from tests.stock.stand_in import RELEASES, make
 
@@ -360,6 +360,15 @@ def test_f21_a_qube_is_told_of_others_what_its_policy_allows(qubesd: Qubesd) -> 
     )
     with pytest.raises(qubesd.error("QubesValueError"), match="port 443 of 'personal'"):
         qubesd.call("Set", "forward", f"{WEB}\n", src="sys-net")
+
+
+def test_programs_tell_errors_apart_by_their_class(qubesd: Qubesd) -> None:
+    """Mistake: a tool searches the sentence, and a better wording breaks it."""
+    qubesd.call("Set", "forward", f"{WEB}\n", dest="personal")
+    for arg, word in (("forward", "ForwardsTakenError"), (f"forward.{'0' * 32}", "ForwardsChangedError")):
+        with pytest.raises(qubesd.error("QubesException")) as caught:
+            qubesd.call("Set", arg, f"{WEB}\n")
+        assert type(caught.value).__name__ == word
 
 
 def test_f21_what_another_extension_hides_is_not_told(qubesd: Qubesd) -> None:

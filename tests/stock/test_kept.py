@@ -106,8 +106,9 @@ def test_f10_every_call_names_file_line_and_reason(qubesd: Qubesd) -> None:
         ("Set", f"forward.{'0' * 32}", ""),
     ):
         reason = r"/work/[^']*', line 1\d, forward 0: .*99999.*qvm-firewall --reload work.*qvm-firewall work reset"
-        with pytest.raises(qubesd.error("QubesValueError"), match=reason):
+        with pytest.raises(qubesd.error("QubesValueError"), match=reason) as caught:
             qubesd.call(method, arg, payload)
+        assert type(caught.value).__name__ == "ForwardsUnreadableError"
     told = qubesd.call("Get", "forward.status", dest="dom0")
     assert told.startswith("unread=work text=firewall file ")
     assert "99999" in told

@@ -69,9 +69,13 @@ def test_no_bare_strings_in_rules_and_entries() -> None:
         "wire.answers.probe.Sight": ["listening"],
         "wire.answers.report.Report": ["entries"],
         # Words and sentences of dom0 for people, which newer ones may add to.
-        "api.diagnosis.Finding": ["check", "text"],
-        "api.status.Fault": ["reason", "text"],
-        "api.status.RuleStatus": ["note"],
+        "api.diagnosis.Finding": ["text"],
+        "api.status.Entrance": ["note"],
+        "api.status.Obstacle": ["text"],
+        "api.status.Status": ["unread"],
+        # What qubesd says of itself.
+        "api.frames.ErrorFrame": ["kind", "text"],
+        "api.frames.Event": ["subject", "name"],
     }
 
 

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The lines of Get+forward.connections: who is connected through which forward at the moment. Pure text.
+"""The answer of Get+forward.connections, and what Set+forward.kill is given. Their printers and parsers; no I/O.
 
-rule=ID family=4 proto=tcp client=192.168.1.20 port=50123 to=8443
-more=N                                                            so many are left out
+    rule=ID family=4 proto=tcp client=192.168.1.20 port=50123 to=8443
+    more=N                              so many are left out
+
+The payload of Set+forward.kill is the line of one connection without its rule.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from portfwd.model.errors import RuleError
+from portfwd.api.lines import join, lines_of, need, split, text_of
 from portfwd.wire.answers.connections import Connection
 from portfwd.wire.entry import parse_number
-from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.values import Family, IPAddress, RuleId, parse_address, parse_port
+from portfwd.wire.values import Family, Proto, RuleId
+
+_CONNECTION = ("family", "proto", "client", "port", "to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +38,40 @@ class Clients(NamedTuple):
     """Those that are told, and how many more there are."""
 
     told: tuple[Client, ...]
-    more: int
+    more: int = 0
+
+
+def format_connections(clients: Clients) -> str:
+    """The answer."""
+    return text_of(_lines(clients))
+
+
+def _lines(clients: Clients) -> Iterator[str]:
+    yield from (f"rule={client.rule} {client.connection}" for client in clients.told)
+    if clients.more:
+        yield f"more={clients.more}"
 
 
 def parse_connections(text: str) -> Clients:
-    """Read the answer. Raises RefusedError."""
+    """The inverse of format_connections. Raises RefusedError. One of a new protocol counts among those left out."""
     found, more = [], 0
-    for line in text.splitlines():
-        first, _, rest = line.partition(" ")
-        key, _, value = first.partition("=")
-        if key == "more" and not rest:
-            more = parse_number(value)
-        elif key == "rule":
-            found.append(Client(RuleId(value), Connection.parse(rest)))
-        else:
-            raise RefusedError(f"{shown(line)} is not a line of connections")
+    for words in map(split, lines_of(text)):
+        if "rule" in words:
+            if need(words, "proto") not in list(Proto):
+                more += 1
+                continue
+            connection = Connection.parse(join({key: need(words, key) for key in _CONNECTION}))
+            found.append(Client(RuleId(words["rule"]), connection))
+        elif "more" in words:
+            more += parse_number(words["more"])
     return Clients(tuple(found), more)
 
 
-def parse_peer(text: str) -> tuple[IPAddress, int]:
-    """CLIENT:PORT as the user types it; brackets around an IPv6 address. Raises RuleError."""
-    client, colon, port = text.rpartition(":")
-    bare = client.removeprefix("[").removesuffix("]") if client.startswith("[") else client
-    try:
-        if not colon or (":" in client and bare == client):
-            raise RefusedError("a connection is like 192.168.1.20:50123 or [2001:db8::1]:50123")
-        return parse_address(bare), parse_port(port)
-    except RefusedError as error:
-        raise RuleError(text, str(error)) from None
+def format_kill(connection: Connection) -> str:
+    """What Set+forward.kill is given."""
+    return text_of([str(connection)])
+
+
+def parse_kill(untrusted_payload: str) -> Connection:
+    """The inverse of format_kill; unknown words are refused. Raises RefusedError."""
+    return Connection.parse(untrusted_payload.removesuffix("\n"))

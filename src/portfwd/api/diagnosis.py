@@ -1,29 +1,127 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The lines of Set+forward.check: what the diagnosis found at each hop. Pure text.
+"""What Set+forward.check is given and answers: its words, printers and parsers; no I/O.
 
-hop=QUBE check=WORD result=ok|bad|hint|unknown [text=free text to the end of the line]      (cause= for check= too)
-verdict=open | verdict=QUBE:WORD
+    rule=ID [client=ADDRESS]
+
+    hop=QUBE result=ok|bad|hint|unknown cause=WORD text=SENTENCE
+    verdict=open | verdict=QUBE:CAUSE
+
+Hops stand in the order from the entrance to the qube; the first bad line is the verdict, which is left out where neither
+is certain.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Self
 
-from portfwd.api.words import CheckResult
+from portfwd.api.lines import NewWord, choice, choice_or_new, join, lines_of, need, split, text_of
+from portfwd.wire.entry import parse_words
 from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.values import QubeName
+from portfwd.wire.values import IPAddress, QubeName, RuleId, parse_address
 
-_WORD = re.compile(r"[a-z0-9-]{1,40}")
 _OPEN = "open"
+_PAYLOAD_MAX = 128
+"""Characters."""
+
+
+class CheckResult(enum.StrEnum):
+    """How one look of the diagnosis turned out. A hint is no fault of any hop."""
+
+    OK = "ok"
+    BAD = "bad"
+    HINT = "hint"
+    UNKNOWN = "unknown"
+
+
+class Cause(enum.StrEnum):
+    """What was found, in one word."""
+
+    PASSED = "passed"
+    # The rule itself.
+    GONE = "gone"
+    EXPIRED = "expired"
+    PAUSED = "paused"
+    # The planner's problems, by the same words.
+    NO_NET_QUBE = "no-net-qube"
+    HALTED = "halted"
+    NO_AGENT = "no-agent"
+    TOR_GATEWAY = "tor-gateway"
+    DENIED = "denied"
+    VPN = "vpn"
+    WAY_UNKNOWN = "way-unknown"
+    NO_ADDRESS = "no-address"
+    CONFLICT = "conflict"
+    # How far the entries have come.
+    NOT_WRITTEN = "not-written"
+    NOT_ACKNOWLEDGED = "not-acknowledged"
+    UNCLEAR = "unclear"
+    RESTART_NEEDED = "restart-needed"
+    HALF_SET = "incomplete"
+    FAILED = "failed"
+    OLDER_AGENT = "refused"
+    CLASH = "clash"
+    OCCUPIED = "occupied"
+    UNRESOLVED = "unresolved"
+    NO_BASE = "no-base-firewall"
+    # What a hop sees.
+    QUBE_PAUSED = "qube-paused"
+    AGENT_DEAD = "agent-dead"
+    RULE_MISSING = "rule-missing"
+    DOOR_MISSING = "door-missing"
+    NOT_FORWARDING = "not-forwarding"
+    NO_ROUTE = "no-route"
+    NO_SERVER = "no-server"
+    LOCAL_ONLY = "local-only"
+    # Where the probe was lost.
+    NO_UPLINK = "no-uplink"
+    NO_CLIENT = "no-client"
+    NOT_PROBED = "not-probed"
+    NOT_ARRIVED = "not-arrived"
+    NOT_TRANSLATED = "not-translated"
+    NOT_ROUTED = "not-routed"
+    NOT_FOR_IT = "not-its-address"
+    DROPPED = "dropped"
+    REJECTED = "rejected"
+    REFUSED = "connection-refused"
+    SILENT = "silent"
+    ANSWER_LOST = "answer-lost"
+    ANSWER_DROPPED = "answer-dropped"
+    # Clients.
+    WRONG_SOURCE = "wrong-source"
+    NOT_A_NEIGHBOUR = "not-a-neighbour"
+    SENDER_REFUSED = "sender-refused"
+    PRIVATE_UPLINK = "private-uplink"
+    NO_IPV6 = "no-ipv6"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """Which forward is checked; `client` is who could not connect, if that is known."""
+
+    rule: RuleId
+    client: IPAddress | None = None
+
+    def __str__(self) -> str:
+        return text_of([join({"rule": self.rule, "client": self.client})])
+
+    @classmethod
+    def parse(cls, untrusted_payload: str) -> Self:
+        """Read it in dom0; unknown words are refused. Raises RefusedError."""
+        untrusted_line = untrusted_payload.removesuffix("\n")
+        if len(untrusted_line) > _PAYLOAD_MAX:
+            raise RefusedError(f"{shown(untrusted_line)} is not rule=ID client=ADDRESS")
+        words = parse_words(untrusted_line, ("rule", "client"), ("rule",))
+        return cls(RuleId(words["rule"]), parse_address(words["client"]) if "client" in words else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One look at one hop, and the sentence for the user."""
+    """One thing that was found at one hop, and the sentence for the user, or ''."""
 
     hop: QubeName
-    check: str
+    cause: Cause | NewWord
     result: CheckResult
     text: str
 
@@ -39,48 +137,58 @@ class Diagnosis:
     fault: Finding | None
     opens: bool | None
 
+    @classmethod
+    def of(cls, findings: Iterable[Finding]) -> Self:
+        """The first bad finding is the fault; without one it is open, unless something could not be found out."""
+        found = tuple(findings)
+        fault = next((finding for finding in found if finding.result is CheckResult.BAD), None)
+        if fault is not None:
+            return cls(found, fault, opens=False)
+        return cls(found, None, None if any(f.result is CheckResult.UNKNOWN for f in found) else True)
+
+
+def format_check(diagnosis: Diagnosis) -> str:
+    """The answer."""
+    return text_of(_lines(diagnosis))
+
+
+def _lines(diagnosis: Diagnosis) -> Iterator[str]:
+    for one in diagnosis.findings:
+        yield join({"hop": one.hop, "result": one.result, "cause": one.cause, "text": one.text})
+    if diagnosis.fault is not None:
+        yield f"verdict={diagnosis.fault.hop}:{diagnosis.fault.cause}"
+    elif diagnosis.opens:
+        yield f"verdict={_OPEN}"
+
 
 def parse_check(text: str) -> Diagnosis:
-    """Read the answer. Raises RefusedError."""
-    found: list[Finding] = []
-    verdict = ""
-    for line in text.splitlines():
-        if line.startswith("verdict="):
-            verdict = line.removeprefix("verdict=")
-        else:
-            found.append(_finding(line))
+    """The inverse of format_check. Raises RefusedError, also for an answer that says nothing."""
+    findings: list[Finding] = []
+    verdict: str | None = None
+    for words in map(split, lines_of(text)):
+        if "hop" in words and "result" in words:
+            findings.append(
+                Finding(
+                    QubeName(words["hop"]),
+                    choice_or_new(Cause, need(words, "cause")),
+                    choice(CheckResult, words["result"], CheckResult.UNKNOWN),
+                    words.get("text", ""),
+                )
+            )
+        elif "verdict" in words:
+            verdict = words["verdict"]
     if not text:
         raise RefusedError("the check has no result")
-    fault = _fault(found, verdict)
-    return Diagnosis(tuple(found), fault, False if fault is not None else True if verdict == _OPEN else None)
+    found = Diagnosis.of(findings)
+    if verdict is None:
+        return replace(found, opens=None) if found.opens else found
+    return replace(found, fault=None, opens=True) if verdict == _OPEN else _with_fault(found, verdict)
 
 
-def outcome(diagnosis: Diagnosis) -> str:
-    """The last word of a check, in a sentence."""
-    fault = diagnosis.fault
-    if fault is not None:
-        return f"{fault.hop} is where it ends ({fault.check})."
-    return "No fault was found." if diagnosis.opens else "Whether packets pass could not be found out."
-
-
-def _fault(found: Sequence[Finding], verdict: str) -> Finding | None:
-    bad = [finding for finding in found if finding.result is CheckResult.BAD]
-    if not verdict:
-        return bad[0] if bad else None
-    if verdict == _OPEN:
-        return None
+def _with_fault(found: Diagnosis, verdict: str) -> Diagnosis:
     hop, _, word = verdict.partition(":")
-    if not _WORD.fullmatch(word):
-        raise RefusedError(f"{shown(verdict)} is not a verdict")
-    same = [finding for finding in found if (finding.hop, finding.check) == (hop, word)]
-    return same[0] if same else Finding(QubeName(hop), word, CheckResult.BAD, "")
-
-
-def _finding(line: str) -> Finding:
-    head, _, text = line.partition(" text=")
-    words = dict(word.partition("=")[::2] for word in head.split(" "))
-    check = words.get("check", words.get("cause", ""))
-    known = {"hop", "result", "check" if "check" in words else "cause"}
-    if set(words) != known or not _WORD.fullmatch(check) or words["result"] not in list(CheckResult):
-        raise RefusedError(f"{shown(line)} is not a line of a check")
-    return Finding(QubeName(words["hop"]), check, CheckResult(words["result"]), text)
+    name, cause = QubeName(hop), choice_or_new(Cause, word)
+    same = [one for one in found.findings if (one.hop, one.cause) == (name, cause)]
+    bad = [one for one in same if one.result is CheckResult.BAD]
+    fault = next(iter(bad + same), Finding(name, cause, CheckResult.BAD, ""))
+    return replace(found, fault=fault, opens=False)

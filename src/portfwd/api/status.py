@@ -1,222 +1,367 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How a forward fares: at each hop, and in all. Values only; does no I/O. Made by status_lines.py."""
+"""The answer of Get+forward.status: how each forward fares, hop by hop. Its words, its printer, its parser; no I/O.
+
+    qube=QUBE rule=ID number=N action=forward ...
+    rule=ID hop=QUBE family=4 proto=tcp kind=relay side=uplink ... state=applied [hits=N last=SECONDS]
+    rule=ID hop=QUBE family=4 proto=tcp kind=accept ... state=applied listening=WORD packets=N bytes=N connections=N
+    rule=ID hop=QUBE state=problem reason=WORD text=SENTENCE
+    rule=ID hop=QUBE state=paused
+    rule=ID doors=open|shut|unknown server=yes|no|local|unknown [silent=QUBE,...]
+    rule=ID sibling=QUBE outbound=refused|partly|unknown
+    entrance=QUBE uplinks=ADDRESS/BITS,...|- [text=SENTENCE]
+    unread=QUBE text=SENTENCE
+
+The lines of a rule follow its head; hops stand in the order from the entrance to the qube. Entrances, and qubes whose
+forwards cannot be read, are told after all rules. What is told of a qube is printed anew, as numbers, addresses and
+words of ours.
+"""
 
 import enum
+import functools
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from portfwd.api.words import NOT_KNOWN, Doors, HopState, doors_of
-from portfwd.model.forward import ForwardRule
-from portfwd.wire.values import (
-    Family,
-    HostName,
-    IPAddress,
-    Kind,
-    PortRange,
-    Proto,
-    QubeName,
-    RuleId,
-    Side,
-    Source,
-    family_of,
-    source_family,
+from portfwd.api.lines import (
+    UNKNOWN,
+    NewWord,
+    choice,
+    choice_or_new,
+    count,
+    join,
+    lines_of,
+    need,
+    number,
+    split,
+    text_of,
 )
+from portfwd.model.forward import ForwardRule, parse_forward
+from portfwd.wire.answers.report import Listening
+from portfwd.wire.entry import Entry, parse_number
+from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.values import Kind, QubeName, RuleId, Side
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+_ENTRY_WORDS = ("kind", "side", "listen", "source", "to", "ports", "expire")
+_PROBLEM, _PAUSED = "problem", "paused"
+_NOT_TOLD = "unknown"
 
 
-class Listening(enum.StrEnum):
-    """Whether a program of the qube listens where the forward leads."""
+class HopState(enum.StrEnum):
+    """How far one entry has come at its hop: by dom0's own knowledge, else by a word of the agent."""
 
-    YES = "yes"
-    NO = "no"
-    LOCAL = "local"
+    PLANNED = "planned"
+    """Not in the qube's QubesDB yet."""
+    WRITTEN = "written"
+    """The qube has not acknowledged yet."""
+    APPLIED = "applied"
+    INCOMPLETE = "incomplete"
+    UNCLEAR = "unclear"
+    REFUSED = "refused"
+    CLASH = "clash"
+    OCCUPIED = "occupied"
+    EXPIRED = "expired"
+    UNRESOLVED = "unresolved"
+    NO_BASE = "no-base-firewall"
+    FAILED = "failed"
+    RESTART = "restart-needed"
+    """Applied, but the qube still has the address of its start."""
+    UNKNOWN = "unknown"
+    """It was open, and may be so still: the qube, or its QubesDB, has not answered since."""
+
+
+NOT_KNOWN = frozenset(
+    (HopState.PLANNED, HopState.WRITTEN, HopState.INCOMPLETE, HopState.UNCLEAR, HopState.FAILED, HopState.UNKNOWN)
+)
+"""What says neither that an entry is in the kernel nor that it is not: its qube has to answer first."""
+_YES = {HopState.APPLIED}
+
+
+class Doors(enum.StrEnum):
+    """Whether clients can pass all hops of a forward. Open and shut are said on evidence only."""
+
+    OPEN = "open"
+    SHUT = "shut"
     UNKNOWN = "unknown"
 
 
 class Outbound(enum.StrEnum):
-    """What a sibling's own outbound rules make of its packets to an internal forward."""
-
-    REFUSED = "refused"
-    PARTLY = "partly"
-    UNKNOWN = "unknown"
-
-
-class State(enum.StrEnum):
-    """How a forward fares, in one word."""
+    """What a sibling's own ordinary rules make of its packets to an internal forward."""
 
     OPEN = "open"
-    NO_SERVER = "no-server"
-    """Open on every hop, and nothing listens at the qube."""
-    LOCAL_ONLY = "local-only"
-    """Open on every hop, and the server listens on a loopback address only."""
-    PENDING = "pending"
-    """Some hop has not acknowledged yet."""
+    """Nothing: never said of a sibling."""
+    REFUSED = "refused"
     PARTLY = "partly"
-    """Open for one protocol or IP version, and not for another."""
-    PAUSED = "paused"
-    PROBLEM = "problem"
-    UNCLEAR = "unclear"
-    """Some hop answers what dom0 does not understand."""
+    """Refused for some of the forward's ports, protocols or IP versions."""
     UNKNOWN = "unknown"
-    """It was open, and some hop has not answered since: it may be open or not."""
-    SERVER_UNKNOWN = "server-unknown"
-    """Open on every hop; whether anything listens at the qube is not known."""
-
-    @property
-    def passes(self) -> bool:
-        """Whether every hop lets clients pass."""
-        return self in (State.OPEN, State.NO_SERVER, State.LOCAL_ONLY, State.SERVER_UNKNOWN)
+    """A rule with a host name or for the name servers decides, and dom0 does not know the addresses."""
 
 
-_PENDING = (HopState.PLANNED, HopState.WRITTEN, HopState.INCOMPLETE)
-Way = tuple[Family, Proto]
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+class ProblemKind(enum.StrEnum):
+    """Why a forward opens nothing, whatever its qubes say."""
+
+    NO_NET_QUBE = "no-net-qube"
+    OUTERMOST = "outermost"
+    HALTED = "halted"
+    NO_AGENT = "no-agent"
+    TOR_GATEWAY = "tor-gateway"
+    DENIED = "denied"
+    VPN = "vpn"
+    WAY_UNKNOWN = "way-unknown"
+    NO_ADDRESS = "no-address"
+    NO_CLIENTS = "no-clients"
+    CONFLICT = "conflict"
+    TOO_WIDE = "too-wide"
+    TOO_MANY = "too-many"
 
 
 @dataclass(frozen=True, slots=True)
 class HopStatus:
-    """One entry at one hop. Counts are None where the qube has not told them; `last` is in seconds."""
+    """One entry at one hop. Counts are None where the qube has not told them; `last` is in seconds.
+
+    Only an entrance tells of `hits` and `last`, only a target of the others.
+    """
 
     hop: QubeName
-    family: Family
-    proto: Proto
-    kind: Kind
-    side: Side
-    listen: PortRange
-    source: Source
-    to: IPAddress | None
-    ports: PortRange | None
-    expire: int | None
+    entry: Entry
     state: HopState
-    listening: Listening
-    hits: int | None
-    last: int | None
-    packets: int | None
-    bytes: int | None
-    connections: int | None
+    listening: Listening | None = None
+    hits: int | None = None
+    last: int | None = None
+    packets: int | None = None
+    bytes: int | None = None
+    connections: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """The first thing in the way: at which hop, the word for it, and dom0's sentence if it has one."""
+class Obstacle:
+    """What keeps a forward shut at one hop, by dom0's own knowledge: a word, and a sentence."""
 
     hop: QubeName
-    reason: str
-    text: str = ""
+    kind: ProblemKind | NewWord
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
-class RuleStatus:
-    """One forward. `doors`: whether clients can pass; `silent`: whose answer is missing to know that.
+class PathStatus:
+    """A forward hop by hop; or the qube where it is paused, or what keeps it shut.
 
-    `uplinks` are those of its entrance, `addresses` those among them that its clients can use.
-    `note` is dom0's sentence on what the entrance leaves out of account, or ''.
-    `siblings` are qubes behind the same net qube whose own outbound rules may keep them from an internal forward.
+    `passed_over`: the hops of which a newer dom0 tells what cannot be understood here.
+    """
+
+    hops: tuple[HopStatus, ...] = ()
+    obstacle: Obstacle | None = None
+    paused: QubeName | None = None
+    passed_over: tuple[QubeName, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardStatus:
+    """One forward. `doors` and `server` are dom0's judgement on all its hops; dom0s before it existed have none.
+
+    `silent`: whose answer is missing to know whether it is open. `siblings`: qubes behind the same net qube whose own
+    ordinary rules may keep them from an internal forward.
     """
 
     qube: QubeName
-    number: int
     id: RuleId
+    number: int
     rule: ForwardRule
-    hops: tuple[HopStatus, ...]
-    state: State
-    fault: Fault | None
-    addresses: tuple[IPAddress, ...]
-    uplinks: tuple[Interface, ...]
-    siblings: Mapping[QubeName, Outbound]
-    doors: Doors
-    silent: tuple[QubeName, ...]
+    path: PathStatus = PathStatus()
+    doors: Doors | None = None
+    server: Listening | None = None
+    silent: tuple[QubeName, ...] = ()
+    siblings: Mapping[QubeName, Outbound] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """The addresses of a hop's uplinks, as far as it tells them, and what its agent leaves out of account, or ''."""
+
+    uplinks: tuple[Interface, ...] = ()
     note: str = ""
 
-    @property
-    def entrance(self) -> QubeName | None:
-        """The qube where clients come in, as far as the hops tell."""
-        return self.hops[0].hop if self.hops else None
 
-    @property
-    def in_doubt(self) -> bool:
-        """Whether it is to be shut, and not known to be."""
-        return self.state in (State.PAUSED, State.PROBLEM) and self.doors is Doors.UNKNOWN and bool(self.silent)
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole answer. `unread`: the qubes whose forwards cannot be read, and why; none of these is open."""
 
-    def total(self, count: str) -> int | None:
-        """The sum of a count over all entries (hits: over those of the entrance); None when no qube tells it."""
-        hops = [hop for hop in self.hops if count != "hits" or hop.hop == self.entrance]
-        told = [number for hop in hops if (number := getattr(hop, count)) is not None]
-        return sum(told) if told else None
-
-    @property
-    def last(self) -> int | None:
-        """Seconds since the newest connection came in."""
-        return min((hop.last for hop in self.hops if hop.last is not None), default=None)
+    forwards: tuple[ForwardStatus, ...] = ()
+    entrances: Mapping[QubeName, Entrance] = field(default_factory=dict)
+    unread: Mapping[QubeName, str] = field(default_factory=dict)
 
 
-def usable_addresses(
-    rule: ForwardRule, families: Collection[Family], uplinks: Iterable[Interface]
-) -> tuple[IPAddress, ...]:
-    """The addresses that the rule's clients can use: of these families, and of their own network if they are in one."""
-    only = source_family(rule.srchost)
-    carried = [family for family in families if only in (None, family)]
-    usable = [i for i in uplinks if family_of(i.ip) in carried and not i.ip.is_link_local]
-    if only is not None:
-        # mypy does not see that only a prefix has a family.
-        near = [i for i in usable if i.network.overlaps(rule.srchost)]  # type: ignore[arg-type]
-        usable = near or usable
-    return tuple(dict.fromkeys(i.ip for i in usable))
+def doors_of(states: Iterable[tuple[Hashable, HopState]]) -> Doors:
+    """The doors of a forward by the state of each entry, given with the way (family, protocol) that it is for.
+
+    One way that is open makes it open; one whose hops have all answered, and not all with yes, is shut.
+    """
+    ways: dict[Hashable, set[HopState]] = {}
+    for way, state in states:
+        ways.setdefault(way, set()).add(state)
+    found = {
+        Doors.OPEN if said == _YES else Doors.SHUT if said - NOT_KNOWN - _YES else Doors.UNKNOWN
+        for said in ways.values()
+    }
+    return next((doors for doors in (Doors.OPEN, Doors.UNKNOWN, Doors.SHUT) if doors in found), Doors.UNKNOWN)
 
 
-def heard(hops: Sequence[HopStatus]) -> Listening:
-    """Whether a server was found. Of several protocols and IP versions one is enough: most servers speak one."""
-    told = {hop.listening for hop in hops if hop.kind is Kind.ACCEPT}
-    for word in (Listening.YES, Listening.LOCAL):
-        if word in told:
-            return word
-    return Listening.NO if told == {Listening.NO} else Listening.UNKNOWN
+def format_status(status: Status) -> str:
+    """The answer."""
+    return text_of(_lines(status))
 
 
-def judge(rule: ForwardRule, hops: Sequence[HopStatus]) -> tuple[State, Fault | None]:
-    """How a forward fares whose entries stand on these hops, way by way from the entrance to the qube."""
-    ways: dict[Way, HopStatus | None] = {}
-    for hop in hops:
-        way = (hop.family, hop.proto)
-        if ways.setdefault(way, None) is None and hop.state is not HopState.APPLIED:
-            ways[way] = hop
-    broken = [hop for hop in ways.values() if hop is not None]
-    if isinstance(rule.srchost, HostName):
-        # A name with addresses of one family only is a healthy name.
-        others = [hop for hop in broken if hop.state is not HopState.UNRESOLVED]
-        broken = others if len(broken) < len(ways) else broken
-    if not broken:
-        return _server(hops)
-    for state, words_of in (
-        (State.PENDING, _PENDING),
-        (State.UNKNOWN, (HopState.UNKNOWN,)),
-        (State.UNCLEAR, (HopState.UNCLEAR,)),
-    ):
-        for hop in broken:
-            if hop.state in words_of:
-                return state, Fault(hop.hop, hop.state)
-    return (State.PARTLY if len(broken) < len(ways) else State.PROBLEM), Fault(broken[0].hop, broken[0].state)
+def _lines(status: Status) -> Iterator[str]:
+    for forward in status.forwards:
+        yield f"qube={forward.qube} rule={forward.id} number={forward.number} {forward.rule}"
+        yield from path_lines(forward.id, forward.path, told=True)
+        if forward.doors is not None:
+            words = {"rule": forward.id, "doors": forward.doors, "server": _listening(forward.server)}
+            yield join({**words, "silent": ",".join(forward.silent) or None})
+        yield from (join({"rule": forward.id, "sibling": n, "outbound": w}) for n, w in forward.siblings.items())
+    for name, entrance in status.entrances.items():
+        uplinks = ",".join(map(str, entrance.uplinks)) or UNKNOWN
+        yield join({"entrance": name, "uplinks": uplinks, "text": entrance.note or None})
+    yield from (join({"unread": name, "text": text}) for name, text in status.unread.items())
 
 
-_OF_SERVER = {
-    Listening.YES: State.OPEN,
-    Listening.LOCAL: State.LOCAL_ONLY,
-    Listening.NO: State.NO_SERVER,
-    Listening.UNKNOWN: State.SERVER_UNKNOWN,
-}
+def path_lines(rule: RuleId, path: PathStatus, *, told: bool) -> Iterator[str]:
+    """The lines of one rule's hops; `told`: with what these tell."""
+    if path.paused is not None:
+        yield join({"rule": rule, "hop": path.paused, "state": _PAUSED})
+    if (obstacle := path.obstacle) is not None:
+        yield join(
+            {"rule": rule, "hop": obstacle.hop, "state": _PROBLEM, "reason": obstacle.kind, "text": obstacle.text}
+        )
+    for hop in path.hops:
+        way = f"rule={rule} hop={hop.hop} family={int(hop.entry.family)} proto={hop.entry.proto} {hop.entry.value}"
+        yield f"{way} state={hop.state}" + (_told(hop, hop.hop == path.hops[0].hop) if told else "")
 
 
-def doors(hops: Iterable[HopStatus]) -> tuple[Doors, tuple[QubeName, ...]]:
-    """Whether clients can pass these hops, and whose answer is missing to know it."""
-    hops = tuple(hops)
-    found = doors_of(((hop.family, hop.proto), hop.state) for hop in hops)
-    silent = [hop.hop for hop in hops if found is Doors.UNKNOWN and hop.state in NOT_KNOWN]
-    return found, tuple(dict.fromkeys(silent))
+def _told(hop: HopStatus, at_entrance: bool) -> str:
+    if hop.entry.kind is Kind.ACCEPT:
+        counts = f"packets={number(hop.packets)} bytes={number(hop.bytes)} connections={number(hop.connections)}"
+        return f" listening={_listening(hop.listening)} {counts}"
+    return f" hits={number(hop.hits)} last={number(hop.last)}" if at_entrance else ""
 
 
-def _server(hops: Sequence[HopStatus]) -> tuple[State, Fault | None]:
-    doors = [hop for hop in hops if hop.kind is Kind.ACCEPT]
-    listening = heard(doors)
-    state = _OF_SERVER[listening]
-    return state, None if state is State.OPEN else Fault(doors[0].hop, state)
+def _listening(listening: Listening | None) -> str:
+    return _NOT_TOLD if listening is None else listening.value
+
+
+def parse_status(text: str) -> Status:
+    """The inverse of format_status. Raises RefusedError."""
+    heads: dict[tuple[QubeName, RuleId], tuple[int, ForwardRule]] = {}
+    told: dict[tuple[QubeName, RuleId], list[dict[str, str]]] = {}
+    entrances: dict[QubeName, Entrance] = {}
+    unread: dict[QubeName, str] = {}
+    current: tuple[QubeName, RuleId] | None = None
+    for line in lines_of(text):
+        words = split(line)
+        if line.startswith("qube="):
+            current, head = _head(line, words)
+            if current in heads:
+                raise RefusedError(f"{shown(line)}: this rule is told twice")
+            heads[current], told[current] = head, []
+        elif line.startswith("rule="):
+            if current is None or words["rule"] != current[1]:
+                raise RefusedError(f"{shown(line)} is not a line of the rule before it")
+            told[current].append(words)
+        elif line.startswith("entrance="):
+            uplinks = _uplinks(need(words, "uplinks"))
+            entrances[QubeName(words["entrance"])] = Entrance(uplinks, words.get("text", ""))
+        elif line.startswith("unread="):
+            unread[QubeName(words["unread"])] = words.get("text", "")
+    forwards = (_forward(qube, rule, *heads[qube, rule], told[qube, rule]) for qube, rule in heads)
+    return Status(tuple(forwards), entrances, unread)
+
+
+def _head(line: str, words: Mapping[str, str]) -> tuple[tuple[QubeName, RuleId], tuple[int, ForwardRule]]:
+    rule = parse_forward(f"action={need(words, 'action')}", newer=True)
+    qube, rule_id = QubeName(words["qube"]), RuleId(need(words, "rule"))
+    # The words of a newer dom0 are no part of the id.
+    if rule.id(qube) != rule_id:
+        raise RefusedError(f"{shown(line)}: the id does not fit the rule")
+    return (qube, rule_id), (parse_number(need(words, "number")), rule)
+
+
+def _forward(
+    qube: QubeName, rule_id: RuleId, place: int, rule: ForwardRule, told: Iterable[Mapping[str, str]]
+) -> ForwardStatus:
+    doors: Doors | None = None
+    server: Listening | None = None
+    silent: tuple[QubeName, ...] = ()
+    siblings: dict[QubeName, Outbound] = {}
+    hops = []
+    for words in told:
+        if "hop" in words:
+            hops.append(words)
+        elif "doors" in words:
+            doors, server = choice(Doors, words["doors"], Doors.UNKNOWN), _heard(words.get("server", _NOT_TOLD))
+            silent = tuple(map(QubeName, words["silent"].split(","))) if "silent" in words else ()
+        elif "sibling" in words:
+            siblings[QubeName(words["sibling"])] = choice(Outbound, need(words, "outbound"), Outbound.UNKNOWN)
+    return ForwardStatus(qube, rule_id, place, rule, parse_path(hops), doors, server, silent, siblings)
+
+
+def parse_path(told: Iterable[Mapping[str, str]]) -> PathStatus:
+    """What the lines with hop= of one rule say. Raises RefusedError."""
+    hops: list[HopStatus] = []
+    obstacle: Obstacle | None = None
+    paused: QubeName | None = None
+    passed_over: dict[QubeName, None] = {}
+    for words in told:
+        name, state = QubeName(words["hop"]), need(words, "state")
+        if "kind" in words:
+            found = _hop(name, state, words)
+            hops += [] if found is None else [found]
+            passed_over |= {name: None} if found is None else {}
+        elif state == _PROBLEM:
+            kind = choice_or_new(ProblemKind, need(words, "reason"))
+            obstacle = obstacle or Obstacle(name, kind, words.get("text", ""))
+        elif state == _PAUSED:
+            paused = name
+        else:
+            passed_over[name] = None
+    return PathStatus(tuple(hops), obstacle, paused, tuple(passed_over))
+
+
+def _hop(name: QubeName, state: str, words: Mapping[str, str]) -> HopStatus | None:
+    """None where the entry is of a kind that is not known here."""
+    if words["kind"] not in list(Kind) or need(words, "side") not in list(Side):
+        return None
+    return HopStatus(
+        hop=name,
+        entry=_entry(
+            f"{words['rule']}.{need(words, 'family')}.{need(words, 'proto')}",
+            join({key: words[key] for key in _ENTRY_WORDS if key in words}),
+        ),
+        state=choice(HopState, state, HopState.UNCLEAR),
+        listening=_heard(words.get("listening", _NOT_TOLD)),
+        hits=count(words, "hits"),
+        last=count(words, "last"),
+        packets=count(words, "packets"),
+        bytes=count(words, "bytes"),
+        connections=count(words, "connections"),
+    )
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _entry(key: str, value: str) -> Entry:
+    """As Entry.decode; windows look every two seconds, and most of what they see is as it was."""
+    return Entry.decode(key, value)
+
+
+def _heard(text: str) -> Listening | None:
+    found = choice_or_new(Listening, text)
+    return found if isinstance(found, Listening) else None
+
+
+def _uplinks(text: str) -> tuple[Interface, ...]:
+    if text == UNKNOWN:
+        return ()
+    try:
+        return tuple(ipaddress.ip_interface(word) for word in text.split(","))
+    except ValueError:
+        raise RefusedError(f"{shown(text)} are not addresses of uplinks") from None

@@ -11,15 +11,23 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from portfwd.api.words import UNSTORED
+from portfwd.api.connections import Clients, format_kill, parse_connections
+from portfwd.api.diagnosis import CheckRequest, Diagnosis, parse_check
+from portfwd.api.errors import UNEXPECTED, ErrorWord
+from portfwd.api.forwards import Forwards, Token, format_forwards, parse_kept
+from portfwd.api.frames import ErrorFrame
+from portfwd.api.frames import parse_answer as parse_frame
+from portfwd.api.hops import Confirmation, parse_hops
+from portfwd.api.plan import PlanAnswer, parse_plan
+from portfwd.api.status import PathStatus, Status, parse_status
 from portfwd.client.streams import ProcessStream, SocketStream, Stream
-from portfwd.model.forward import ForwardRule, Token, format_forwards, parse_forwards, token
+from portfwd.model.forward import ForwardRule
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.wire import limits
+from portfwd.wire.answers.connections import Connection
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import IPAddress, QubeName, RuleId
 
@@ -187,22 +195,14 @@ def parse_answer(answer: bytes) -> bytes:
     """The content of an answer. Raises EmptyAnswerError, ApiError, CallError."""
     if not answer:
         raise EmptyAnswerError
-    kind, _, content = answer.partition(b"\0")
-    if kind == b"0":
-        return content
-    fields = [field.decode("utf-8", "replace") for field in content.split(b"\0")]
-    if kind == b"2" and len(fields) >= 4:
-        kind_of_error = UnstoredError if fields[0] == UNSTORED else ApiError
-        raise kind_of_error(exception=fields[0], message=fields[2])
-    raise CallError("Invalid response format")
-
-
-@dataclass(frozen=True, slots=True)
-class Forwards:
-    """The forwards of one qube at one moment; an edit names that moment by its token."""
-
-    rules: tuple[ForwardRule, ...]
-    token: Token
+    try:
+        content = parse_frame(answer)
+    except RefusedError as error:
+        raise CallError(str(error)) from None
+    if isinstance(content, ErrorFrame):
+        kind_of_error = UnstoredError if content.kind == ErrorWord.UNSTORED else ApiError
+        raise kind_of_error(exception=content.kind, message=content.text)
+    return content
 
 
 class AdminClient:
@@ -240,8 +240,7 @@ class AdminClient:
 
     def forwards(self, qube: QubeName) -> Forwards:
         """The forwards and their token. Raises NoExtensionError where dom0 knows none."""
-        text = _text(self._known(qube, _FORWARD))
-        return Forwards(parse_forwards(text), token(text))
+        return Forwards.parse(_text(self._known(qube, _FORWARD)))
 
     def set_forwards(self, qube: QubeName, rules: Iterable[ForwardRule], known: Token) -> None:
         """Replace the forwards. Raises ApiError, with nothing changed, when they are no longer those of the token.
@@ -273,46 +272,43 @@ class AdminClient:
                 present = newer
 
     def begin_anew(self, qube: QubeName) -> str:
-        """Have no forwards, where those in the file cannot be read; where dom0 keeps that file.
+        """Have no forwards, where those in the file cannot be read; where dom0 keeps that file, or '' if it is gone.
 
         Raises ApiError, with nothing changed, also where they can be read.
         """
-        answer = _text(self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.anew"))
-        return answer.removesuffix("\n").removeprefix("kept=")
+        kept = parse_kept(_text(self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.anew")))
+        return "" if kept is None else str(kept)
 
     def problem(self, qube: QubeName, rule: ForwardRule) -> str | None:
         """Why a stored forward opens nothing at the moment, in a sentence; None when its whole path is planned."""
-        plan = _text(self._transport.call(qube, "admin.vm.firewall.Get", f"{_FORWARD}.plan"))
-        for line in plan.splitlines():
-            if line.startswith(f"rule={rule.id(qube)} ") and " state=problem " in line:
-                return line.partition(" text=")[2]
-        return None
+        path = self.plan(qube).paths.get(rule.id(qube), PathStatus())
+        return None if path.obstacle is None else path.obstacle.text
 
-    def status(self, qube: QubeName | None) -> str:
-        """The lines of Get+forward.status: of one qube, or of all where dom0 allows this. Raises NoExtensionError."""
-        return _text(self._known(qube or _DOM0, f"{_FORWARD}.status"))
+    def status(self, qube: QubeName | None) -> Status:
+        """How the forwards fare: of one qube, or of all where dom0 allows this. Raises NoExtensionError."""
+        return parse_status(_text(self._known(qube or _DOM0, f"{_FORWARD}.status")))
 
-    def hops(self, qube: QubeName) -> str:
-        """Which hops of the qube's way have confirmed what dom0 wants of them, a line each."""
-        return _text(self._view(qube, "hops"))
+    def hops(self, qube: QubeName) -> tuple[Confirmation, ...]:
+        """Which hops of the qube's way have confirmed what dom0 wants of them."""
+        return parse_hops(_text(self._view(qube, "hops")))
 
-    def plan(self, qube: QubeName, candidate: Iterable[ForwardRule] | None = None) -> str:
-        """The lines of Get+forward.plan: of the present, or of a list that is not stored."""
+    def plan(self, qube: QubeName, candidate: Iterable[ForwardRule] | None = None) -> PlanAnswer:
+        """What each hop does for the present forwards, or would do for a list that is not stored."""
         payload = b"" if candidate is None else format_forwards(candidate).encode()
-        return _text(self._view(qube, "plan", payload))
+        return parse_plan(_text(self._view(qube, "plan", payload)))
 
-    def check(self, qube: QubeName, rule: RuleId, client: IPAddress | None = None) -> str:
-        """The lines of the diagnosis of one forward; `client` is who could not connect. It sends packets."""
-        payload = f"rule={rule}" + ("" if client is None else f" client={client}")
-        return _text(self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.check", f"{payload}\n".encode()))
+    def check(self, qube: QubeName, rule: RuleId, client: IPAddress | None = None) -> Diagnosis:
+        """The diagnosis of one forward; `client` is who could not connect. It sends packets."""
+        payload = str(CheckRequest(rule, client)).encode()
+        return parse_check(_text(self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.check", payload)))
 
-    def connections(self, qube: QubeName) -> str:
-        """The open connections that came to the qube through its forwards, a line each."""
-        return _text(self._view(qube, "connections"))
+    def connections(self, qube: QubeName) -> Clients:
+        """The open connections that came to the qube through its forwards."""
+        return parse_connections(_text(self._view(qube, "connections")))
 
-    def kill(self, qube: QubeName, connection: str) -> None:
-        """End the connection of this line: family= proto= client= port= to=."""
-        self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.kill", f"{connection}\n".encode())
+    def kill(self, qube: QubeName, connection: Connection) -> None:
+        """End this connection."""
+        self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.kill", format_kill(connection).encode())
 
     def _known(self, dest: str, arg: str) -> bytes:
         try:
@@ -320,7 +316,7 @@ class AdminClient:
         except EmptyAnswerError:
             raise NoExtensionError from None
         except ApiError as error:
-            if error.exception == "ProtocolError":
+            if error.exception == UNEXPECTED:
                 raise NoExtensionError from None
             raise
 

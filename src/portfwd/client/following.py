@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from portfwd.api.status import RuleStatus, State
-from portfwd.api.status_lines import parse_hops, parse_status
-from portfwd.api.words import HopState
+from portfwd.api.status import HopState
 from portfwd.client.adminapi import AdminClient
+from portfwd.client.forward_state import RuleStatus, State, judged
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
@@ -99,10 +98,10 @@ def shut(client: AdminClient, qube: QubeName, rules: Iterable[ForwardRule], seco
     pause = _PAUSE_FIRST
     while True:
         try:
-            hops = parse_hops(client.hops(qube))
+            hops = client.hops(qube)
         except RefusedError as error:
             return Shut(error=str(error))
-        silent = tuple(hop.name for hop in hops if not hop.confirmed and any(hop.passes(kind) for kind in kinds))
+        silent = tuple(hop.hop for hop in hops if not hop.confirmed and any(hop.passes(kind) for kind in kinds))
         left = deadline - time.monotonic()
         if not silent or left <= 0:
             return Shut(silent)
@@ -113,7 +112,7 @@ def shut(client: AdminClient, qube: QubeName, rules: Iterable[ForwardRule], seco
 def _look(client: AdminClient, qube: QubeName, rule: RuleId) -> tuple[RuleStatus | None, str]:
     """The status, or why it cannot be read."""
     try:
-        return next((s for s in parse_status(client.status(qube)) if s.id == rule), None), ""
+        return next((s for s in judged(client.status(qube)) if s.id == rule), None), ""
     except RefusedError as error:
         return None, str(error)
 

@@ -5,9 +5,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from portfwd.api.status import RuleStatus
-from portfwd.api.status_lines import parse_status, parse_unread
+from portfwd.api.errors import NO_QUBE
 from portfwd.client.adminapi import AdminClient, ApiError, NoExtensionError
+from portfwd.client.forward_state import RuleStatus, judged
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
@@ -25,7 +25,7 @@ def gather(client: AdminClient) -> Gathered:
     """Of all qubes: in one call where dom0 allows that, else qube by qube."""
     try:
         told = client.status(None)
-        return Gathered(_sorted(parse_status(told)), parse_unread(told))
+        return Gathered(_sorted(judged(told)), told.unread)
     except RefusedError:
         return gather_each(client, [name for name in client.qubes() if name != _DOM0], gone=True)
 
@@ -40,9 +40,9 @@ def gather_each(client: AdminClient, names: Sequence[QubeName], *, gone: bool = 
     without = 0
     for name in names:
         try:
-            found += parse_status(client.status(name))
+            found += judged(client.status(name))
         except RefusedError as error:
-            if gone and isinstance(error, ApiError) and error.exception == "QubesVMNotFoundError":
+            if gone and isinstance(error, ApiError) and error.exception == NO_QUBE:
                 continue
             unknown = isinstance(error, NoExtensionError)
             without += unknown

@@ -13,8 +13,8 @@ import enum
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NewType, Self, TypeVar
 
 from portfwd.model.errors import RuleError, closest
@@ -49,6 +49,7 @@ KEYS = (
     "expire",
     "comment",
 )
+_KEYS = frozenset(KEYS)
 _SOURCE_KEYS = ("srchost", "src4", "src6")
 _TARGET_KEYS = ("dsthost", "dst4", "dst6", "dstname")
 _ORDINARY_KEYS = ("specialtarget", "icmptype")
@@ -71,8 +72,8 @@ class Lifetime(enum.StrEnum):
     SHUTDOWN = "shutdown"
 
 
-Token = NewType("Token", str)
-"""Names one state of a list of forwards: the first 32 hexadecimal digits of a SHA-256 over its text."""
+Further = NewType("Further", str)
+"""A word KEY=VALUE that a newer dom0 has put into a rule. It is no part of what the rule does, or of its id."""
 _Does = NewType("_Does", str)
 Choice = TypeVar("Choice", bound=enum.StrEnum)
 
@@ -82,7 +83,8 @@ class ForwardRule:
     """Clients from `srchost` that reach `srcports` at the entrance are led to `dstports` of the qube.
 
     `dstports` is as long as `srcports` (port by port) or one port. No `proto` means tcp and udp. `expire` is in epoch
-    seconds. Raises RuleError for ports that do not match and an expiry out of range.
+    seconds. Raises RuleError for ports that do not match and an expiry out of range. `further` are words that are not
+    known here, kept for who knows them.
     """
 
     forwardtype: ForwardType
@@ -93,6 +95,7 @@ class ForwardRule:
     enabled: bool = True
     expire: int | Lifetime | None = None
     comment: Comment | None = None
+    further: tuple[Further, ...] = ()
     _does: _Does = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -131,6 +134,7 @@ class ForwardRule:
             words.append("enabled=no")
         if self.expire is not None:
             words.append(f"expire={self.expire}")
+        words += self.further
         if self.comment is not None:
             words.append(f"comment={self.comment}")
         return " ".join(words)
@@ -189,36 +193,18 @@ def _id(qube: QubeName, does: str) -> RuleId:
     return RuleId(hashlib.sha256(f"{qube}\n{does}".encode()).hexdigest()[:16])
 
 
-def parse_forward(line: str) -> ForwardRule:
+def parse_forward(line: str, *, newer: bool = False) -> ForwardRule:
     """Read one line of the Admin API or of a file, without its line end. Raises RuleError.
 
-    A source from which no client can come is taken: it has been stored, or check_clients() refuses it.
+    A source from which no client can come is taken: it has been stored, or check_clients() refuses it. `newer`: the
+    line is dom0's own, and may have words that are not known here.
     """
-    return ForwardRule.stored(split_line(line))
-
-
-def parse_forwards(text: str) -> tuple[ForwardRule, ...]:
-    """Read a whole list, each line with its line end.
-
-    Raises RuleError, with the line number, for a rule that is not accepted, for two rules that do the same, and for the
-    first one of too many.
-    """
-    *lines, rest = text.split("\n")
-    if rest:
-        raise RuleError(rest, "the last line has no line end", line=len(lines) + 1)
-    if len(lines) > limits.FORWARDS_MAX:
-        reason = f"a qube has at most {limits.FORWARDS_MAX} forwards, these are {len(lines)}"
-        raise RuleError(lines[limits.FORWARDS_MAX], reason, line=limits.FORWARDS_MAX + 1)
-    rules: dict[str, ForwardRule] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            rule = parse_forward(line)
-            if rule.does in rules:
-                raise RuleError(line, f"does the same as line {list(rules).index(rule.does) + 1}")
-        except RuleError as error:
-            raise error.at(number) from None
-        rules[rule.does] = rule
-    return tuple(rules.values())
+    words = split_line(line)
+    if not newer or words.keys() <= _KEYS:
+        return ForwardRule.stored(words)
+    rule = ForwardRule.stored({key: value for key, value in words.items() if key in _KEYS})
+    further = (Further(f"{key}={check_value(key, value)}") for key, value in words.items() if key not in _KEYS)
+    return replace(rule, further=tuple(further))
 
 
 def too_wide(rule: ForwardRule) -> str | None:
@@ -232,16 +218,6 @@ def too_wide(rule: ForwardRule) -> str | None:
         f"a range that leads to other ports has at most {limits.SHIFTED_PORTS_MAX} ports; there is no limit for the "
         f"same range on both sides (dstports={rule.srcports}) and for a range that leads to one port"
     )
-
-
-def format_forwards(rules: Iterable[ForwardRule]) -> str:
-    """The inverse of parse_forwards."""
-    return "".join(f"{rule}\n" for rule in rules)
-
-
-def token(text: str) -> Token:
-    """The name of the state of a list whose text this is."""
-    return Token(hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 def _check_word(key: str, value: str) -> None:

@@ -12,19 +12,18 @@ import functools
 import time
 from collections.abc import Iterator
 
-from portfwd.api.connections import parse_connections, parse_peer
-from portfwd.api.status import RuleStatus, State
-from portfwd.api.status_lines import parse_status
-from portfwd.api.words import HopState
+from portfwd.api.errors import ErrorWord
+from portfwd.api.status import HopState
 from portfwd.client.adminapi import AdminClient, ApiError, UnstoredError
 from portfwd.client.commands.codes import Exit
 from portfwd.client.edits import Edit, Rules, UsageError, added, edited
 from portfwd.client.following import follow, shut
+from portfwd.client.forward_state import RuleStatus, State
 from portfwd.client.text.sentences import notes, target, told
 from portfwd.client.text.terminal import complain, say
 from portfwd.client.typed.arguments import PROGRAM, lookup_service, options_of, qube_of
 from portfwd.client.typed.naming import find
-from portfwd.client.typed.shorthand import Options, changed_rule, free_ports, new_rule, parse_service
+from portfwd.client.typed.shorthand import Options, changed_rule, free_ports, new_rule, parse_peer, parse_service
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError, shown
@@ -80,13 +79,12 @@ def kill(client: AdminClient, args: argparse.Namespace) -> Exit:
         address, port = parse_peer(args.client)
     except RuleError as error:
         raise UsageError(str(error)) from None
-    found = parse_connections(client.connections(qube))
-    meant = [c for c in found.told if (c.connection.client, c.connection.port) == (address, port)]
+    meant = [c for c in client.connections(qube).told if (c.connection.client, c.connection.port) == (address, port)]
     if not meant:
         raise RefusedError(f"{qube} has no open connection of {shown(args.client)}")
     # A connection that several forwards allow is told with each of them.
     for connection in dict.fromkeys(c.connection for c in meant):
-        client.kill(qube, str(connection))
+        client.kill(qube, connection)
         say(f"Ended the {connection.proto} connection of {args.client} to {qube}'s port {connection.to}")
     return Exit.DONE
 
@@ -133,7 +131,7 @@ def _add_on_free_port(client: AdminClient, qube: QubeName, rule: ForwardRule, ar
         try:
             client.edit_forwards(qube, functools.partial(added, rule=picked))
         except ApiError as error:
-            if "srcports" not in str(error) or " taken " not in str(error):
+            if error.exception != ErrorWord.TAKEN:
                 raise
             taken.append(ports)
             continue
@@ -153,7 +151,7 @@ def _without(present: Rules, rule: ForwardRule) -> Rules:
 def _taken(client: AdminClient, qube: QubeName, rule: ForwardRule) -> list[PortRange]:
     """The ports of all forwards of that kind and protocol; of this qube alone where dom0 tells no more."""
     try:
-        rules = [status.rule for status in parse_status(client.status(None))]
+        rules = [forward.rule for forward in client.status(None).forwards]
     except RefusedError:
         rules = list(client.forwards(qube).rules)
     return [r.srcports for r in rules if r.forwardtype is rule.forwardtype and set(r.protos) & set(rule.protos)]

@@ -6,18 +6,19 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from portfwd.api.status import HopStatus, RuleStatus, State
-from portfwd.api.status_lines import parse_plan
+from portfwd.api.plan import PlanAnswer
+from portfwd.api.status import HopStatus
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.commands.changing import edit_of, rule_of
 from portfwd.client.commands.codes import Exit
 from portfwd.client.edits import Rules, added, edited
+from portfwd.client.forward_state import RuleStatus, State, judged_plan
 from portfwd.client.text.sentences import entrances, place, target, told
 from portfwd.client.text.terminal import say
 from portfwd.client.typed.arguments import lookup_service, qube_of
 from portfwd.client.typed.naming import find
 from portfwd.model.forward import ForwardRule
-from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.entry import Entry
 from portfwd.wire.values import HostName, Kind, QubeName, Side, SourceWord
 
 _SIDES = {
@@ -36,12 +37,12 @@ def plan(client: AdminClient, args: argparse.Namespace) -> Exit:
         return Exit.DONE
     wanted, changed = _candidate(qube, present, args)
     # Also without a rule of interest it is dom0 that says whether it would take the list.
-    text = client.plan(qube, wanted)
+    answer = client.plan(qube, wanted)
     gone = [rule for rule in present if rule.does not in {other.does for other in wanted if other.enabled}]
     for rule in gone:
         say(f"Every hop would forget {target(qube, rule)} at {entrances(rule, (), None)}, and end its connections.")
     if changed is not None and changed.enabled:
-        _say_plan(text, qube, wanted, [changed])
+        _say_plan(answer, qube, wanted, [changed])
     say("Nothing has been changed.")
     return Exit.DONE
 
@@ -54,18 +55,19 @@ def _candidate(qube: QubeName, present: Rules, args: argparse.Namespace) -> tupl
     return edited(present, number, edit_of(args.change, args))
 
 
-def _say_plan(text: str, qube: QubeName, rules: Rules, chosen: Sequence[ForwardRule]) -> None:
-    elements = _elements(text)
+def _say_plan(answer: PlanAnswer, qube: QubeName, rules: Rules, chosen: Sequence[ForwardRule]) -> None:
     wanted = {rule.id(qube) for rule in chosen}
-    for status in parse_plan(text, qube, rules):
+    for status in judged_plan(answer, qube, rules):
         if status.id in wanted:
             _say_rule(status)
     if not chosen:
         say(f"{qube} has no forwards.")
-    for hop, lines in elements.items():
+    for hop, preview in answer.elements.items():
         say(f"nft elements of {hop}:")
-        for line in lines:
+        for line in ("not known: its agent does not answer",) if preview is None else preview.elements:
             say(f"    {line}")
+        if preview is not None and preview.more:
+            say(f"    ... and {preview.more} more")
 
 
 def _say_rule(status: RuleStatus) -> None:
@@ -79,31 +81,16 @@ def _say_rule(status: RuleStatus) -> None:
 
 
 def _sentence(hop: HopStatus) -> str:
-    ports = f"IPv{hop.family:d} {hop.proto} port{'s' if len(hop.listen) > 1 else ''} {hop.listen.short}"
-    if hop.kind is Kind.ACCEPT or hop.to is None or hop.ports is None:
-        return f"lets in {ports}{_from(hop)}"
-    return f"hands {ports} {_SIDES[hop.side]}{_from(hop)} to {place(hop.to, hop.ports)}"
+    entry = hop.entry
+    ports = f"IPv{entry.family:d} {entry.proto} port{'s' if len(entry.listen) > 1 else ''} {entry.listen.short}"
+    if entry.kind is Kind.ACCEPT or entry.to is None or entry.ports is None:
+        return f"lets in {ports}{_from(entry)}"
+    return f"hands {ports} {_SIDES[entry.side]}{_from(entry)} to {place(entry.to, entry.ports)}"
 
 
-def _from(hop: HopStatus) -> str:
-    if hop.source is SourceWord.ANYONE:
+def _from(entry: Entry) -> str:
+    if entry.source is SourceWord.ANYONE:
         return ""
-    if hop.source is SourceWord.NEIGHBOURS:
+    if entry.source is SourceWord.NEIGHBOURS:
         return " from its neighbours"
-    return f" from {hop.source}" if not isinstance(hop.source, HostName) else f" from {hop.source}, as it resolves it"
-
-
-def _elements(text: str) -> dict[QubeName, list[str]]:
-    """The lines hop=QUBE element=TEXT, by qube."""
-    found: dict[QubeName, list[str]] = {}
-    for line in text.splitlines():
-        if not line.startswith("hop="):
-            continue
-        hop, _, rest = line.removeprefix("hop=").partition(" ")
-        if rest.startswith("element="):
-            found.setdefault(QubeName(hop), []).append(rest.removeprefix("element="))
-        elif rest == "elements=unknown":
-            found.setdefault(QubeName(hop), []).append("not known: its agent does not answer")
-        else:
-            raise RefusedError(f"{shown(line)} is not a line of a plan")
-    return found
+    return f" from {entry.source}{', as it resolves it' if isinstance(entry.source, HostName) else ''}"

@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Iterable
 
-from portfwd.api.connections import Clients, parse_connections
-from portfwd.api.status import RuleStatus
-from portfwd.api.status_lines import parse_status
+from portfwd.api.connections import Clients
+from portfwd.api.diagnosis import CheckResult
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.commands.codes import Exit
 from portfwd.client.edits import UsageError
+from portfwd.client.forward_state import RuleStatus, judged
 from portfwd.client.gathering import gather, gather_each
 from portfwd.client.text.sentences import notes
 from portfwd.client.text.tables import list_table, rule_text
@@ -51,7 +51,7 @@ def show(client: AdminClient, args: argparse.Namespace) -> Exit:
     qube = qube_of(args)
     status = _one(client, qube, args.forward)
     try:
-        connections = parse_connections(client.connections(qube))
+        connections = client.connections(qube)
     except RefusedError as error:
         complain(f"Note: the open connections are not known: {error}")
         connections = None
@@ -75,20 +75,17 @@ def _say_notes(found: Iterable[RuleStatus]) -> None:
 
 def check(client: AdminClient, args: argparse.Namespace) -> Exit:
     """Find what is in the way of one forward, or of all of a qube."""
-    from portfwd.api.diagnosis import outcome, parse_check
-    from portfwd.api.words import CheckResult
-
     qube = qube_of(args)
     sender = None if args.client is None else _address(args.client)
-    chosen = [_one(client, qube, args.forward)] if args.forward else list(parse_status(client.status(qube)))
-    checked = [(status, parse_check(client.check(qube, status.id, sender))) for status in chosen]
+    chosen = [_one(client, qube, args.forward)] if args.forward else list(judged(client.status(qube)))
+    checked = [(status, client.check(qube, status.id, sender)) for status in chosen]
     now = time.time()
     if args.json:
         from portfwd.client.text.json_out import check_json
 
         print(check_json(checked, now))
     else:
-        from portfwd.client.text.sentences import entrances, target
+        from portfwd.client.text.sentences import entrances, outcome, target
 
         for status, diagnosis in checked:
             where = entrances(status.rule, status.addresses, status.entrance)
@@ -97,7 +94,7 @@ def check(client: AdminClient, args: argparse.Namespace) -> Exit:
                 mark = {CheckResult.OK: "ok  ", CheckResult.BAD: "BAD ", CheckResult.HINT: "hint"}.get(
                     finding.result, "?   "
                 )
-                say(f"  {mark} {finding.hop}: {finding.text or finding.check}")
+                say(f"  {mark} {finding.hop}: {finding.text or finding.cause}")
             say(f"  {outcome(diagnosis)}")
         if not checked:
             say(f"{qube} has no forwards.")
@@ -117,7 +114,7 @@ def _colour() -> bool:
 
 
 def _one(client: AdminClient, qube: QubeName, words: str | None) -> RuleStatus:
-    found = parse_status(client.status(qube))
+    found = judged(client.status(qube))
     if words is None:
         if len(found) == 1:
             return found[0]

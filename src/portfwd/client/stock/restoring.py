@@ -8,19 +8,23 @@ meanwhile costs no other, and each that is not restored is a line with the reaso
 """
 
 import functools
+import importlib
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from portfwd.api.errors import ErrorWord
+from portfwd.api.forwards import format_forwards
 from portfwd.model.errors import RuleError
-from portfwd.model.forward import ForwardRule, Lifetime, format_forwards, parse_forward
+from portfwd.model.forward import ForwardRule, Lifetime, parse_forward
 from portfwd.wire.errors import shown
 from portfwd.wire.limits import API_REQUEST_MAX
 
 
 def extend(module: Any) -> None:
     """Extend Core3VM of qubesadmin.backup.core3."""
+    _name_refusals(importlib.import_module("qubesadmin.exc"))
     stock = module.Core3VM.handle_firewall_xml
 
     @functools.wraps(stock)
@@ -36,6 +40,16 @@ def extend(module: Any) -> None:
             vm.log.error("A port forward of the backup is not restored: %s: %s", lost.line, lost.reason)
 
     module.Core3VM.handle_firewall_xml = handle_firewall_xml
+
+
+def _name_refusals(exceptions: Any) -> None:
+    """Have the stock's client raise dom0's refusals as ValueErrors, which it does with classes that it has only.
+
+    Source: _parse_qubesd_response of qubesadmin.base.
+    """
+    for word in ErrorWord:
+        if word is not ErrorWord.UNSTORED:
+            setattr(exceptions, word, type(word.value, (exceptions.QubesValueError,), {}))
 
 
 class Lost(NamedTuple):

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from portfwd.api.connections import Client
 from portfwd.api.diagnosis import Diagnosis, Finding
-from portfwd.api.status import Fault, HopStatus, RuleStatus
+from portfwd.api.status import HopStatus
+from portfwd.client.forward_state import Fault, RuleStatus
 from portfwd.client.text.sentences import explained, told
 from portfwd.wire.values import Kind, PortRange, QubeName, format_source
 
@@ -44,7 +45,7 @@ def check_json(checked: Iterable[tuple[RuleStatus, Diagnosis]], now: float) -> s
 
 def _finding(finding: Finding) -> dict[str, Value]:
     text = finding.text or None
-    return {"hop": finding.hop, "check": finding.check, "result": finding.result.value, "text": text}
+    return {"hop": finding.hop, "check": str(finding.cause), "result": finding.result.value, "text": text}
 
 
 def _text(kind: str, content: dict[str, Value]) -> str:
@@ -91,19 +92,20 @@ def _fault(status: RuleStatus, fault: Fault) -> dict[str, Value]:
 
 
 def _hop(hop: HopStatus) -> dict[str, Value]:
+    entry = hop.entry
     return {
         "hop": hop.hop,
-        "family": int(hop.family),
-        "protocol": hop.proto.value,
-        "kind": hop.kind.value,
-        "side": hop.side.value,
-        "listen": _ports(hop.listen),
-        "source": format_source(hop.source),
-        "to": None if hop.to is None else str(hop.to),
-        "ports": None if hop.ports is None else _ports(hop.ports),
-        "expire": hop.expire,
+        "family": int(entry.family),
+        "protocol": entry.proto.value,
+        "kind": entry.kind.value,
+        "side": entry.side.value,
+        "listen": _ports(entry.listen),
+        "source": format_source(entry.source),
+        "to": None if entry.to is None else str(entry.to),
+        "ports": None if entry.ports is None else _ports(entry.ports),
+        "expire": entry.expire,
         "state": hop.state.value,
-        "listening": hop.listening.value if hop.kind is Kind.ACCEPT else None,
+        "listening": (hop.listening or "unknown") if entry.kind is Kind.ACCEPT else None,
         "hits": hop.hits,
         "last_hit": hop.last,
         "packets": hop.packets,

@@ -9,16 +9,17 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from portfwd.api.status import Fault, Listening, RuleStatus, State
-from portfwd.api.words import HopState
+from portfwd.api.diagnosis import Diagnosis
+from portfwd.api.status import HopState
+from portfwd.client.forward_state import NOT_UNDERSTOOD, Fault, RuleStatus, State
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
 from portfwd.wire import limits
+from portfwd.wire.answers.report import Listening
 from portfwd.wire.values import (
     Family,
     HostName,
     IPAddress,
     IPNetwork,
-    Kind,
     PortRange,
     QubeName,
     SourceWord,
@@ -86,6 +87,7 @@ _FAULTS = {
     HopState.FAILED: _Explained(
         "the kernel of {hop} refuses the forward", "see the journal: journalctl -u qubes-port-forward in {hop}"
     ),
+    NOT_UNDERSTOOD: _Explained("dom0 tells of {hop} what this program does not know", "update this program"),
     State.NO_SERVER: _Explained("nothing listens on {dstport} in {hop}", "start the server in {hop}"),
     State.SERVER_UNKNOWN: _Explained(
         "whether anything listens on {dstport} is not known, since {hop} does not tell",
@@ -233,17 +235,25 @@ def notes(found: Iterable[RuleStatus]) -> list[str]:
     return [f"Note: {entrance} says that {note}" for entrance, note in told_by]
 
 
+def outcome(diagnosis: Diagnosis) -> str:
+    """The last word of a check."""
+    fault = diagnosis.fault
+    if fault is not None:
+        return f"{fault.hop} is where it ends ({fault.cause})."
+    return "No fault was found." if diagnosis.opens else "Whether packets pass could not be found out."
+
+
 def explained(status: RuleStatus, fault: Fault) -> tuple[str, str]:
     """What is wrong, and what to do about it."""
-    ipv6 = any(h.family is Family.V6 and h.listening is Listening.LOCAL for h in status.hops if h.kind is Kind.ACCEPT)
-    ipv4 = any(h.family is Family.V4 and h.listening is Listening.LOCAL for h in status.hops if h.kind is Kind.ACCEPT)
+    local = {hop.entry.family for hop in status.hops if hop.listening is Listening.LOCAL}
+    only_ipv6 = local == {Family.V6}
     words = {
         "qube": status.qube,
         "hop": fault.hop,
         "srcport": _one_of(status.rule.srcports),
         "dstport": _one_of(status.rule.dstports),
-        "loopback": "::1" if ipv6 and not ipv4 else "127.0.0.1",
-        "everywhere": "::" if ipv6 and not ipv4 else "0.0.0.0",  # noqa: S104 - advice for a server, not a bind
+        "loopback": "::1" if only_ipv6 else "127.0.0.1",
+        "everywhere": "::" if only_ipv6 else "0.0.0.0",  # noqa: S104 - advice for a server, not a bind
     }
     known = _FAULTS.get(fault.reason, _UNKNOWN)
     what = known.what.format(**words) or fault.text.replace("'", "") or f"{fault.hop} is in the way"

@@ -4,12 +4,13 @@
 
 from collections.abc import Sequence
 
-from portfwd.api.status import HopStatus, Listening, Outbound, RuleStatus, State
-from portfwd.api.words import HopState
+from portfwd.api.status import HopState, HopStatus, Outbound
+from portfwd.client.forward_state import RuleStatus, State
 from portfwd.client.text.sentences import clients_short, duration, left, place, told
 from portfwd.client.text.terminal import Cell, clean, table
 from portfwd.client.typed.shorthand import service_text
 from portfwd.model.forward import ForwardRule, ForwardType
+from portfwd.wire.answers.report import Listening
 from portfwd.wire.values import Kind, format_source
 
 _LIST = ("QUBE", "NO", "SERVICE", "ENTRANCE", "TARGET", "CLIENTS", "LEFT", "STATE", "TRAFFIC", "CONN", "COMMENT")
@@ -26,6 +27,12 @@ _OUTBOUND = {
     Outbound.REFUSED: "its own firewall rules keep it out",
     Outbound.PARTLY: "its own firewall rules keep it out of a part",
     Outbound.UNKNOWN: "whether its own firewall rules keep it out depends on names that dom0 does not resolve",
+}
+_LISTENING = {
+    Listening.LOCAL: "server on loopback only",
+    Listening.NO: "no server",
+    Listening.YES: "server listens",
+    None: "server unknown",
 }
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -113,15 +120,15 @@ def state_text(status: RuleStatus) -> str:
 
 def _hop_row(hop: HopStatus) -> list[Cell]:
     bad = hop.state is not HopState.APPLIED
-    deaf = hop.kind is Kind.ACCEPT and hop.listening in (Listening.NO, Listening.LOCAL)
-    to = "-" if hop.to is None or hop.ports is None else place(hop.to, hop.ports)
+    deaf = hop.entry.kind is Kind.ACCEPT and hop.listening in (Listening.NO, Listening.LOCAL)
+    to = "-" if hop.entry.to is None or hop.entry.ports is None else place(hop.entry.to, hop.entry.ports)
     return [
         Cell(hop.hop),
-        Cell(f"v{hop.family:d}"),
-        Cell(hop.proto),
-        Cell(hop.kind),
-        Cell(f"{hop.listen.short} ({hop.side})"),
-        Cell(format_source(hop.source), short=True),
+        Cell(f"v{hop.entry.family:d}"),
+        Cell(hop.entry.proto),
+        Cell(hop.entry.kind),
+        Cell(f"{hop.entry.listen.short} ({hop.entry.side})"),
+        Cell(format_source(hop.entry.source), short=True),
         Cell(to, short=True),
         Cell(hop.state, "red" if bad else "green"),
         Cell(_told(hop), "yellow" if deaf else "", short=True),
@@ -134,9 +141,8 @@ def _told(hop: HopStatus) -> str:
         parts.append(f"{hop.hits} connections so far")
     if hop.last is not None:
         parts.append(f"the last {duration(hop.last)} ago")
-    if hop.kind is Kind.ACCEPT:
-        words = {Listening.LOCAL: "server on loopback only", Listening.NO: "no server", Listening.YES: "server listens"}
-        parts.append(words.get(hop.listening, "server unknown"))
+    if hop.entry.kind is Kind.ACCEPT:
+        parts.append(_LISTENING[hop.listening])
     if hop.connections is not None:
         parts.append(f"{hop.connections} open")
     if hop.bytes is not None and hop.packets is not None:

@@ -11,14 +11,14 @@ Without a protocol numbers mean both, names those that the database has them for
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from portfwd.model.errors import RuleError, closest
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
 from portfwd.model.words import split_line
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.limits import PORT_MAX
-from portfwd.wire.values import PortRange, Proto
+from portfwd.wire.values import IPAddress, PortRange, Proto, parse_address, parse_port
 
 Lookup = Callable[[str], Mapping[Proto, int]]
 """The ports of a service name, by protocol; empty when there is none."""
@@ -97,7 +97,8 @@ def new_rule(service: Service, options: Options, now: float) -> ForwardRule:
 
 def changed_rule(rule: ForwardRule, service: Service | None, options: Options, now: float) -> ForwardRule:
     """The rule of `edit`: what is not given stays. Raises RuleError."""
-    return _from_words(split_line(str(rule)), service, options, now)
+    known = split_line(str(replace(rule, further=())))
+    return replace(_from_words(known, service, options, now), further=rule.further)
 
 
 def free_ports(wanted: PortRange, taken: Iterable[PortRange]) -> Iterator[PortRange]:
@@ -209,3 +210,15 @@ def _ports(word: str, lookup: Lookup) -> dict[Proto, PortRange]:
     if found := lookup(word):
         return {proto: PortRange(port, port) for proto, port in found.items()}
     raise RefusedError(f"the services database has no {shown(word)}; {_EXAMPLES}")
+
+
+def parse_peer(text: str) -> tuple[IPAddress, int]:
+    """CLIENT:PORT as the user types it; brackets around an IPv6 address. Raises RuleError."""
+    client, colon, port = text.rpartition(":")
+    bare = client.removeprefix("[").removesuffix("]") if client.startswith("[") else client
+    try:
+        if not colon or (":" in client and bare == client):
+            raise RefusedError("a connection is like 192.168.1.20:50123 or [2001:db8::1]:50123")
+        return parse_address(bare), parse_port(port)
+    except RefusedError as error:
+        raise RuleError(text, str(error)) from None

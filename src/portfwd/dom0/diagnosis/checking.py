@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Set+forward.check: looks at everything that concerns one forward, sends a probe, and answers the diagnosis.
-
-rule=ID [client=ADDRESS]                                 (asked: which forward, and perhaps who could not connect)
-hop=QUBE result=ok|bad|hint|unknown cause=WORD text=sentence to the end of the line
-verdict=open | verdict=QUBE:CAUSE                        (left out where neither is certain)
-"""
+"""Set+forward.check: looks at everything that concerns one forward, sends a probe, and answers the diagnosis."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from portfwd.api.diagnosis import CheckRequest, format_check
+from portfwd.api.errors import ErrorWord, WordedError
 from portfwd.dom0.asking.probing import Prober, Trace, names_of
-from portfwd.dom0.diagnosis.judge import Case, diagnose, verdict
+from portfwd.dom0.diagnosis.judge import Case, diagnose
 from portfwd.dom0.planning.plan import Plan, Problem, is_over
 from portfwd.dom0.planning.snapshot import Qube, Snapshot
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.dom0.usecases.caller import DOM0, ORDINARY, Caller
 from portfwd.dom0.usecases.changes import qube_of
 from portfwd.dom0.views.queries import StatusService, Survey
-from portfwd.wire.entry import Entry, parse_words
-from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId, Side, family_of, parse_address
+from portfwd.wire.entry import Entry
+from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId, Side, family_of
 
 BUSY = "busy"
-"""First word of the answer to who comes too late: programs may look for it."""
-_LINE_MAX = 128
+"""First word of the answer to who comes too late, for programs that look for it instead of the error's word."""
 
 
 class Turns:
@@ -40,9 +35,10 @@ class Turns:
 
     @contextlib.contextmanager
     def take(self, caller: str) -> Iterator[None]:
-        """Hold a place. Raises RefusedError, whose first word is BUSY."""
+        """Hold a place. Raises WordedError."""
         if len(self._taken) >= self._most or self._taken.count(caller) >= self._each:
-            raise RefusedError(f"{BUSY}: as many checks as may wait are under way; try again in some seconds")
+            text = f"{BUSY}: as many checks as may wait are under way; try again in some seconds"
+            raise WordedError(ErrorWord.BUSY, text)
         self._taken.append(caller)
         try:
             yield
@@ -62,9 +58,10 @@ class CheckService:
         Raises RefusedError for words that make no sense, and when it is not the caller's turn; a forward that is not
         there is a finding.
         """
-        rule, client = _asked(untrusted_payload)
+        asked = CheckRequest.parse(untrusted_payload)
+        del untrusted_payload
         with self._turns.take(caller.name):
-            return await self._check(vm, rule, client, caller)
+            return await self._check(vm, asked.rule, asked.client, caller)
 
     async def _check(self, vm: Any, rule: RuleId, client: IPAddress | None, caller: Caller) -> str:
         survey = await self._status.survey(vm, caller)
@@ -94,18 +91,7 @@ class CheckService:
             client=client,
             client_qube=None if client is None else _owner(survey, client),
         )
-        findings = diagnose(case)
-        lines = [str(finding) for finding in findings]
-        word = verdict(findings)
-        return "".join(f"{line}\n" for line in [*lines, *([f"verdict={word}"] if word else [])])
-
-
-def _asked(untrusted_payload: str) -> tuple[RuleId, IPAddress | None]:
-    untrusted_line = untrusted_payload.removesuffix("\n")
-    if len(untrusted_line) > _LINE_MAX:
-        raise RefusedError(f"{shown(untrusted_line)} is not rule=ID client=ADDRESS")
-    words = parse_words(untrusted_line, ("rule", "client"), ("rule",))
-    return RuleId(words["rule"]), parse_address(words["client"]) if "client" in words else None
+        return format_check(diagnose(case))
 
 
 def _problem(planned: Plan, qube: Qube, rule: RuleId) -> Problem | None:

@@ -6,15 +6,14 @@ What a probe has met counts more than what anybody believes: a fault that did no
 behind the place where it was lost cannot be known from it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from portfwd.api.words import CheckResult, HopState
+from portfwd.api.diagnosis import Cause, CheckResult, Diagnosis, Finding
+from portfwd.api.status import HopState, Outbound, ProblemKind
 from portfwd.dom0.asking.probing import HopTrace, Trace, WayKey, names_of
 from portfwd.dom0.diagnosis import texts
-from portfwd.dom0.diagnosis.texts import Cause
-from portfwd.dom0.planning.outbound import Outbound
-from portfwd.dom0.planning.plan import Problem, ProblemKind
+from portfwd.dom0.planning.plan import Problem
 from portfwd.dom0.planning.snapshot import Qube
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.dom0.views.look import Look
@@ -22,21 +21,6 @@ from portfwd.model.forward import ForwardRule, ForwardType
 from portfwd.wire.answers.probe import Answer, Count, RouteWord, Sent, Sight
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, Proto, QubeName, Side, SourceWord, source_family
-
-OPEN = "open"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was found at one hop; `text` is the sentence for the user."""
-
-    hop: QubeName
-    cause: Cause
-    result: CheckResult
-    text: str
-
-    def __str__(self) -> str:
-        return f"hop={self.hop} result={self.result.value} cause={self.cause.value} text={self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +55,12 @@ class _Fault:
     back: bool = False
 
 
-def diagnose(case: Case) -> tuple[Finding, ...]:
+def diagnose(case: Case) -> Diagnosis:
     """All findings, from the entrance to the qube; the first bad one is the reason."""
+    return Diagnosis.of(_findings(case))
+
+
+def _findings(case: Case) -> tuple[Finding, ...]:
     stop = _before_packets(case)
     if stop is not None:
         return (stop,)
@@ -97,15 +85,6 @@ def diagnose(case: Case) -> tuple[Finding, ...]:
     told += _fine(hops, told, case.trace)
     told.sort(key=lambda finding: hops.index(finding.hop))
     return (*told, *hints)
-
-
-def verdict(findings: Iterable[Finding]) -> str:
-    """open, HOP:CAUSE, or nothing when neither is certain."""
-    known = list(findings)
-    bad = next((finding for finding in known if finding.result is CheckResult.BAD), None)
-    if bad is not None:
-        return f"{bad.hop}:{bad.cause.value}"
-    return "" if any(finding.result is CheckResult.UNKNOWN for finding in known) else OPEN
 
 
 def _before_packets(case: Case) -> Finding | None:

@@ -5,76 +5,13 @@
 Names and numbers are dom0's own; nothing that a qube says is put into a sentence as it stands.
 """
 
-import enum
 from collections.abc import Sequence
 
-from portfwd.api.words import HopState
-from portfwd.dom0.planning.outbound import Outbound
+from portfwd.api.diagnosis import Cause
+from portfwd.api.status import HopState, Outbound
 from portfwd.wire.answers.probe import RouteWord, Sight
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, QubeName
-
-
-class Cause(enum.StrEnum):
-    """What was found, in one word."""
-
-    PASSED = "passed"
-    # The rule itself.
-    GONE = "gone"
-    EXPIRED = "expired"
-    PAUSED = "paused"
-    # The planner's problems, by the same words.
-    NO_NET_QUBE = "no-net-qube"
-    HALTED = "halted"
-    NO_AGENT = "no-agent"
-    TOR_GATEWAY = "tor-gateway"
-    DENIED = "denied"
-    VPN = "vpn"
-    WAY_UNKNOWN = "way-unknown"
-    NO_ADDRESS = "no-address"
-    CONFLICT = "conflict"
-    # How far the entries have come.
-    NOT_WRITTEN = "not-written"
-    NOT_ACKNOWLEDGED = "not-acknowledged"
-    UNCLEAR = "unclear"
-    RESTART_NEEDED = "restart-needed"
-    HALF_SET = "incomplete"
-    FAILED = "failed"
-    OLDER_AGENT = "refused"
-    CLASH = "clash"
-    OCCUPIED = "occupied"
-    UNRESOLVED = "unresolved"
-    NO_BASE = "no-base-firewall"
-    # What a hop sees.
-    QUBE_PAUSED = "qube-paused"
-    AGENT_DEAD = "agent-dead"
-    RULE_MISSING = "rule-missing"
-    DOOR_MISSING = "door-missing"
-    NOT_FORWARDING = "not-forwarding"
-    NO_ROUTE = "no-route"
-    NO_SERVER = "no-server"
-    LOCAL_ONLY = "local-only"
-    # Where the probe was lost.
-    NO_UPLINK = "no-uplink"
-    NO_CLIENT = "no-client"
-    NOT_PROBED = "not-probed"
-    NOT_ARRIVED = "not-arrived"
-    NOT_TRANSLATED = "not-translated"
-    NOT_ROUTED = "not-routed"
-    NOT_FOR_IT = "not-its-address"
-    DROPPED = "dropped"
-    REJECTED = "rejected"
-    REFUSED = "connection-refused"
-    SILENT = "silent"
-    ANSWER_LOST = "answer-lost"
-    ANSWER_DROPPED = "answer-dropped"
-    # Clients.
-    WRONG_SOURCE = "wrong-source"
-    NOT_A_NEIGHBOUR = "not-a-neighbour"
-    SENDER_REFUSED = "sender-refused"
-    PRIVATE_UPLINK = "private-uplink"
-    NO_IPV6 = "no-ipv6"
-
 
 GONE = "there is no such forward (any more)"
 EXPIRED = "the time of this forward is over"

@@ -7,27 +7,16 @@ so these are held against the address and ports of the forward's target, not aga
 read as the net qube reads them: the first that matches decides, and what none matches is dropped.
 """
 
-import enum
 import ipaddress
 from collections.abc import Iterable, Sequence
 
+from portfwd.api.status import Outbound
 from portfwd.model.ordinary import Action, OrdinaryRule, SpecialTarget
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, IPAddress, Kind, PortRange, Proto, family_of
 
 _DNS_PORT = 53
 _EVERYTHING = OrdinaryRule(Action.ACCEPT)
-
-
-class Outbound(enum.StrEnum):
-    """What becomes of a qube's packets to a forward."""
-
-    OPEN = "open"
-    REFUSED = "refused"
-    PARTLY = "partly"
-    """Refused for some of the forward's ports, protocols or IP versions."""
-    UNKNOWN = "unknown"
-    """A rule with a host name or for the name servers decides, and dom0 does not know the addresses."""
 
 
 def outbound(

@@ -6,11 +6,11 @@ Every active rule ends in exactly one of the two lists: its entries stand on eve
 why none does. So a rule is never half open, and none disappears silently.
 """
 
-import enum
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from portfwd.api.status import ProblemKind
 from portfwd.dom0.planning.claims import Claim, Entrances, Holders, Seat
 from portfwd.dom0.planning.room import Room
 from portfwd.dom0.planning.snapshot import Qube, Snapshot
@@ -31,24 +31,6 @@ from portfwd.wire.values import (
     SourceWord,
     source_family,
 )
-
-
-class ProblemKind(enum.StrEnum):
-    """Why a rule opens nothing."""
-
-    NO_NET_QUBE = "no-net-qube"
-    HALTED = "halted"
-    NO_AGENT = "no-agent"
-    TOR_GATEWAY = "tor-gateway"
-    DENIED = "denied"
-    VPN = "vpn"
-    WAY_UNKNOWN = "way-unknown"
-    NO_ADDRESS = "no-address"
-    CONFLICT = "conflict"
-    TOO_WIDE = "too-wide"
-    TOO_MANY = "too-many"
-    NO_CLIENTS = "no-clients"
-    OUTERMOST = "outermost"
 
 
 @dataclass(frozen=True, slots=True)

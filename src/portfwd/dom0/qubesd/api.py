@@ -15,10 +15,9 @@ import qubes.api
 import qubes.api.admin
 import qubes.exc
 
-from portfwd.api.words import UNSTORED
+from portfwd.api.errors import WordedError
 from portfwd.dom0.qubesd.callers import caller_of
 from portfwd.dom0.running import ARGUMENT, Running, UnexpectedError
-from portfwd.dom0.storage.forwards import UnstoredError
 from portfwd.wire.errors import RefusedError
 
 log = logging.getLogger("qubes.ext.port-forward")
@@ -115,9 +114,9 @@ def _told() -> Iterator[None]:
         yield
     except UnexpectedError as error:
         raise _protocol_error(str(error)) from None
-    except UnstoredError as error:
+    except WordedError as error:
         # Clients that do not know the class show its text.
-        raise type(UNSTORED, (qubes.exc.QubesException,), {})(str(error)) from None
+        raise type(error.word.value, (qubes.exc.QubesValueError,), {})(str(error)) from None
     except RefusedError as error:
         raise qubes.exc.QubesValueError(str(error)) from None
     except Exception as error:

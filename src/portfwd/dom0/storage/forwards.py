@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lxml import etree
 
+from portfwd.api.errors import ErrorWord, WordedError
 from portfwd.dom0.storage.store import (
     Beside,
     DamageError,
@@ -31,7 +32,7 @@ from portfwd.dom0.storage.store import (
     read_forwards,
     replace,
 )
-from portfwd.wire.errors import RefusedError, shown
+from portfwd.wire.errors import shown
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,11 @@ NOTES = "port-forward-unstored"
 """The folder of the notes, below that of the QubesDB sockets: a tmpfs, which outlives qubesd, but not the host."""
 
 
-class UnstoredError(RefusedError):
+class UnstoredError(WordedError):
     """What was to be shut is shut, but the file that says so could not be written."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(ErrorWord.UNSTORED, text)
 
 
 class Forwards:

@@ -10,11 +10,11 @@ import contextlib
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 
+from portfwd.api.errors import ErrorWord, WordedError
 from portfwd.dom0.planning.claims import Seat
 from portfwd.dom0.planning.plan import Plan, Problem, taken
 from portfwd.dom0.usecases.changes import TakenError
 from portfwd.model.forward import ForwardRule
-from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
 
 FORWARDS, STATUS, ORDINARY = "forward", "forward.status", ""
@@ -45,7 +45,7 @@ class Caller:
         try:
             yield
         except TakenError as error:
-            raise RefusedError(f"{error.words} by {self.owner(error.owner, error.mine)}") from None
+            raise WordedError(ErrorWord.TAKEN, f"{error.words} by {self.owner(error.owner, error.mine)}") from None
 
     def bringing(
         self, rules: tuple[ForwardRule, ...], mine: QubeName, opened: Container[RuleId]

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Iterator
 from types import MappingProxyType
 from typing import Any
 
+from portfwd.api.errors import ErrorWord, WordedError
 from portfwd.dom0.planning.claims import Claim, Clash, Seat
 from portfwd.dom0.planning.plan import claim_of, claims, doubtful, entrances_of, is_over, useless_for
 from portfwd.dom0.planning.room import Room
@@ -21,13 +22,13 @@ from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
 
 
-class TakenError(RefusedError):
+class TakenError(WordedError):
     """A rule wants what another rule holds. By whom is said by who knows who asks (dom0/usecases/caller.py)."""
 
     def __init__(self, clash: Clash, mine: QubeName) -> None:
         self.owner, self.mine = clash.owner, mine
         self.words = f"{clash.word} is taken at '{clash.at}'"
-        super().__init__(self.words)
+        super().__init__(ErrorWord.TAKEN, self.words)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,10 +135,11 @@ def qube_of(vm: Any, snapshot: Snapshot) -> Qube:
     """What the snapshot has of a qube. Raises RefusedError when it, or its forwards, could not be read."""
     qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
     if qube is None:
-        raise RefusedError(f"forwards of '{vm.name}' cannot be read")
+        raise WordedError(ErrorWord.UNREADABLE, f"forwards of '{vm.name}' cannot be read")
     found: Qube = qube
     if found.damage:
-        raise RefusedError(f"forwards of '{vm.name}' cannot be read: {found.damage}; {remedy(found.name)}")
+        text = f"forwards of '{vm.name}' cannot be read: {found.damage}; {remedy(found.name)}"
+        raise WordedError(ErrorWord.UNREADABLE, text)
     return found
 
 

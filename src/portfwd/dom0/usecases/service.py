@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from portfwd.api.errors import ErrorWord, WordedError
+from portfwd.api.forwards import format_forwards, format_kept, parse_forwards, token
 from portfwd.base.clock import Moment
 from portfwd.base.expiry import Ends
 from portfwd.base.qubesdb_client import Store
@@ -29,7 +31,7 @@ from portfwd.dom0.storage.forwards import UnstoredError, remedy
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.dom0.usecases.caller import DOM0, Caller
 from portfwd.dom0.usecases.changes import Change, alive, dates_after, qube_of
-from portfwd.model.forward import Lifetime, format_forwards, parse_forwards, token
+from portfwd.model.forward import Lifetime
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import HostName, QubeName, RuleId
@@ -126,7 +128,8 @@ class ForwardService:
         qube = qube_of(vm, snapshot)
         present = format_forwards(stored.rule for stored in alive(qube, snapshot))
         if untrusted_token is not None and untrusted_token != token(present):
-            raise RefusedError("forwards were changed by someone else meanwhile; nothing was done, list them again")
+            text = "forwards were changed by someone else meanwhile; nothing was done, list them again"
+            raise WordedError(ErrorWord.CHANGED, text)
         known = {stored.rule.id(qube.name) for stored in alive(qube, snapshot) if stored.rule.enabled}
         return Change(qube, caller.bringing(rules, qube.name, known), snapshot)
 
@@ -155,7 +158,7 @@ class ForwardService:
     def begin_anew(self, vm: Any, forwards: tuple[StoredForward, ...]) -> str:
         """Store that list; the file is kept, its new name is the answer. Raises StoreError, with nothing changed."""
         kept = vm.firewall.begin_anew(forwards)
-        return f"kept={kept}\n" if kept is not None else ""
+        return format_kept(kept) if kept is not None else ""
 
     def candidate(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
         """What the qube would have with that list; stores nothing. Raises RefusedError."""

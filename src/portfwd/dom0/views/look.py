@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from portfwd.api.words import HopState
+from portfwd.api.status import HopState, Interface
 from portfwd.base.qubesdb_client import Store
 from portfwd.dom0.planning.plan import Plan
 from portfwd.wire import limits
@@ -22,7 +22,6 @@ from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
 
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Place = tuple[QubeName, str]
 """An entry on a qube: its name, and the entry's key."""
 

@@ -15,23 +15,26 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, 
 from dataclasses import dataclass
 from typing import Any
 
-from portfwd.api.words import HopState
+from portfwd.api.connections import format_connections, parse_kill
+from portfwd.api.hops import Confirmation, format_hops
+from portfwd.api.plan import format_plan
+from portfwd.api.status import HopState, Outbound, format_status
 from portfwd.base.qubesdb_client import Store
 from portfwd.dom0.asking.pull import Puller, ask
-from portfwd.dom0.planning.outbound import Outbound, outbound
+from portfwd.dom0.planning.outbound import outbound
 from portfwd.dom0.planning.plan import Plan, plan
 from portfwd.dom0.planning.snapshot import Qube, Snapshot
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.dom0.usecases.caller import DOM0, ORDINARY, STATUS, Caller
 from portfwd.dom0.usecases.changes import alive, qube_of
 from portfwd.dom0.usecases.service import ForwardService
-from portfwd.dom0.views import lines
+from portfwd.dom0.views import answers
 from portfwd.dom0.views.look import Look, Standing, confirmed, look_at, standing
 from portfwd.model.forward import ForwardType
 from portfwd.model.ordinary import OrdinaryRule
 from portfwd.wire import limits
 from portfwd.wire.answers import preview
-from portfwd.wire.answers.connections import Connection, Connections, Ended, parse_result
+from portfwd.wire.answers.connections import Connections, Ended, parse_result
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId
@@ -89,13 +92,13 @@ class StatusService:
         """How the forwards of one qube fare, or of all whose status the caller may ask for (Get+forward.status)."""
         survey = await self.survey(vm, caller)
         reports = await self._puller.pull(self.worth_asking(survey))
-        unread = lines.unread_view(survey.snapshot, lambda name: caller.may(name, STATUS)) if vm is None else ""
+        unread = answers.unread_qubes(survey.snapshot, lambda name: caller.may(name, STATUS)) if vm is None else {}
         refused = await self.kept_out(survey)
         silent = await self._beside(self._standing, survey)
-        told = await self._compute(
-            lines.status_view, survey.lists, survey.planned, survey.look, reports, refused, silent
+        text: str = await self._compute(
+            _status_text, survey.lists, survey.planned, survey.look, reports, refused, silent, unread
         )
-        return f"{told}{unread}"
+        return text
 
     async def survey(self, vm: Any = None, caller: Caller = DOM0) -> Survey:
         """Look at everything that concerns the forwards of one qube, or of all. Raises RefusedError."""
@@ -162,7 +165,7 @@ class StatusService:
             )
         )
         told = dict(zip(hops, previews, strict=True))
-        return lines.plan_view(qube, stored, planned) + lines.elements_view({name: told.get(name) for name in entries})
+        return format_plan(answers.plan_answer(qube, stored, planned, {name: told.get(name) for name in entries}))
 
     async def hops(self, vm: Any) -> str:
         """Which qubes that may hold something for a qube have confirmed all that dom0 wants of them (Get+forward.hops).
@@ -175,7 +178,7 @@ class StatusService:
         planned: Plan = await self._compute(plan, snapshot)
         words = await self.confirmations(qube, snapshot, planned)
         way = {hop.name for hop in snapshot.path(qube.name)} - {qube.netvm}
-        return lines.hops_view(words, words.keys() - way)
+        return format_hops(Confirmation(name, word, name not in way) for name, word in words.items())
 
     def _standing(self, survey: Survey) -> dict[RuleId, tuple[QubeName, ...]]:
         """For rules that are to be shut (paused, or with a problem): who may still have them open. In a thread."""
@@ -248,15 +251,15 @@ class StatusService:
         found = await ask(vm, limits.CONNECTIONS_SERVICE, Connections.parse)
         if found is None:
             raise RefusedError(str(_NOT_ENDED[None]).format(qube.name))
-        return lines.connections_view(found, rules)
+        return format_connections(answers.connections_answer(found, rules))
 
-    async def kill(self, vm: Any, untrusted_line: str) -> None:
+    async def kill(self, vm: Any, untrusted_payload: str) -> None:
         """End one open connection of a qube's forwards (Set+forward.kill).
 
         Raises RefusedError, also when there is none.
         """
-        connection = Connection.parse(untrusted_line.removesuffix("\n"))
-        del untrusted_line
+        connection = parse_kill(untrusted_payload)
+        del untrusted_payload
         qube = qube_of(vm, self._service.snapshot())
         if not qube.running or not qube.agent:
             raise RefusedError(_NOT_ENDED[Ended.NONE])
@@ -276,6 +279,10 @@ class StatusService:
         except Exception as error:
             log.warning("port forwarding: ordinary rules of %s cannot be read: %s", name, error)
             return ()
+
+
+def _status_text(*told: Any) -> str:
+    return format_status(answers.status_answer(*told))
 
 
 def _kept_out(

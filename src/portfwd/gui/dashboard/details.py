@@ -7,8 +7,8 @@ import time
 from PyQt6.QtCore import Qt, pyqtSignal
 from PyQt6.QtWidgets import QListWidget, QListWidgetItem, QPushButton, QVBoxLayout, QWidget
 
-from portfwd.api.connections import Clients, parse_connections
-from portfwd.api.status import RuleStatus
+from portfwd.api.connections import Clients
+from portfwd.client.forward_state import RuleStatus
 from portfwd.gui.dashboard.sparkline import Sparkline
 from portfwd.gui.shared.appearance import plain_label
 from portfwd.gui.shared.watch import Watch
@@ -22,7 +22,7 @@ _CONNECTION = Qt.ItemDataRole.UserRole
 class Details(QWidget):
     """`killed` names a qube and the connection that is to end; `checked` asks for a check of the forward."""
 
-    killed = pyqtSignal(str, str)
+    killed = pyqtSignal(str, object)
     checked = pyqtSignal(object)
 
     def __init__(self, watch: Watch, parent: QWidget | None = None) -> None:
@@ -77,7 +77,7 @@ class Details(QWidget):
             self._asked = False
             self._clients_title.setText(self.tr("Connections are not known: {0}").format(error))
 
-        self._watch.tasks.run(self, lambda _: parse_connections(client.connections(qube)), done, failed)
+        self._watch.tasks.run(self, lambda _: client.connections(qube), done, failed)
 
     def _show_clients(self, key: Key, found: Clients) -> None:
         mine = [client for client in found.told if client.rule == key.rule]
@@ -85,7 +85,7 @@ class Details(QWidget):
         title = self.tr("&Connections: {0} or more") if found.more else self.tr("&Connections: {0}")
         self._clients_title.setText(title.format(len(mine)))
         form = self.tr("{0} ({1}, port {2})")
-        lines = {form.format(c.peer, c.connection.proto, c.connection.to): str(c.connection) for c in mine}
+        lines = {form.format(c.peer, c.connection.proto, c.connection.to): c.connection for c in mine}
         if list(lines) == [item.text() for item in self._items()]:
             return
         chosen = self.clients.currentItem()

@@ -5,7 +5,7 @@
 from PyQt6.QtCore import QObject, pyqtSignal
 from PyQt6.QtWidgets import QMenu, QMessageBox, QSystemTrayIcon, QWidget
 
-from portfwd.api.status import RuleStatus
+from portfwd.client.forward_state import RuleStatus
 from portfwd.gui.forward.actions import Actions
 from portfwd.gui.shared.appearance import tray_icon
 from portfwd.gui.shared.watch import Watch

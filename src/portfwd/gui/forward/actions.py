@@ -10,9 +10,9 @@ from PyQt6 import sip
 from PyQt6.QtCore import QEvent, QObject, QTimer
 from PyQt6.QtWidgets import QPushButton, QWidget
 
-from portfwd.api.status import RuleStatus
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.following import shut
+from portfwd.client.forward_state import RuleStatus
 from portfwd.client.text.sentences import target
 from portfwd.gui.forward.forwards_table import ForwardsTable
 from portfwd.gui.forward.rule_dialog import RuleDialog
@@ -24,6 +24,7 @@ from portfwd.gui.state.draft import Place
 from portfwd.gui.state.overview import by_qube
 from portfwd.gui.state.places import place_of
 from portfwd.model.forward import ForwardRule
+from portfwd.wire.answers.connections import Connection
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
@@ -144,7 +145,7 @@ class Actions(QObject):
 
         self._do(work, done)
 
-    def kill(self, qube: QubeName, connection: str) -> None:
+    def kill(self, qube: QubeName, connection: Connection) -> None:
         """End one connection; the port stays open."""
         ended = self.tr("The connection was ended.")
         self._do(lambda client: client.kill(qube, connection), lambda _: self._say(ended))

@@ -7,7 +7,7 @@ import time
 from PyQt6.QtCore import Qt
 from PyQt6.QtWidgets import QDialog, QDialogButtonBox, QVBoxLayout, QWidget
 
-from portfwd.api.status import RuleStatus
+from portfwd.client.forward_state import RuleStatus
 from portfwd.client.text.sentences import told
 from portfwd.gui.forward.findings import Findings
 from portfwd.gui.shared.appearance import plain_label

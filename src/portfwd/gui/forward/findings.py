@@ -5,9 +5,9 @@
 from PyQt6.QtCore import Qt, pyqtSignal
 from PyQt6.QtWidgets import QLabel, QWidget
 
-from portfwd.api.diagnosis import Diagnosis, outcome, parse_check
-from portfwd.api.words import CheckResult
+from portfwd.api.diagnosis import CheckResult, Diagnosis
 from portfwd.client.adminapi import AdminClient
+from portfwd.client.text.sentences import outcome
 from portfwd.gui.shared.tasks import Tasks
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
@@ -33,7 +33,7 @@ class Findings(QLabel):
         """Look for the hop that loses the packets."""
         self.setText(self.tr("A marked probe goes through the chain..."))
         client = self._client
-        self._tasks.run(self, lambda _: parse_check(client.check(qube, rule)), self._show, self._failed)
+        self._tasks.run(self, lambda _: client.check(qube, rule), self._show, self._failed)
 
     def _show(self, diagnosis: Diagnosis) -> None:
         self.setText("\n".join(lines(diagnosis)))
@@ -46,5 +46,5 @@ class Findings(QLabel):
 
 def lines(diagnosis: Diagnosis) -> list[str]:
     """The outcome, and a line for each look."""
-    looks = (f"{_MARKS.get(f.result, '?')}  {f.hop}: {f.text or f.check}" for f in diagnosis.findings)
+    looks = (f"{_MARKS.get(f.result, '?')}  {f.hop}: {f.text or f.cause}" for f in diagnosis.findings)
     return [outcome(diagnosis), "", *looks]

@@ -9,7 +9,7 @@ from typing import Any
 from PyQt6.QtCore import QAbstractTableModel, QModelIndex, QObject, QSortFilterProxyModel, Qt, pyqtSignal
 from PyQt6.QtWidgets import QAbstractItemView, QWidget
 
-from portfwd.api.status import RuleStatus, State
+from portfwd.client.forward_state import RuleStatus, State
 from portfwd.client.text.sentences import told
 from portfwd.gui.shared.appearance import label_icon, state_icon
 from portfwd.gui.shared.fields import RowsTable

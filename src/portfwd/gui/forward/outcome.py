@@ -10,10 +10,10 @@ from PyQt6.QtCore import Qt, pyqtSignal
 from PyQt6.QtGui import QGuiApplication
 from PyQt6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from portfwd.api.status import HopStatus, RuleStatus
-from portfwd.api.words import HopState
+from portfwd.api.status import HopState, HopStatus
 from portfwd.client.adminapi import AdminClient, LostAnswerError
 from portfwd.client.following import Followed, follow, shut
+from portfwd.client.forward_state import RuleStatus
 from portfwd.client.text.sentences import place, target, told
 from portfwd.client.text.terminal import complain
 from portfwd.gui.forward.findings import Findings

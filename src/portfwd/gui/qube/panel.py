@@ -6,7 +6,7 @@ import time
 
 from PyQt6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
-from portfwd.api.status import RuleStatus, State
+from portfwd.client.forward_state import RuleStatus, State
 from portfwd.client.text.sentences import explained, told
 from portfwd.gui.forward.actions import Actions
 from portfwd.gui.forward.forwards_table import ForwardsTable

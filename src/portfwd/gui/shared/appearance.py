@@ -9,7 +9,7 @@ from PyQt6.QtCore import QPointF, QRectF, Qt
 from PyQt6.QtGui import QColor, QGuiApplication, QIcon, QImage, QPainter, QPalette, QPen, QPixmap, QPolygonF
 from PyQt6.QtWidgets import QLabel
 
-from portfwd.api.status import State
+from portfwd.client.forward_state import State
 from portfwd.wire.values import Proto
 
 _LABELS = {

@@ -6,7 +6,8 @@ import threading
 
 from PyQt6.QtCore import QObject, pyqtSignal
 
-from portfwd.client.events import ESTABLISHED, EventTransport, events
+from portfwd.api.frames import ESTABLISHED
+from portfwd.client.events import EventTransport, events
 from portfwd.client.streams import Stream
 from portfwd.wire.errors import RefusedError
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from PyQt6.QtCore import QObject, QTimer, pyqtSignal
 
-from portfwd.api.words import Doors
+from portfwd.api.status import Doors
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.events import EventTransport
 from portfwd.client.gathering import Gathered, gather, gather_each

@@ -7,7 +7,8 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from portfwd.api.status import Interface, usable_addresses
+from portfwd.api.status import Interface
+from portfwd.client.forward_state import usable_addresses
 from portfwd.client.text.sentences import clients, entrances, target, until
 from portfwd.client.typed.shorthand import Lookup, Options, Service, free_ports, new_rule, parse_service
 from portfwd.model.errors import RuleError
@@ -139,7 +140,7 @@ def check(draft: Draft, place: Place, now: float, lookup: Lookup) -> Checked:
         return Checked(None, errors={_field_of(error): error.reason})
     kept = draft.edited
     if kept is not None:
-        rule = dataclasses.replace(rule, enabled=kept.enabled)
+        rule = dataclasses.replace(rule, enabled=kept.enabled, further=kept.further)
         if draft.lasting is Lasting.KEEP:
             rule = dataclasses.replace(rule, expire=kept.expire)
         if draft.reach is Reach.KEEP:

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from portfwd.api.status import RuleStatus, State
-from portfwd.api.words import Doors
+from portfwd.api.status import Doors
+from portfwd.client.forward_state import RuleStatus, State
 from portfwd.client.text.sentences import left, notes, told
 from portfwd.client.text.tables import amount, state_text, where, who
 from portfwd.model.forward import ForwardType

@@ -5,7 +5,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from portfwd.api.status import RuleStatus
+from portfwd.client.forward_state import RuleStatus
 from portfwd.client.network import Qube
 from portfwd.gui.state.overview import Key, key_of
 from portfwd.model.forward import ForwardType

@@ -4,7 +4,8 @@
 
 from collections.abc import Iterable
 
-from portfwd.api.status import Interface, RuleStatus
+from portfwd.api.status import Interface
+from portfwd.client.forward_state import RuleStatus
 from portfwd.client.network import Qube
 from portfwd.gui.state.draft import Holder, Place
 from portfwd.gui.state.picture import chain

@@ -5,7 +5,7 @@
 import collections
 from collections.abc import Iterable
 
-from portfwd.api.status import RuleStatus
+from portfwd.client.forward_state import RuleStatus
 from portfwd.client.text.tables import amount
 from portfwd.gui.state.overview import Key, key_of
 

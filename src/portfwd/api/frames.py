@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""How qubesd frames what it answers: one content, one error, or events without end. Printers and parsers; no I/O.
+
+    0 NUL CONTENT
+    2 NUL CLASS NUL TRACEBACK NUL TEXT NUL
+    1 NUL SUBJECT NUL NAME NUL (KEY NUL VALUE NUL)... NUL            again and again
+
+Source: the Admin API of Qubes OS. The printers are those of the laboratory's qubesd; a real one has its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from portfwd.wire.errors import RefusedError
+
+ESTABLISHED = "connection-established"
+"""The first event of a stream: from now on nothing is missed."""
+EVENT = b"1"
+
+
+class ErrorFrame(NamedTuple):
+    """An error: the name of its class in qubesd (api/errors.py), and the text for people."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`subject` is a qube, or empty for what concerns the whole system."""
+
+    subject: str
+    name: str
+
+
+def format_content(content: str) -> bytes:
+    """An answer."""
+    return b"0\0" + content.encode()
+
+
+def format_error(error: ErrorFrame) -> bytes:
+    """An error. qubesd tells clients no traceback."""
+    return f"2\0{error.kind}\0\0{error.text}\0".encode()
+
+
+def parse_answer(answer: bytes) -> bytes | ErrorFrame:
+    """The content, or the error. Raises RefusedError for what is neither."""
+    kind, nul, content = answer.partition(b"\0")
+    if kind == b"0" and nul:
+        return content
+    fields = [field.decode("utf-8", "replace") for field in content.split(b"\0")]
+    if kind == b"2" and len(fields) >= 4:
+        return ErrorFrame(fields[0], fields[2])
+    raise RefusedError("Invalid response format")
+
+
+def format_event(event: Event, details: Mapping[str, str]) -> bytes:
+    """An event. No key may be empty."""
+    fields = [event.subject, event.name, *(part for pair in details.items() for part in pair), ""]
+    return EVENT + b"\0" + "\0".join(fields).encode("ascii") + b"\0"
+
+
+def parse_events(received: bytes) -> tuple[list[Event], bytes]:
+    """The whole events at its begin, without their details, and the rest. Raises RefusedError."""
+    fields = received.split(b"\0")
+    found: list[Event] = []
+    place = used = 0
+    while True:
+        end = place + 3
+        # Pairs of key and value, until a key is empty; the last field of all is not finished yet.
+        while end < len(fields) - 1 and fields[end]:
+            end += 2
+        if end >= len(fields) - 1:
+            return found, received[used:]
+        if fields[place] != EVENT:
+            raise RefusedError("what came is not an event")
+        subject, name = (field.decode("utf-8", "replace") for field in fields[place + 1 : place + 3])
+        found.append(Event(subject, name))
+        used += sum(len(field) + 1 for field in fields[place : end + 1])
+        place = end + 1

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
+"""docs/formats.md says what the modules of the Admin API say: their lines, their words, and no others."""
+
+import enum
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from portfwd.api.errors import ErrorWord
+from portfwd.api.status import HopState, ProblemKind
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "formats.md").read_text()
+BLOCKS = {line.rstrip() for block in re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S) for line in block.splitlines()}
+MODULES = sorted(path.stem for path in (ROOT / "src/portfwd/api").glob("*.py") if path.stem != "__init__")
+OUTSIDE = ("lines", "errors", "frames")
+"""No text of their own, or one of qubesd's."""
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in OUTSIDE])
+def test_the_lines_of_a_module_are_those_of_the_page(name: str) -> None:
+    said = importlib.import_module(f"portfwd.api.{name}").__doc__ or ""
+    # A remark may stand behind a line; what a line shares with another answer is described in words.
+    lines = [line[4:].partition("    ")[0] for line in said.splitlines() if line.startswith("    ")]
+    own = [line for line in lines if not line.endswith(" ...") or line.startswith("qube=")]
+    assert own or name == "forwards"
+    assert [line for line in own if line not in BLOCKS] == []
+
+
+def table(head: str) -> set[str]:
+    """The words in backquotes in the first column of a table."""
+    rows = TEXT.partition(f"| {head} |")[2].split("\n\n")[0].splitlines()[2:]
+    return {word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (HopState, table("STATE | meaning")),
+        (ErrorWord, table("class | what it says")),
+        (ProblemKind, set(re.findall(r"`([a-z-]+)`", TEXT.partition("`reason` is one of")[2].split("\n\n")[0]))),
+    ],
+)
+def test_the_words_of_the_page_are_those_of_the_code(words: type[enum.StrEnum], told: set[str]) -> None:
+    assert told == set(words)
