@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from portfwd.api.diagnosis import CheckResult, Diagnosis, format_check
 from portfwd.api.forwards import parse_forwards
-from portfwd.api.status import HopState
+from portfwd.api.status import HopState, ProblemKind
 from portfwd.dom0.asking import probing
 from portfwd.dom0.asking.probing import HopTrace, Prober, Trace
 from portfwd.dom0.diagnosis.checking import CheckService
 from portfwd.dom0.diagnosis.judge import Case, diagnose
+from portfwd.dom0.planning.plan import Problem
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.dom0.usecases.caller import DOM0, Caller
 from portfwd.dom0.views.look import Look
@@ -75,6 +76,14 @@ def test_f2_a_network_that_does_not_count_has_no_neighbours() -> None:
         look = Look(healthy().look.states, uplinks, left_out)
         findings = diagnose(replace(healthy(), look=look, client=ipaddress.ip_address("203.0.113.80")))
         assert any(finding.cause == "not-a-neighbour" for finding in findings.findings) is wrong
+
+
+@pytest.mark.parametrize("kind", ProblemKind)
+def test_why_a_forward_opens_nothing_is_what_its_check_says(kind: ProblemKind) -> None:
+    """Mistake: a reason that is no word of a diagnosis, and the check fails instead."""
+    problem = Problem(WORK, RULE.id(WORK), kind, NET, "a sentence")
+    found = diagnose(replace(healthy(), path=(), problem=problem))
+    assert verdict(found) == f"sys-net:{kind}"
 
 
 def seen(case: Case, name: QubeName, **changes: Any) -> Case:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from portfwd.api.diagnosis import Cause
 from portfwd.api.errors import ErrorWord
 from portfwd.api.status import HopState, ProblemKind
 
@@ -46,3 +47,8 @@ def table(head: str) -> set[str]:
 )
 def test_the_words_of_the_page_are_those_of_the_code(words: type[enum.StrEnum], told: set[str]) -> None:
     assert told == set(words)
+
+
+def test_a_problem_is_a_cause() -> None:
+    """Mistake: the check of a forward that opens nothing fails, since its reason is no word of a diagnosis."""
+    assert {kind.value for kind in ProblemKind} <= set(Cause)

@@ -52,7 +52,11 @@ class Cause(enum.StrEnum):
     VPN = "vpn"
     WAY_UNKNOWN = "way-unknown"
     NO_ADDRESS = "no-address"
+    NO_CLIENTS = "no-clients"
+    OUTERMOST = "outermost"
     CONFLICT = "conflict"
+    TOO_WIDE = "too-wide"
+    TOO_MANY = "too-many"
     # How far the entries have come.
     NOT_WRITTEN = "not-written"
     NOT_ACKNOWLEDGED = "not-acknowledged"
