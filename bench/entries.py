@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from bench.network import HOP1, HOP2, HOP2_AT, HOPS, OUTSIDE_AT, TARGET, TARGET_AT
 from portfwd.agent.rules.elements import Network, Surroundings
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, HostName, Kind, PortRange, Proto, RuleId, Side, Source, SourceWord, parse_source
+from portfwd.wire.entry import Accept, Entry, Relay
+from portfwd.wire.values import Family, HostName, PortRange, Proto, RuleId, Side, Source, SourceWord, parse_source
 
 FIRST_PORT = 20000
 SPARE_PORT = 19000
@@ -67,9 +67,9 @@ def _entry(node: str, index: int, proto: Proto, clients: Clients, width: int) ->
 def _made(node: str, number: int, proto: Proto, listen: PortRange, source: Source) -> Entry:
     rule = RuleId(f"{number:016x}")
     if node == TARGET:
-        return Entry(rule, Kind.ACCEPT, Family.V4, proto, Side.UPLINK, listen, source)
+        return Accept(rule, Family.V4, proto, Side.UPLINK, listen, source)
     to = ipaddress.ip_address(_TO[node])
-    return Entry(rule, Kind.RELAY, Family.V4, proto, Side.UPLINK, listen, source, to, listen)
+    return Relay(rule, Family.V4, proto, Side.UPLINK, listen, source, to, listen)
 
 
 def _source(clients: Clients, node: str, index: int) -> Source:

@@ -17,8 +17,8 @@ from portfwd.kernel.conntrack import Flow
 from portfwd.kernel.nft import Nft, NftError
 from portfwd.kernel.sockets import Socket
 from portfwd.wire.answers.report import UPLINK_ROUTE
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, HostName, IPAddress, Kind, Proto
+from portfwd.wire.entry import Accept, Entry, Relay
+from portfwd.wire.values import Family, HostName, IPAddress, Proto
 from tests.agent.world import (
     CLIENTS,
     ENS6,
@@ -111,8 +111,8 @@ class FakeWorld:
         """Bring both qubes to these entries."""
         wanted = list(entries)
         self._wanted = {
-            Node.HOP: [e for e in wanted if e.kind is Kind.RELAY],
-            Node.WORK: [e for e in wanted if e.kind is Kind.ACCEPT],
+            Node.HOP: [e for e in wanted if isinstance(e, Relay)],
+            Node.WORK: [e for e in wanted if isinstance(e, Accept)],
         }
         around = Surroundings(self._time if now is None else now, self._near, names or {}, home=self._home)
         hop = self._agents[Node.HOP].bring(self._wanted[Node.HOP], around)

@@ -22,8 +22,8 @@ from portfwd.kernel.conntrack import Conntrack
 from portfwd.kernel.netlink import NETLINK_NETFILTER, Netlink
 from portfwd.kernel.nft import LibNft
 from portfwd.wire.acknowledgement import Result
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, HostName, IPAddress, Kind, Proto
+from portfwd.wire.entry import Accept, Entry, Relay
+from portfwd.wire.values import Family, HostName, IPAddress, Proto
 from tests.agent import sockets
 from tests.agent.fake_world import PickyNft
 from tests.agent.machine import Machine, Remote, pid, run, write
@@ -197,8 +197,8 @@ class KernelWorld:
         wanted = list(entries)
         when = time.time() if now is None else now
         hop, work = self._machines["hop"], self._machines["work"]
-        hop.begin(bring, [e for e in wanted if e.kind is Kind.RELAY], when, names or {})
-        work.begin(bring, [e for e in wanted if e.kind is Kind.ACCEPT], when, names or {})
+        hop.begin(bring, [e for e in wanted if isinstance(e, Relay)], when, names or {})
+        work.begin(bring, [e for e in wanted if isinstance(e, Accept)], when, names or {})
         return Applied(hop.finish(), work.finish())
 
     def probe(self, attempts: Sequence[Attempt], hoped: int) -> list[Reached | None]:

@@ -2,16 +2,16 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Random entries that often overlap: few ports, few prefixes, few ends."""
 
+import dataclasses
 import ipaddress
 
 from hypothesis import strategies as st
 
-from portfwd.wire.entry import Entry
+from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.values import (
     Family,
     HostName,
     IPAddress,
-    Kind,
     PortRange,
     Proto,
     RuleId,
@@ -51,9 +51,7 @@ def accepts(draw: st.DrawFn, rule: int = 0) -> Entry:
     first, last = sorted((draw(PORTS), draw(PORTS)))
     source = draw(sources(family, neighbours=False))
     end = draw(st.none() | st.sampled_from(ENDS))
-    return Entry(
-        RuleId(f"{rule:016x}"), Kind.ACCEPT, family, proto, Side.UPLINK, PortRange(first, last), source, expire=end
-    )
+    return Accept(RuleId(f"{rule:016x}"), family, proto, Side.UPLINK, PortRange(first, last), source, expire=end)
 
 
 @st.composite
@@ -67,15 +65,12 @@ def relays(draw: st.DrawFn, rule: int = 0) -> Entry:
     source = draw(sources(family, neighbours=side is not Side.INNER))
     to = draw(st.sampled_from(TARGETS[family]))
     end = draw(st.none() | st.sampled_from(ENDS))
-    return Entry(RuleId(f"{rule:016x}"), Kind.RELAY, family, proto, side, listen, source, to, ports, end)
+    return Relay(RuleId(f"{rule:016x}"), family, proto, side, listen, source, to, ports, expire=end)
 
 
 def _numbered(entry: st.SearchStrategy[Entry]) -> st.SearchStrategy[list[Entry]]:
     def number(found: list[Entry]) -> list[Entry]:
-        return [
-            Entry(RuleId(f"{n:016x}"), e.kind, e.family, e.proto, e.side, e.listen, e.source, e.to, e.ports, e.expire)
-            for n, e in enumerate(found)
-        ]
+        return [dataclasses.replace(e, rule=RuleId(f"{n:016x}")) for n, e in enumerate(found)]
 
     return st.lists(entry, max_size=8).map(number)
 

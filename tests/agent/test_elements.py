@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from portfwd.agent.rules import skeleton
 from portfwd.agent.rules.diff import difference, differing, everything, settle
-from portfwd.agent.rules.elements import Element, Elements, Network, Surroundings, _relay, addresses_of, build, collapse
+from portfwd.agent.rules.elements import Element, Elements, Network, Surroundings, addresses_of, collapse
+from portfwd.agent.rules.kinds import build
+from portfwd.agent.rules.relays import _relay
 from portfwd.wire.acknowledgement import Result
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, Proto, Side, SourceWord
+from portfwd.wire.entry import Entry, Relay
+from portfwd.wire.values import Family, IPAddress, IPNetwork, Proto, Side, SourceWord
 from tests.agent.strategies import CLIENTS, NAMES, NOW, TARGETS, accept_sets, entry_sets, relay_sets
 from tests.fakes.base import base_tables
 from tests.fakes.nft import FakeNft
@@ -137,7 +139,7 @@ def test_every_entry_gets_a_word(entries: list[Entry]) -> None:
             case Result.CLASH:
                 rivals = [e for e in entries if e.key != entry.key and results[e.key] is Result.OK]
                 place = (entry.kind, entry.family, entry.proto, skeleton.RELAY_SIDES[entry.side])
-                assert entry.kind is Kind.RELAY
+                assert isinstance(entry, Relay)
                 assert any(
                     (e.kind, e.family, e.proto, skeleton.RELAY_SIDES[e.side]) == place
                     and e.listen.overlaps(entry.listen)

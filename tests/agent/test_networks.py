@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from portfwd.agent.network.networks import Address, is_attachable, networks_of, without
 from portfwd.agent.network.uplinks import Device, Link, links_of
 from portfwd.agent.network.ways import MAIN, Route
-from portfwd.agent.rules.elements import Network, Surroundings, build
+from portfwd.agent.rules.elements import Network, Surroundings
+from portfwd.agent.rules.kinds import build
 from portfwd.wire.acknowledgement import IGNORED_MAX, Ignored, Why
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPNetwork

@@ -9,8 +9,8 @@ from portfwd.agent.rules.elements import Surroundings
 from portfwd.agent.rules.skeleton import MARK_DOWN, MARK_IN, MARK_UP, guard, table
 from portfwd.agent.rules.sweep import divide, mourning
 from portfwd.kernel.conntrack import Flow
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, Kind, Proto, Side
+from portfwd.wire.entry import Accept, Entry, Relay
+from portfwd.wire.values import Family, Proto, Side
 from tests.agent.strategies import CLIENTS, NAMES, NOW, TARGETS, entry_sets
 from tests.agent.test_elements import NEAR, lets_in
 from tests.fakes.nft import FakeNft
@@ -31,12 +31,12 @@ def flows(draw: st.DrawFn) -> Flow:
 
 
 def allowed(entry: Entry, flow: Flow) -> bool:
-    side = MARK_IN if entry.kind is Kind.ACCEPT else MARK_DOWN if entry.side is Side.DOWNSTREAM else MARK_UP
+    side = MARK_IN if isinstance(entry, Accept) else MARK_DOWN if entry.side is Side.DOWNSTREAM else MARK_UP
     if (entry.family, entry.proto, side) != (flow.family, flow.proto, flow.mark & 0x07000000):
         return False
     if flow.port not in entry.listen:
         return False
-    if entry.kind is Kind.RELAY and (entry.to, entry.maps_to(flow.port)) != (flow.server, flow.server_port):
+    if isinstance(entry, Relay) and (entry.to, entry.maps_to(flow.port)) != (flow.server, flow.server_port):
         return False
     by_class = entry.side is Side.DOWNSTREAM and entry.source == "neighbours"
     return by_class or lets_in(entry, flow.client)

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from portfwd.wire.acknowledgement import Result
-from portfwd.wire.entry import Entry
+from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.values import (
     Family,
     HostName,
     IPAddress,
-    Kind,
     PortRange,
     Proto,
     RuleId,
@@ -207,9 +206,8 @@ def relay(
     """An entry of hop that leads to work."""
     to = PortRange.parse(str(listen if ports is None else ports))
     where: Source = parse_source(source)
-    return Entry(
+    return Relay(
         rule or rule_id(),
-        Kind.RELAY,
         family,
         proto,
         side,
@@ -217,7 +215,7 @@ def relay(
         where,
         WORK[family],
         to,
-        expire,
+        expire=expire,
     )
 
 
@@ -231,9 +229,8 @@ def accept(
     rule: RuleId | None = None,
 ) -> Entry:
     """An entry of work that lets in."""
-    return Entry(
+    return Accept(
         rule or rule_id(),
-        Kind.ACCEPT,
         family,
         proto,
         Side.UPLINK,
@@ -245,11 +242,9 @@ def accept(
 
 def through(entry: Entry) -> tuple[Entry, Entry]:
     """A relay, and the accept that dom0 writes to its target."""
-    ports = entry.ports or entry.listen
+    ports = entry.ports if isinstance(entry, Relay) else entry.listen
     source = SourceWord.ANYONE if entry.source is SourceWord.NEIGHBOURS else entry.source
-    return entry, Entry(
-        entry.rule, Kind.ACCEPT, entry.family, entry.proto, Side.UPLINK, ports, source, expire=entry.expire
-    )
+    return entry, Accept(entry.rule, entry.family, entry.proto, Side.UPLINK, ports, source, expire=entry.expire)
 
 
 def check(world: World, opens: dict[Attempt, int] | None = None, shut: Iterable[Attempt] = ()) -> None:

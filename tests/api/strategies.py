@@ -25,8 +25,8 @@ from portfwd.api.status import (
 from portfwd.wire.answers.connections import Connection
 from portfwd.wire.answers.preview import Preview
 from portfwd.wire.answers.report import Listening
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, Kind, Proto, QubeName, RuleId
+from portfwd.wire.entry import Entry, Relay
+from portfwd.wire.values import Family, Proto, QubeName, RuleId
 from tests.agent.strategies import entry_sets
 from tests.model.strategies import forward_rules
 
@@ -43,7 +43,7 @@ def hops(draw: st.DrawFn, entry: Entry, *, at_entrance: bool, told: bool) -> Hop
     name, state = draw(names), draw(st.sampled_from(HopState))
     if not told:
         return HopStatus(name, entry, HopState.PLANNED)
-    if entry.kind is Kind.RELAY:
+    if isinstance(entry, Relay):
         hits, last = (draw(counts), draw(counts)) if at_entrance else (None, None)
         return HopStatus(name, entry, state, hits=hits, last=last)
     listening = draw(st.none() | st.sampled_from(Listening))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portfwd.agent.rules.diff import difference, settle
-from portfwd.agent.rules.elements import Elements, Surroundings, build
+from portfwd.agent.rules.elements import Elements, Surroundings
+from portfwd.agent.rules.kinds import build
 from portfwd.base.clock import ClockWatch, Moment, read_clocks
 from portfwd.base.expiry import Ends
 from tests.agent.world import relay

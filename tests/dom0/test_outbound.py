@@ -11,23 +11,23 @@ from hypothesis import strategies as st
 from portfwd.api.status import Outbound
 from portfwd.dom0.planning.outbound import outbound
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, Kind, PortRange, Proto, RuleId, Side, SourceWord
+from portfwd.wire.entry import Relay
+from portfwd.wire.values import Family, PortRange, Proto, RuleId, Side, SourceWord
 
 NOW = 1_000_000.0
 TARGET, TARGET6 = "10.137.0.6", "fd09:24ef:4179::a89:6"
 
 
-def relay(ports: str = "8443-8443", proto: str = "tcp", to: str = TARGET) -> Entry:
+def relay(ports: str = "8443-8443", proto: str = "tcp", to: str = TARGET) -> Relay:
     """An entry of the entrance: port 443 and so on lead to these ports."""
     address, mapped = ipaddress.ip_address(to), PortRange.parse(ports)
     listen = PortRange(443, 443 + len(mapped) - 1)
     side, source = Side.DOWNSTREAM, SourceWord.NEIGHBOURS
     family = Family(address.version)
-    return Entry(RuleId("0" * 16), Kind.RELAY, family, Proto(proto), side, listen, source, to=address, ports=mapped)
+    return Relay(RuleId("0" * 16), family, Proto(proto), side, listen, source, address, mapped)
 
 
-def word(rules: list[str], *relays: Entry, families: tuple[Family, ...] = tuple(Family)) -> Outbound:
+def word(rules: list[str], *relays: Relay, families: tuple[Family, ...] = tuple(Family)) -> Outbound:
     return outbound([parse_ordinary(f"action={rule}") for rule in rules], relays or (relay(),), families, NOW)
 
 

@@ -15,9 +15,9 @@ from portfwd.dom0.planning.plan import Plan, claims, plan
 from portfwd.dom0.planning.snapshot import Qube, Snapshot
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.model.forward import ForwardRule, parse_forward
-from portfwd.wire.entry import Entry
+from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import Kind, QubeName, parse_address
+from portfwd.wire.values import QubeName, parse_address
 
 NOW = 1000
 
@@ -82,18 +82,18 @@ def test_paths_lead_hop_by_hop_to_the_qube(snapshot: Snapshot) -> None:
         for family, proto in {(e.family, e.proto) for _, e in path}:
             hops = [(name, e) for name, e in path if (e.family, e.proto) == (family, proto)]
             for (name, entry), (following, next_entry) in itertools.pairwise(hops):
-                assert entry.kind is Kind.RELAY
+                assert isinstance(entry, Relay)
                 assert snapshot.qubes[following].netvm == name
                 assert entry.to == snapshot.qubes[following].address(family)
                 assert entry.ports == next_entry.listen
-            assert hops[-1][1].kind is Kind.ACCEPT
+            assert isinstance(hops[-1][1], Accept)
             assert all(snapshot.qubes[name].running and snapshot.qubes[name].agent for name, _ in hops)
 
 
 @given(snapshots())
 def test_no_port_of_an_entrance_is_given_twice(snapshot: Snapshot) -> None:
     for entries in plan(snapshot).entries.values():
-        relays = [e for e in entries if e.kind is Kind.RELAY]
+        relays = [e for e in entries if isinstance(e, Relay)]
         for place, one in enumerate(relays):
             for other in relays[place + 1 :]:
                 same = (one.side, one.family, one.proto) == (other.side, other.family, other.proto)

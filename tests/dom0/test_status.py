@@ -13,9 +13,8 @@ from portfwd.wire import limits
 from portfwd.wire.answers import preview
 from portfwd.wire.answers.connections import Ended, format_result
 from portfwd.wire.answers.report import NO_BASES, AcceptReport, EntryReport, Listening, RelayReport, Report
-from portfwd.wire.entry import Entry
+from portfwd.wire.entry import Accept, Entry
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import Kind
 from tests.dom0.asking import apply, hops, plan, run, status
 from tests.dom0.test_pull import HOSTILE
 from tests.fakes.app import FakeApp, FakeVM
@@ -53,7 +52,7 @@ def report(vm: FakeVM, entries: dict[str, EntryReport]) -> None:
 def accept(vm: FakeVM) -> str:
     """The key of the entry that a qube has as a target."""
     keys = [Entry.decode(p.rpartition("/")[2], v.decode()) for p, v in vm.database.multiread(limits.ENTRIES).items()]
-    return next(entry.key for entry in keys if entry.kind is Kind.ACCEPT)
+    return next(entry.key for entry in keys if isinstance(entry, Accept))
 
 
 def confirmed(app: FakeApp, service: Service) -> list[str]:
@@ -311,7 +310,7 @@ def test_the_qubes_are_asked_about_the_entries_of_the_dry_run(app: FakeApp, serv
     app.work.services[limits.PREVIEW_SERVICE] = f"cat >'{asked}'"
     plan(app, service, app.work, WEB.replace("443-443", "22-22"))
     (entry,) = preview.parse_request(asked.read_bytes())
-    assert (entry.kind, str(entry.listen)) == (Kind.ACCEPT, "8443-8443")
+    assert (type(entry), str(entry.listen)) == (Accept, "8443-8443")
 
 
 def test_a_dry_run_is_refused_as_the_change_would_be(app: FakeApp, service: Service) -> None:

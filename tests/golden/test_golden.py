@@ -14,7 +14,8 @@ from types import MappingProxyType
 import pytest
 
 from portfwd.agent.rules.diff import everything
-from portfwd.agent.rules.elements import Network, Surroundings, build
+from portfwd.agent.rules.elements import Network, Surroundings
+from portfwd.agent.rules.kinds import build
 from portfwd.dom0.planning.plan import plan
 from portfwd.dom0.planning.snapshot import Qube, Snapshot
 from portfwd.dom0.storage.store import StoredForward

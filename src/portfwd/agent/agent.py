@@ -32,7 +32,8 @@ from portfwd.kernel.netlink import Listener, Message
 from portfwd.kernel.nft import NftError
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import Result, State, WayOut
-from portfwd.wire.values import Family, HostName, IPAddress, Kind, Side, SourceWord
+from portfwd.wire.entry import Relay
+from portfwd.wire.values import Family, HostName, IPAddress, Side, SourceWord
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -251,7 +252,7 @@ class Agent:
             # Shut: the networks of before may be those of another place.
             unknown = {e.key for e in self._desired.entries if e.source is SourceWord.NEIGHBOURS}
             if self._networks is None:
-                unknown |= {e.key for e in self._desired.entries if e.kind is Kind.RELAY and e.side is not Side.INNER}
+                unknown |= {e.key for e in self._desired.entries if isinstance(e, Relay) and e.side is not Side.INNER}
                 occupied |= unknown
         else:
             self._networks = seen

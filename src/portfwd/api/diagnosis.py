@@ -7,7 +7,7 @@
     hop=QUBE result=ok|bad|hint|unknown cause=WORD text=SENTENCE
     verdict=open | verdict=QUBE:CAUSE
 
-Hops stand in the order from the entrance to the qube; the first bad line is the verdict, which is left out where neither
+Hops stand in the order from the entrance to the qube. The first bad line is the verdict; it is left out where neither
 is certain.
 """
 

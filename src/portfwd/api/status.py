@@ -38,9 +38,9 @@ from portfwd.api.lines import (
 )
 from portfwd.model.forward import ForwardRule, parse_forward
 from portfwd.wire.answers.report import Listening
-from portfwd.wire.entry import Entry, parse_number
+from portfwd.wire.entry import KINDS, Accept, Entry, parse_number
 from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.values import Kind, QubeName, RuleId, Side
+from portfwd.wire.values import QubeName, RuleId, Side
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _ENTRY_WORDS = ("kind", "side", "listen", "source", "to", "ports", "expire")
@@ -240,7 +240,7 @@ def path_lines(rule: RuleId, path: PathStatus, *, told: bool) -> Iterator[str]:
 
 
 def _told(hop: HopStatus, at_entrance: bool) -> str:
-    if hop.entry.kind is Kind.ACCEPT:
+    if isinstance(hop.entry, Accept):
         counts = f"packets={number(hop.packets)} bytes={number(hop.bytes)} connections={number(hop.connections)}"
         return f" listening={_listening(hop.listening)} {counts}"
     return f" hits={number(hop.hits)} last={number(hop.last)}" if at_entrance else ""
@@ -329,7 +329,7 @@ def parse_path(told: Iterable[Mapping[str, str]]) -> PathStatus:
 
 def _hop(name: QubeName, state: str, words: Mapping[str, str]) -> HopStatus | None:
     """None where the entry is of a kind that is not known here."""
-    if words["kind"] not in list(Kind) or need(words, "side") not in list(Side):
+    if words["kind"] not in KINDS or need(words, "side") not in list(Side):
         return None
     return HopStatus(
         hop=name,

@@ -22,12 +22,12 @@ from portfwd.api.status import (
 )
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.answers.report import Listening
+from portfwd.wire.entry import Accept
 from portfwd.wire.values import (
     Family,
     HostName,
     IPAddress,
     IPNetwork,
-    Kind,
     Proto,
     QubeName,
     RuleId,
@@ -199,7 +199,7 @@ def usable_addresses(
 
 def heard(hops: Iterable[HopStatus]) -> Listening | None:
     """Whether a server was found. Of several protocols and IP versions one is enough: most servers speak one."""
-    told = {hop.listening for hop in hops if hop.entry.kind is Kind.ACCEPT}
+    told = {hop.listening for hop in hops if isinstance(hop.entry, Accept)}
     for word in (Listening.YES, Listening.LOCAL):
         if word in told:
             return word
@@ -239,7 +239,7 @@ def _doors(hops: Sequence[HopStatus]) -> tuple[Doors, tuple[QubeName, ...]]:
 
 
 def _server(hops: Sequence[HopStatus]) -> tuple[State, Fault | None]:
-    doors = [hop for hop in hops if hop.entry.kind is Kind.ACCEPT]
+    doors = [hop for hop in hops if isinstance(hop.entry, Accept)]
     listening = heard(doors)
     state = _OF_SERVER[listening]
     return state, None if state is State.OPEN else Fault((doors or hops)[-1].hop, state)

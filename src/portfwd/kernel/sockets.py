@@ -17,7 +17,7 @@ from portfwd.kernel.conntrack import Flow
 from portfwd.kernel.netlink import NETLINK_SOCK_DIAG, Message, Netlink, attributes
 from portfwd.wire.answers.report import Listening
 from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, IPAddress, Kind, PortRange, Proto
+from portfwd.wire.values import Family, IPAddress, PortRange, Proto
 
 DESTROY_GROUPS = (1, 2, 3, 4)
 """SKNLGRP_INET_TCP_DESTROY, INET_UDP, INET6_TCP, INET6_UDP: sockets that are gone. They take CAP_NET_ADMIN."""
@@ -134,10 +134,9 @@ def listening(entry: Entry, sockets: Iterable[Socket]) -> Listening:
 
 
 def occupied(entries: Iterable[Entry], sockets: Iterable[Socket]) -> dict[str, PortRange]:
-    """The relay entries with a port that others reach the qube itself on: key -> its ports."""
+    """The entries with a port that others reach the qube itself on: key -> its ports."""
     own = [socket for socket in sockets if not socket.local]
-    relays = (entry for entry in entries if entry.kind is Kind.RELAY)
-    return {e.key: e.listen for e in relays if any(_same(e, s) and s.port in e.listen for s in own)}
+    return {e.key: e.listen for e in entries if any(_same(e, s) and s.port in e.listen for s in own)}
 
 
 def _same(entry: Entry, socket: Socket) -> bool:

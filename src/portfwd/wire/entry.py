@@ -13,11 +13,12 @@ key that does not match its value is refused as a whole, so a newer dom0 can nev
 The digest over all keys and values lets an agent tell a complete set from one that dom0 is just writing.
 """
 
+import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NewType, Self
+from typing import ClassVar, NewType, Self
 
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError, shown
@@ -26,7 +27,6 @@ from portfwd.wire.values import (
     Family,
     HostName,
     IPAddress,
-    Kind,
     PortRange,
     Proto,
     RuleId,
@@ -40,46 +40,37 @@ from portfwd.wire.values import (
 )
 
 _KEY = re.compile(r"[0-9a-f]{16}\.[46]\.(tcp|udp)")
-_WORDS = ("kind", "side", "listen", "source", "to", "ports", "expire")
-_REQUIRED = {"kind", "side", "listen", "source"}
+_WORDS = ("kind", "side", "listen", "source")
 
 _Key = NewType("_Key", str)
+# Few of each stand in many entries.
+_source = functools.lru_cache(maxsize=1024)(parse_source)
+_address = functools.lru_cache(maxsize=1024)(parse_address)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one qube must do for one rule, family and protocol.
+    """What one qube must do for one rule, family and protocol; each kind is a class of its own.
 
-    relay: connections to `listen` that enter on `side` from `source` are handed to `to`, port by port when `ports` is
-    as long as `listen`, else all to the single port. accept: connections to `listen` from `source` are let in.
-    `expire` is in epoch seconds.
+    Connections to `listen` that enter on `side` from `source` are its business. `expire` is in epoch seconds.
     """
 
+    kind: ClassVar[str]
+    """Its word in the value."""
+    own: ClassVar[Mapping[str, Callable[[str], object]]] = {}
+    """The words that only this kind has, all of them required, in their order; each with what reads it."""
+
     rule: RuleId
-    kind: Kind
     family: Family
     proto: Proto
     side: Side
     listen: PortRange
     source: Source
-    to: IPAddress | None = None
-    ports: PortRange | None = None
-    expire: int | None = None
+    expire: int | None = field(default=None, kw_only=True)
     _key: _Key = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_key", _Key(f"{self.rule}.{int(self.family)}.{self.proto.value}"))
-        if self.kind is Kind.RELAY:
-            if self.to is None or self.ports is None:
-                raise RefusedError("a relay entry needs to= and ports=")
-            if family_of(self.to) is not self.family:
-                raise RefusedError(f"{shown(self.to)} is not an IPv{int(self.family)} address")
-            if len(self.ports) not in (1, len(self.listen)):
-                raise RefusedError(f"ports {self.ports} do not match listen ports {self.listen}")
-        elif self.to is not None or self.ports is not None:
-            raise RefusedError("an accept entry takes neither to= nor ports=")
-        if self.kind is Kind.ACCEPT and (self.side is not Side.UPLINK or self.source is SourceWord.NEIGHBOURS):
-            raise RefusedError("an accept entry is on the uplink side, and only a relay can know its neighbours")
         if self.side is Side.INNER and self.source is SourceWord.NEIGHBOURS:
             raise RefusedError("only the entrance can know its neighbours")
         if not isinstance(self.source, (SourceWord, HostName)) and family_of(self.source) is not self.family:
@@ -105,32 +96,17 @@ class Entry:
     @property
     def value(self) -> str:
         """The QubesDB value, words in a fixed order."""
-        words: dict[str, object] = {
-            "kind": self.kind.value,
-            "side": self.side.value,
-            "listen": self.listen,
-            "source": format_source(self.source),
-            "to": self.to,
-            "ports": self.ports,
-            "expire": self.expire,
-        }
-        return " ".join(f"{k}={v}" for k, v in words.items() if v is not None)
-
-    @property
-    def shifted(self) -> int:
-        """How many ports a relay leads to other ports one by one; 0 where a range keeps its ports or leads to one."""
-        return len(self.listen) if self.ports is not None and len(self.ports) > 1 and self.ports != self.listen else 0
+        own = "".join(f" {word}={getattr(self, word)}" for word in self.own)
+        end = "" if self.expire is None else f" expire={self.expire}"
+        source = format_source(self.source)
+        return f"kind={self.kind} side={self.side.value} listen={self.listen} source={source}{own}{end}"
 
     def maps_to(self, port: int) -> int | None:
-        """The port at the next hop for an entrance port (accept: the same); None when it is not ours."""
-        if port not in self.listen:
-            return None
-        if self.ports is None:
-            return port
-        return self.ports.first + (port - self.listen.first if len(self.ports) > 1 else 0)
+        """The port at the next hop for a port of the entrance; None when it is not ours."""
+        return port if port in self.listen else None
 
-    @classmethod
-    def decode(cls, key: str, value: str) -> Self:
+    @staticmethod
+    def decode(key: str, value: str) -> "Entry":
         """Read one entry back from its key (the part below the base) and value.
 
         Raises RefusedError for anything that encoding would not have written.
@@ -139,18 +115,19 @@ class Entry:
         family, dot2, proto = rest.partition(".")
         if not dot or not dot2 or family not in ("4", "6") or proto not in ("tcp", "udp"):
             raise RefusedError(f"{shown(key)} is not an entry key")
-        words = parse_words(value, _WORDS, _REQUIRED)
+        kind = KINDS.get(value.partition(" ")[0].removeprefix("kind="))
+        if kind is None:
+            raise RefusedError(f"{shown(value)} is of no known kind")
+        words = parse_words(value, (*_WORDS, *kind.own, "expire"), (*_WORDS, *kind.own))
         try:
-            entry = cls(
-                rule=RuleId(rule),
-                kind=Kind(words["kind"]),
-                family=Family(int(family)),
-                proto=Proto(proto),
-                side=Side(words["side"]),
-                listen=PortRange.parse(words["listen"]),
-                source=parse_source(words["source"]),
-                to=parse_address(words["to"]) if "to" in words else None,
-                ports=PortRange.parse(words["ports"]) if "ports" in words else None,
+            entry = kind(
+                RuleId(rule),
+                Family(int(family)),
+                Proto(proto),
+                Side(words["side"]),
+                PortRange.parse(words["listen"]),
+                _source(words["source"]),
+                *(parse(words[word]) for word, parse in kind.own.items()),
                 expire=parse_number(words["expire"]) if "expire" in words else None,
             )
         except RefusedError:
@@ -160,6 +137,55 @@ class Entry:
         if entry.value != value:
             raise RefusedError(f"{shown(value)} is not written as an entry is written")
         return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Relay(Entry):
+    """Hands connections on to `to`: port by port when `ports` is as long as `listen`, else all to the single port."""
+
+    kind: ClassVar[str] = "relay"
+    own: ClassVar[Mapping[str, Callable[[str], object]]] = {"to": _address, "ports": PortRange.parse}
+
+    to: IPAddress
+    ports: PortRange
+
+    def __post_init__(self) -> None:
+        Entry.__post_init__(self)
+        if family_of(self.to) is not self.family:
+            raise RefusedError(f"{shown(self.to)} is not an IPv{int(self.family)} address")
+        if len(self.ports) not in (1, len(self.listen)):
+            raise RefusedError(f"ports {self.ports} do not match listen ports {self.listen}")
+
+    __hash__ = Entry.__hash__
+
+    @property
+    def shifted(self) -> int:
+        """How many ports lead to other ports one by one; 0 where a range keeps its ports or leads to one."""
+        return len(self.listen) if len(self.ports) > 1 and self.ports != self.listen else 0
+
+    def maps_to(self, port: int) -> int | None:
+        """The port at the next hop for a port of the entrance; None when it is not ours."""
+        if port not in self.listen:
+            return None
+        return self.ports.first + (port - self.listen.first if len(self.ports) > 1 else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Accept(Entry):
+    """Lets connections in: the qube is where the forward leads."""
+
+    kind: ClassVar[str] = "accept"
+
+    def __post_init__(self) -> None:
+        Entry.__post_init__(self)
+        if self.side is not Side.UPLINK or self.source is SourceWord.NEIGHBOURS:
+            raise RefusedError("an accept entry is on the uplink side, and only a relay can know its neighbours")
+
+    __hash__ = Entry.__hash__
+
+
+KINDS: Mapping[str, type[Entry]] = {kind.kind: kind for kind in (Relay, Accept)}
+"""All kinds of entries, by their words. An agent refuses an entry of another kind, and serves the others."""
 
 
 def parse_key(untrusted_text: str) -> str:

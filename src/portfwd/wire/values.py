@@ -63,13 +63,6 @@ class Side(enum.StrEnum):
     DOWNSTREAM = "downstream"
 
 
-class Kind(enum.StrEnum):
-    """What a hop does: hand on (DNAT and let pass), or let in."""
-
-    RELAY = "relay"
-    ACCEPT = "accept"
-
-
 class SourceWord(enum.StrEnum):
     """The two classes of clients that are not addresses."""
 

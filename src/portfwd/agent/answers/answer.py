@@ -12,21 +12,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from portfwd.agent.network.reply_routes import ways_to
 from portfwd.agent.rules import counters
 from portfwd.agent.rules.diff import lines
-from portfwd.agent.rules.elements import build
 from portfwd.agent.rules.firewall import Firewall
-from portfwd.agent.rules.skeleton import HITS, MARK_BITS, MARK_IN, MARK_OURS, RELAY_SIDES
+from portfwd.agent.rules.kinds import build, by_kind, kind_of
+from portfwd.agent.rules.skeleton import MARK_BITS, MARK_IN, MARK_OURS
 from portfwd.agent.rules.sweep import Judge
 from portfwd.base.clock import Moment
 from portfwd.kernel.conntrack import Flow, FlowTable
 from portfwd.kernel.nft import Nft, NftError
-from portfwd.kernel.sockets import Socket, destroy, listening, occupied, read_sockets
+from portfwd.kernel.sockets import Socket, destroy, occupied, read_sockets
 from portfwd.wire import limits
 from portfwd.wire.answers.connections import Connection, Connections, Ended, format_result
 from portfwd.wire.answers.preview import Preview, parse_request
-from portfwd.wire.answers.report import NO_ROUTE, AcceptReport, EntryReport, Reached, RelayReport, Report
+from portfwd.wire.answers.report import EntryReport, Reached, Report
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import Family, IPAddress, Kind
+from portfwd.wire.values import Family, IPAddress
 
 log = logging.getLogger(__name__)
 
@@ -72,49 +72,29 @@ class Answers:
     def report(self, entries: Iterable[Entry]) -> Report:
         """How these entries fare. Raises OSError when the kernel says nothing about sockets."""
         wanted = sorted(entries, key=lambda entry: entry.key)[: limits.REPORT_LINES_MAX]
-        accepts = [entry for entry in wanted if entry.kind is Kind.ACCEPT]
-        relays = [entry for entry in wanted if entry.kind is Kind.RELAY]
         told: dict[str, EntryReport] = {}
-        bases = {family: self._firewall.base(family) for family in Family}
-        return Report(told | self._accepts(accepts) | self._relays(relays), bases)
+        for kind, own in by_kind(wanted).items():
+            told |= kind.report(own, self)
+        return Report(told, {family: self._firewall.base(family) for family in Family})
 
-    def _accepts(self, entries: list[Entry]) -> dict[str, AcceptReport]:
-        if not entries:
-            return {}
-        sockets = self._sockets()
-        counts = {family: self._counts(family, ("in-port", "in-range")) for family in {e.family for e in entries}}
+    def sockets(self) -> Collection[Socket]:
+        """The listening sockets of the qube. Raises OSError."""
+        return self._sockets()
+
+    def ways(self, addresses: Collection[IPAddress]) -> Mapping[IPAddress, Reached]:
+        """By what these are reached."""
+        return self._ways(addresses)
+
+    def connections_by_entry(self) -> Mapping[str, int] | None:
+        """The open connections, by the key of each entry that lets them in; None when they cannot be counted."""
         try:
-            open_now: dict[str, int] | None = {key: len(found) for key, found in self._open_flows().items()}
+            return {key: len(found) for key, found in self._open_flows().items()}
         except OSError as error:
             log.warning("connections cannot be counted: %s", error)
-            open_now = None
-        found = {}
-        for entry in entries:
-            packets = size = None
-            if (of_family := counts[entry.family]) is not None:
-                doors = of_family.within(entry)
-                packets, size = sum(door.packets for door in doors), sum(door.bytes for door in doors)
-            number = None if open_now is None else open_now.get(entry.key, 0)
-            found[entry.key] = AcceptReport(listening(entry, sockets), packets, size, number)
-        return found
+            return None
 
-    def _relays(self, entries: list[Entry]) -> dict[str, RelayReport]:
-        if not entries:
-            return {}
-        ways = self._ways({entry.to for entry in entries if entry.to is not None})
-        places = {(entry.family, RELAY_SIDES[entry.side]) for entry in entries}
-        counts = {place: self._counts(place[0], (f"{place[1]}-{HITS}",)) for place in places}
-        found = {}
-        for entry in entries:
-            hits = last = None
-            if (of_side := counts[entry.family, RELAY_SIDES[entry.side]]) is not None:
-                ports = of_side.within(entry)
-                hits, last = sum(port.packets for port in ports), min((port.last for port in ports), default=None)
-            route = ways.get(entry.to, NO_ROUTE) if entry.to is not None else NO_ROUTE
-            found[entry.key] = RelayReport(hits, last, route)
-        return found
-
-    def _counts(self, family: Family, names: Iterable[str]) -> counters.Counts | None:
+    def counts(self, family: Family, names: Collection[str]) -> counters.Counts | None:
+        """What the elements of these sets and maps have counted; None when that cannot be read."""
         try:
             return counters.Counts(count for name in names for count in counters.read(self._nft, family, name))
         except NftError as error:
@@ -130,11 +110,11 @@ class Answers:
     def _open_flows(self) -> Mapping[str, list[Flow]]:
         """By the key of each entry that lets them in."""
         entries, around = self._firewall.opened
-        accepts = [entry for entry in entries if entry.kind is Kind.ACCEPT]
+        doors = [entry for entry in entries if kind_of(entry).mark(entry) == MARK_IN]
         found: dict[str, list[Flow]] = {}
-        if not accepts:
+        if not doors:
             return found
-        judge = Judge(accepts, around)
+        judge = Judge(doors, around)
         for flow in self._flows.marked(MARK_OURS):
             if flow.mark & MARK_BITS == MARK_IN and not flow.ended:
                 for entry in judge.allowing(flow):
@@ -174,7 +154,8 @@ class Answers:
         already, around = self._firewall.opened
         keys = {entry.key for entry in already}
         ends = {e.key: moment.monotonic + e.expire - moment.wall for e in entries if e.expire is not None}
-        taken = occupied((entry for entry in entries if entry.key not in keys), self._sockets())
+        new = (entry for entry in entries if kind_of(entry).yields and entry.key not in keys)
+        taken = occupied(new, self._sockets())
         then = dataclasses.replace(around, now=moment.monotonic, ends=ends, occupied=frozenset(taken))
         elements, _ = build(entries, then)
         return Preview(tuple(lines(elements, moment.monotonic)))

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from portfwd.agent.network.uplinks import Link, read_links
-from portfwd.agent.rules.skeleton import BASE_TABLE, COMMENT, RELAY_SIDES, TABLE, nft_family
+from portfwd.agent.rules.kinds import kind_of
+from portfwd.agent.rules.skeleton import BASE_TABLE, COMMENT, TABLE, nft_family
 from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
 from portfwd.kernel.nft import Nft, NftError
 from portfwd.kernel.sockets import Socket, listening
 from portfwd.wire.answers.probe import RouteWord, Sight
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, IPAddress, Kind
+from portfwd.wire.entry import Accept, Entry, Relay
+from portfwd.wire.values import Family, IPAddress
 
 _GETADDR, _GETROUTE = 22, 26
 _RTA_DST, _RTA_OIF, _IFA_ADDRESS, _IFA_LOCAL = 1, 4, 1, 2
@@ -56,8 +57,7 @@ class Eyes:
 
     def sight(self, entry: Entry, port: int, client: IPAddress | None) -> Sight:
         """How this hop stands to one entry and one of its ports."""
-        chain = "custom-forward" if entry.kind is Kind.RELAY else "custom-input"
-        rules = self._rules(entry.family, chain)
+        rules = self._rules(entry.family, kind_of(entry).chain)
         ours = [place for place, rule in enumerate(rules or ()) if f'comment "{COMMENT}"' in rule]
         return Sight(
             client=client,
@@ -65,9 +65,9 @@ class Eyes:
             rule=bool(ours),
             before=ours[0] if ours else len(rules or ()),
             door=self._door(entry, port),
-            route=None if entry.to is None else self.way_to(entry.to).word,
+            route=self.way_to(entry.to).word if isinstance(entry, Relay) else None,
             forwarding=_forwards(entry.family),
-            listening=None if entry.kind is Kind.RELAY else listening(entry, self._sockets).value,
+            listening=listening(entry, self._sockets).value if isinstance(entry, Accept) else None,
         )
 
     def way_to(self, address: IPAddress) -> Way:
@@ -110,7 +110,7 @@ class Eyes:
 
     def _door(self, entry: Entry, port: int) -> bool:
         table = f"{nft_family(entry.family)} {TABLE}"
-        side = "in" if entry.kind is Kind.ACCEPT else RELAY_SIDES[entry.side]
+        side = kind_of(entry).side(entry)
         keys = (f"{side}-port {{ {entry.proto.value} . {port} }}", f"{side}-range {{ {port} . {entry.proto.value} }}")
         for key in keys:
             with contextlib.suppress(NftError):

@@ -11,11 +11,12 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from portfwd.agent.rules.kinds import kind_of
 from portfwd.kernel.netlink import NETLINK_SOCK_DIAG, Listener
 from portfwd.kernel.sockets import DESTROY_GROUPS, Socket, freed_ports, occupied, read_sockets
 from portfwd.wire.acknowledgement import Result
 from portfwd.wire.entry import Entry
-from portfwd.wire.values import Kind, PortRange
+from portfwd.wire.values import PortRange
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Occupancy:
 
     def check(self, entries: Iterable[Entry]) -> frozenset[str]:
         """The keys of the entries that must stay shut. One look at the qube's sockets if any may be."""
-        new = [e for e in entries if e.kind is Kind.RELAY and e.key not in self._open]
+        new = [e for e in entries if kind_of(e).yields and e.key not in self._open]
         self._shut = self._look(new)
         if self._shut and not self._hears and self._hear():
             # What ended between the first look and the beginning of the notices.

@@ -1,38 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""From entries to the elements of our sets and maps. PURE: (entries, surroundings) -> elements and a result per entry.
+"""What the elements of our sets and maps are made of, and what is to be known of a kind of entries. PURE."""
 
-An entry that is expired, not resolved or at odds with another opens nothing; its result says why.
-"""
-
-import bisect
-import functools
 import ipaddress
-import operator
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
-from portfwd.agent.rules.skeleton import LATE_SECONDS, RELAY_SIDES
+from portfwd.agent.rules.counters import Counts
+from portfwd.agent.rules.skeleton import LATE_SECONDS
+from portfwd.kernel.conntrack import Flow
+from portfwd.kernel.sockets import Socket
 from portfwd.wire.acknowledgement import Result
+from portfwd.wire.answers.report import EntryReport, Reached
 from portfwd.wire.entry import Entry
-from portfwd.wire.limits import PORT_MAX, SHIFTED_ELEMENTS_MAX, SHIFTED_PORTS_MAX
 from portfwd.wire.values import (
     Family,
     HostName,
     IPAddress,
     IPNetwork,
-    Kind,
     PortRange,
-    Proto,
     Side,
     SourceWord,
 )
-
-_REMEMBERED = 1 << 15
-"""Relays whose elements are kept: more than one of each port, family and protocol is not usual."""
-_SHIFTED_REMEMBERED = SHIFTED_ELEMENTS_MAX // SHIFTED_PORTS_MAX
-"""The same of those with an element for each port: no more of them than may stand."""
 
 
 class Network(NamedTuple):
@@ -79,57 +70,64 @@ Elements = dict[tuple[Family, str], dict[str, Element]]
 """(family, set or map name) -> key text -> element."""
 
 
-def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, dict[str, Result]]:
-    """All elements that the entries want, and how each entry fared (by entry key)."""
-    elements: Elements = {}
-    results: dict[str, Result] = {}
-    accepts: list[Entry] = []
-    taken: dict[tuple[Family, str, Proto], list[tuple[int, int]]] = {}
-    shifted = 0
-    relays: dict[Family, dict[str, dict[str, Element]]] = {family: {} for family in Family}
-    for entry in sorted(entries, key=operator.attrgetter("key")):
-        if entry.shifted > min(SHIFTED_PORTS_MAX, SHIFTED_ELEMENTS_MAX - shifted):
-            results[entry.key] = Result.REFUSED
-            continue
-        results[entry.key] = result = _judge(entry, around, taken)
-        if result is not Result.OK:
-            continue
-        shifted += entry.shifted
-        if entry.kind is Kind.ACCEPT:
-            accepts.append(entry)
-            continue
-        found = around.names.get(entry.source, ()) if isinstance(entry.source, HostName) else ()
-        places = relays[entry.family]
-        for name, key, element in (_shifted_relay if entry.shifted else _relay)(entry, around.end_of(entry), found):
-            places.setdefault(name, {})[key] = element
-    elements |= {(family, name): keys for family, places in relays.items() for name, keys in places.items()}
-    for family in Family:
-        for proto in Proto:
-            mine = [e for e in accepts if e.family is family and e.proto is proto]
-            for ports, owners in _segments(mine):
-                _add_door(elements, "in", ports, owners, around)
-    _add_near(elements, around)
-    _add_home(elements, around)
-    _add_via(elements, around)
-    return elements, results
+Results = dict[str, Result]
+"""How each entry fared, by its key."""
+Own = TypeVar("Own", bound=Entry)
 
 
-def _judge(entry: Entry, around: Surroundings, taken: dict[tuple[Family, str, Proto], list[tuple[int, int]]]) -> Result:
+class Facts(Protocol):
+    """What a report of entries is made from."""
+
+    def sockets(self) -> Collection[Socket]:
+        """The listening sockets of the qube. Raises OSError."""
+
+    def counts(self, family: Family, names: Collection[str]) -> Counts | None:
+        """What the elements of these sets and maps have counted; None when that cannot be read."""
+
+    def connections_by_entry(self) -> Mapping[str, int] | None:
+        """The open connections, by the key of each entry that lets them in; None when they cannot be counted."""
+
+    def ways(self, addresses: Collection[IPAddress]) -> Mapping[IPAddress, Reached]:
+        """By what these are reached."""
+
+
+class Kind(ABC, Generic[Own]):
+    """What the agent does for the entries of one kind."""
+
+    chain: ClassVar[str]
+    """The chain of the base firewall that its packets pass."""
+    yields: ClassVar[bool] = False
+    """Whether an entry stays shut while a program of the qube itself listens on one of its ports."""
+
+    @abstractmethod
+    def side(self, entry: Own) -> str:
+        """The first part of the names of its sets and maps."""
+
+    @abstractmethod
+    def mark(self, entry: Own) -> int:
+        """The bits of the connection mark of what comes in by an entry."""
+
+    @abstractmethod
+    def build(self, entries: Sequence[Own], around: Surroundings) -> tuple[Elements, Results]:
+        """The elements of these entries, which stand in the order of their keys, and how each has fared."""
+
+    @abstractmethod
+    def leads(self, entry: Own, flow: Flow, interface: str | None, around: Surroundings) -> bool:
+        """Whether a connection is one that an entry would take in from anyone; `interface`: the uplink, if known."""
+
+    @abstractmethod
+    def report(self, entries: Sequence[Own], facts: Facts) -> dict[str, EntryReport]:
+        """What the qube tells of these entries. Raises OSError."""
+
+
+def hindrance(entry: Entry, around: Surroundings) -> Result:
+    """Why an entry opens nothing, as far as that is its own affair; OK for nothing."""
     end = around.end_of(entry)
     if end is not None and end <= around.now:
         return Result.EXPIRED
     if isinstance(entry.source, HostName) and not addresses_of(entry, around):
         return Result.UNRESOLVED
-    if entry.key in around.occupied:
-        return Result.OCCUPIED
-    if entry.kind is Kind.RELAY:
-        held = taken.setdefault((entry.family, RELAY_SIDES[entry.side], entry.proto), [])
-        # What is held never overlaps, so only the neighbours in port order can be in the way.
-        place = bisect.bisect_right(held, (entry.listen.last, PORT_MAX))
-        if place and held[place - 1][1] >= entry.listen.first:
-            return Result.CLASH
-        held.insert(place, (entry.listen.first, entry.listen.last))
-    return Result.OK
+    return Result.OCCUPIED if entry.key in around.occupied else Result.OK
 
 
 def addresses_of(entry: Entry, around: Surroundings) -> list[IPNetwork]:
@@ -142,45 +140,12 @@ def addresses_of(entry: Entry, around: Surroundings) -> list[IPNetwork]:
     return [entry.source]
 
 
-def _add(elements: Elements, family: Family, name: str, key: str, element: Element) -> None:
+def add(elements: Elements, family: Family, name: str, key: str, element: Element) -> None:
+    """Put in one element."""
     elements.setdefault((family, name), {})[key] = element
 
 
-def _made(entry: Entry, end: float | None, found: tuple[IPAddress, ...]) -> list[tuple[str, str, Element]]:
-    """The elements of one relay: set or map, key, element. Remembered, since most entries stay as they are.
-
-    `found` are the addresses of its source where that is a name.
-    """
-    elements: Elements = {}
-    names = {entry.source: found} if isinstance(entry.source, HostName) else {}
-    _add_relay(elements, entry, Surroundings(0, names=names, ends={} if end is None else {entry.key: end}))
-    return [(name, key, element) for (_, name), keys in elements.items() for key, element in keys.items()]
-
-
-_relay = functools.lru_cache(maxsize=_REMEMBERED)(_made)
-_shifted_relay = functools.lru_cache(maxsize=_SHIFTED_REMEMBERED)(_made)
-
-
-def _add_relay(elements: Elements, entry: Entry, around: Surroundings) -> None:
-    side = RELAY_SIDES[entry.side]
-    _add_door(elements, side, entry.listen, [entry], around)
-    if entry.ports is None or entry.to is None:
-        raise ValueError("a relay entry always has a destination")
-    proto, listen, ports, to = entry.proto.value, entry.listen, entry.ports, entry.to
-    if len(listen) == 1:
-        _add(elements, entry.family, f"{side}-to", f"{proto} . {listen.first}", Element(f"{to} . {ports.first}"))
-    elif len(ports) == 1:
-        _add(elements, entry.family, f"{side}-to-one", f"{listen} . {proto}", Element(f"{to} . {ports.first}"))
-    elif ports == listen:
-        _add(elements, entry.family, f"{side}-to-keep", f"{listen} . {proto}", Element(str(to)))
-    else:
-        # One dnat to a range sends all to its first port, so a shifted range is written out port by port.
-        for offset in range(len(listen)):
-            key = f"{proto} . {listen.first + offset}"
-            _add(elements, entry.family, f"{side}-to", key, Element(f"{to} . {ports.first + offset}"))
-
-
-def _add_door(elements: Elements, side: str, ports: PortRange, owners: list[Entry], around: Surroundings) -> None:
+def add_door(elements: Elements, side: str, ports: PortRange, owners: Sequence[Entry], around: Surroundings) -> None:
     """Let the sources of these entries in at these ports."""
     family, proto = owners[0].family, owners[0].proto.value
     expire = _end(owners, around)
@@ -189,19 +154,19 @@ def _add_door(elements: Elements, side: str, ports: PortRange, owners: list[Entr
     way = f"{side}-inner" if owners[0].side is Side.INNER else side
     door = Element(f"goto {way}-{klass}", expire, " ".join(sorted(e.rule for e in owners))[:100])
     if len(ports) == 1:
-        _add(elements, family, f"{side}-port", f"{proto} . {ports.first}", door)
+        add(elements, family, f"{side}-port", f"{proto} . {ports.first}", door)
     else:
-        _add(elements, family, f"{side}-range", f"{ports} . {proto}", door)
+        add(elements, family, f"{side}-range", f"{ports} . {proto}", door)
     if side == "in" and expire is not None:
-        _add(elements, family, "in-ends", f"{ports.short} . {proto}", Element())
-        _add(elements, family, "in-late", f"{ports.short} . {proto}", Element(expire=expire + LATE_SECONDS))
+        add(elements, family, "in-ends", f"{ports.short} . {proto}", Element())
+        add(elements, family, "in-late", f"{ports.short} . {proto}", Element(expire=expire + LATE_SECONDS))
     if klass == "src":
         prefixes = [prefix for e in owners for prefix in addresses_of(e, around)]
         for prefix in collapse(prefixes):
-            _add(elements, family, f"{side}-src", f"{ports.short} . {proto} . {prefix}", Element())
+            add(elements, family, f"{side}-src", f"{ports.short} . {proto} . {prefix}", Element())
 
 
-def _end(owners: list[Entry], around: Surroundings) -> float | None:
+def _end(owners: Sequence[Entry], around: Surroundings) -> float | None:
     """When a door shared by several entries must be looked at again.
 
     Same sources: it stays open as long as any of them. Different sources: it shuts with the first, and the agent opens
@@ -221,55 +186,3 @@ def collapse(prefixes: Iterable[IPNetwork]) -> list[IPNetwork]:
     v4 = [p for p in unique if isinstance(p, ipaddress.IPv4Network)]
     v6 = [p for p in unique if isinstance(p, ipaddress.IPv6Network)]
     return [*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)]
-
-
-def _segments(entries: list[Entry]) -> Iterator[tuple[PortRange, list[Entry]]]:
-    """Cut overlapping listen ranges into pieces that do not overlap, each with the entries that cover it."""
-    edges: dict[int, tuple[list[Entry], list[Entry]]] = {}
-    for entry in entries:
-        edges.setdefault(entry.listen.first, ([], []))[0].append(entry)
-        edges.setdefault(entry.listen.last + 1, ([], []))[1].append(entry)
-    active: list[Entry] = []
-    start = 0
-    for edge in sorted(edges):
-        if active:
-            yield PortRange(start, edge - 1), list(active)
-        begins, ends = edges[edge]
-        active = [e for e in active if e not in ends] + begins
-        start = edge
-
-
-def _add_near(elements: Elements, around: Surroundings) -> None:
-    """The neighbour networks, only where some relay asks for them."""
-    for family in Family:
-        doors = [d for name in ("up-port", "up-range") for d in elements.get((family, name), {}).values()]
-        if not any(door.data == "goto up-near" for door in doors):
-            continue
-        interfaces = {network.interface for network in around.near}
-        for interface in sorted(interfaces):
-            prefixes = [n.prefix for n in around.near if n.interface == interface and n.prefix.version == family]
-            for prefix in collapse(prefixes):
-                _add(elements, family, "near", f'"{interface}" . {prefix}', Element())
-
-
-def _add_home(elements: Elements, around: Surroundings) -> None:
-    """Whose addresses belong where, and what is shut altogether, only where something may come in by a relay."""
-    for family in Family:
-        if not any((family, f"{side}-{shape}") in elements for side in ("up", "down") for shape in ("port", "range")):
-            continue
-        home = [network for network in around.home if network.prefix.version == family]
-        for prefix in collapse(network.prefix for network in home):
-            _add(elements, family, "attached", str(prefix), Element())
-        for interface in sorted({network.interface for network in home}):
-            for prefix in collapse(network.prefix for network in home if network.interface == interface):
-                _add(elements, family, "home", f'"{interface}" . {prefix}', Element())
-        for interface in sorted(around.shut):
-            _add(elements, family, "shut", f'"{interface}"', Element())
-
-
-def _add_via(elements: Elements, around: Surroundings) -> None:
-    """The numbered uplinks, only where something may come in by them."""
-    for family in Family:
-        if any((family, f"{side}-{shape}") in elements for side in ("up", "in") for shape in ("port", "range")):
-            for interface, number in around.numbers.items():
-                _add(elements, family, "via", f'"{interface}"', Element(f"jump via-{number}"))

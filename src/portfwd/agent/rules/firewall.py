@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 
 from portfwd.agent.rules import counters, skeleton
 from portfwd.agent.rules.diff import difference, differing, everything, settle
-from portfwd.agent.rules.elements import Elements, Surroundings, build
+from portfwd.agent.rules.elements import Elements, Surroundings
 from portfwd.agent.rules.farewell import tell
+from portfwd.agent.rules.kinds import build, kind_of
 from portfwd.agent.rules.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
 from portfwd.agent.rules.sweep import GUARD_SECONDS, divide, lingers, mourning
 from portfwd.kernel.conntrack import Flow, FlowTable, Which
@@ -20,7 +21,7 @@ from portfwd.kernel.nft import Nft, NftError
 from portfwd.wire.acknowledgement import Result
 from portfwd.wire.answers.report import BaseReport
 from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, Kind, Proto
+from portfwd.wire.values import Family, Proto
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +282,7 @@ class Firewall:
     def _uncount(self, entries: list[Entry]) -> None:
         """Forget the connections that were counted for relays which are gone. A fresh agent keeps what it finds."""
         known = {entry.key for entry in self._open}
-        kept = [e for e in entries if e.kind is Kind.RELAY and (not known or e.key in known)]
+        kept = [e for e in entries if not known or e.key in known]
         if known and known <= {entry.key for entry in entries}:
             return
         try:
@@ -289,7 +290,7 @@ class Firewall:
                 for side in ("up", "down"):
                     name = f"{side}-{skeleton.HITS}"
                     found = counters.read(self._nft, family, name)
-                    mine = [e for e in kept if e.family is family and skeleton.RELAY_SIDES[e.side] == side]
+                    mine = [e for e in kept if e.family is family and kind_of(e).side(e) == side]
                     still = counters.Counts(found).within_any(mine)
                     gone = [f"{c.proto.value} . {c.ports.first}" for c in found if c not in still]
                     if gone:

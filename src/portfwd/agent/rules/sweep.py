@@ -8,6 +8,7 @@ A connection lives as long as some entry would let it in now; it does not matter
 from collections.abc import Iterable
 
 from portfwd.agent.rules.elements import Surroundings, addresses_of
+from portfwd.agent.rules.kinds import kind_of
 from portfwd.agent.rules.skeleton import (
     DEAD_IN,
     DEAD_OUT,
@@ -22,7 +23,7 @@ from portfwd.agent.rules.skeleton import (
 )
 from portfwd.kernel.conntrack import Flow
 from portfwd.wire.entry import Entry
-from portfwd.wire.values import Kind, Proto, Side, SourceWord
+from portfwd.wire.values import Proto, Side, SourceWord
 
 GUARD_SECONDS = 600
 """How long revoked connections are watched for: longer than TCP goes on retransmitting to a peer that it has lost."""
@@ -78,26 +79,18 @@ def lingers(flow: Flow, entries: Iterable[Entry]) -> bool:
     """
     if flow.proto is not Proto.UDP or flow.mark & MARK_BITS != MARK_IN or flow.dialled == flow.server:
         return False
-    doors = (e for e in entries if e.kind is Kind.ACCEPT and e.family is flow.family and e.proto is flow.proto)
+    doors = (e for e in entries if _mark(e) == MARK_IN and e.family is flow.family and e.proto is flow.proto)
     return not any(flow.port in door.listen for door in doors)
 
 
 def _mark(entry: Entry) -> int:
-    if entry.kind is Kind.ACCEPT:
-        return MARK_IN
-    return MARK_DOWN if entry.side is Side.DOWNSTREAM else MARK_UP
+    return kind_of(entry).mark(entry)
 
 
 def _allows(entry: Entry, flow: Flow, around: Surroundings) -> bool:
-    if entry.maps_to(flow.port) is None:
-        return False
-    if entry.kind is Kind.RELAY and (flow.server, flow.server_port) != (entry.to, entry.maps_to(flow.port)):
-        return False
     interface = _came_by(flow, around)
-    if interface is not None and entry.kind is Kind.RELAY and entry.side is Side.UPLINK:
-        homes = {network.interface for network in around.home if flow.client in network.prefix}
-        if homes and interface not in homes:
-            return False
+    if not kind_of(entry).leads(entry, flow, interface, around):
+        return False
     if entry.source is SourceWord.ANYONE:
         return True
     if entry.source is SourceWord.NEIGHBOURS:

@@ -18,8 +18,8 @@ from portfwd.client.text.terminal import say
 from portfwd.client.typed.arguments import lookup_service, qube_of
 from portfwd.client.typed.naming import find
 from portfwd.model.forward import ForwardRule
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import HostName, Kind, QubeName, Side, SourceWord
+from portfwd.wire.entry import Entry, Relay
+from portfwd.wire.values import HostName, QubeName, Side, SourceWord
 
 _SIDES = {
     Side.UPLINK: "that comes in by its uplink",
@@ -83,9 +83,9 @@ def _say_rule(status: RuleStatus) -> None:
 def _sentence(hop: HopStatus) -> str:
     entry = hop.entry
     ports = f"IPv{entry.family:d} {entry.proto} port{'s' if len(entry.listen) > 1 else ''} {entry.listen.short}"
-    if entry.kind is Kind.ACCEPT or entry.to is None or entry.ports is None:
-        return f"lets in {ports}{_from(entry)}"
-    return f"hands {ports} {_SIDES[entry.side]}{_from(entry)} to {place(entry.to, entry.ports)}"
+    if isinstance(entry, Relay):
+        return f"hands {ports} {_SIDES[entry.side]}{_from(entry)} to {place(entry.to, entry.ports)}"
+    return f"lets in {ports}{_from(entry)}"
 
 
 def _from(entry: Entry) -> str:

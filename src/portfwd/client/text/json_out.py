@@ -13,7 +13,8 @@ from portfwd.api.diagnosis import Diagnosis, Finding
 from portfwd.api.status import HopStatus
 from portfwd.client.forward_state import Fault, RuleStatus
 from portfwd.client.text.sentences import explained, told
-from portfwd.wire.values import Kind, PortRange, QubeName, format_source
+from portfwd.wire.entry import Accept, Relay
+from portfwd.wire.values import PortRange, QubeName, format_source
 
 VERSION = 1
 Value = None | bool | int | str | Sequence["Value"] | dict[str, "Value"]
@@ -97,15 +98,15 @@ def _hop(hop: HopStatus) -> dict[str, Value]:
         "hop": hop.hop,
         "family": int(entry.family),
         "protocol": entry.proto.value,
-        "kind": entry.kind.value,
+        "kind": entry.kind,
         "side": entry.side.value,
         "listen": _ports(entry.listen),
         "source": format_source(entry.source),
-        "to": None if entry.to is None else str(entry.to),
-        "ports": None if entry.ports is None else _ports(entry.ports),
+        "to": str(entry.to) if isinstance(entry, Relay) else None,
+        "ports": _ports(entry.ports) if isinstance(entry, Relay) else None,
         "expire": entry.expire,
         "state": hop.state.value,
-        "listening": (hop.listening or "unknown") if entry.kind is Kind.ACCEPT else None,
+        "listening": (hop.listening or "unknown") if isinstance(entry, Accept) else None,
         "hits": hop.hits,
         "last_hit": hop.last,
         "packets": hop.packets,

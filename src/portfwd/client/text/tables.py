@@ -11,7 +11,8 @@ from portfwd.client.text.terminal import Cell, clean, table
 from portfwd.client.typed.shorthand import service_text
 from portfwd.model.forward import ForwardRule, ForwardType
 from portfwd.wire.answers.report import Listening
-from portfwd.wire.values import Kind, format_source
+from portfwd.wire.entry import Accept, Relay
+from portfwd.wire.values import format_source
 
 _LIST = ("QUBE", "NO", "SERVICE", "ENTRANCE", "TARGET", "CLIENTS", "LEFT", "STATE", "TRAFFIC", "CONN", "COMMENT")
 _SPARE = ("TARGET", "COMMENT", "TRAFFIC", "CONN")
@@ -120,8 +121,8 @@ def state_text(status: RuleStatus) -> str:
 
 def _hop_row(hop: HopStatus) -> list[Cell]:
     bad = hop.state is not HopState.APPLIED
-    deaf = hop.entry.kind is Kind.ACCEPT and hop.listening in (Listening.NO, Listening.LOCAL)
-    to = "-" if hop.entry.to is None or hop.entry.ports is None else place(hop.entry.to, hop.entry.ports)
+    deaf = isinstance(hop.entry, Accept) and hop.listening in (Listening.NO, Listening.LOCAL)
+    to = place(hop.entry.to, hop.entry.ports) if isinstance(hop.entry, Relay) else "-"
     return [
         Cell(hop.hop),
         Cell(f"v{hop.entry.family:d}"),
@@ -141,7 +142,7 @@ def _told(hop: HopStatus) -> str:
         parts.append(f"{hop.hits} connections so far")
     if hop.last is not None:
         parts.append(f"the last {duration(hop.last)} ago")
-    if hop.entry.kind is Kind.ACCEPT:
+    if isinstance(hop.entry, Accept):
         parts.append(_LISTENING[hop.listening])
     if hop.connections is not None:
         parts.append(f"{hop.connections} open")

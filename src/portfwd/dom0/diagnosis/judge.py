@@ -19,8 +19,8 @@ from portfwd.dom0.storage.store import StoredForward
 from portfwd.dom0.views.look import Look
 from portfwd.model.forward import ForwardRule, ForwardType
 from portfwd.wire.answers.probe import Answer, Count, RouteWord, Sent, Sight
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, Proto, QubeName, Side, SourceWord, source_family
+from portfwd.wire.entry import Entry, Relay
+from portfwd.wire.values import Family, IPAddress, IPNetwork, Proto, QubeName, Side, SourceWord, source_family
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def _sight_faults(name: QubeName, entry: Entry, sight: Sight, state: HopState) -
         return
     if not sight.rule:
         yield Cause.RULE_MISSING, texts.rule_missing(name, entry)
-    if entry.kind is Kind.RELAY:
+    if isinstance(entry, Relay):
         if not sight.forwarding:
             yield Cause.NOT_FORWARDING, texts.not_forwarding(name, entry.family)
         if sight.route is not RouteWord.VIF:

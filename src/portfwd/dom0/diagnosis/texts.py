@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from portfwd.api.diagnosis import Cause
 from portfwd.api.status import HopState, Outbound
 from portfwd.wire.answers.probe import RouteWord, Sight
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, IPAddress, IPNetwork, Kind, QubeName
+from portfwd.wire.entry import Entry, Relay
+from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName
 
 GONE = "there is no such forward (any more)"
 EXPIRED = "the time of this forward is over"
@@ -86,7 +86,7 @@ def not_forwarding(name: QubeName, family: Family) -> str:
     return f"the kernel of '{name}' hands nothing on (sysctl {sysctl})"
 
 
-def no_route(name: QubeName, entry: Entry, route: RouteWord | None) -> str:
+def no_route(name: QubeName, entry: Relay, route: RouteWord | None) -> str:
     """The next hop is not behind a vif."""
     where = {RouteWord.UPLINK: "its uplink", RouteWord.TUNNEL: "a tunnel", RouteWord.LOCAL: "itself"}
     leads = f"leads to {where[route]}" if route in where else "is missing"
@@ -192,4 +192,4 @@ def no_ipv6(name: QubeName) -> str:
 
 
 def _chain(entry: Entry) -> str:
-    return "custom-forward" if entry.kind is Kind.RELAY else "custom-input"
+    return "custom-forward" if isinstance(entry, Relay) else "custom-input"

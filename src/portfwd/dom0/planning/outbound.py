@@ -12,19 +12,19 @@ from collections.abc import Iterable, Sequence
 
 from portfwd.api.status import Outbound
 from portfwd.model.ordinary import Action, OrdinaryRule, SpecialTarget
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, IPAddress, Kind, PortRange, Proto, family_of
+from portfwd.wire.entry import Relay
+from portfwd.wire.values import Family, IPAddress, PortRange, Proto, family_of
 
 _DNS_PORT = 53
 _EVERYTHING = OrdinaryRule(Action.ACCEPT)
 
 
 def outbound(
-    rules: Sequence[OrdinaryRule], relays: Iterable[Entry], families: Iterable[Family], now: float
+    rules: Sequence[OrdinaryRule], relays: Iterable[Relay], families: Iterable[Family], now: float
 ) -> Outbound:
     """The word for a qube with these ordinary rules and addresses of these families. `now` is in epoch seconds.
 
-    `relays` are the entries of the entrance; of other entries nothing is said.
+    `relays` are the entries of the entrance.
     """
     live = [rule for rule in rules if not rule.expired(now)]
     if live and live[0] == _EVERYTHING:
@@ -32,7 +32,7 @@ def outbound(
     known = set(families)
     found: set[frozenset[Action]] = set()
     for entry in relays:
-        if entry.kind is Kind.RELAY and entry.to is not None and entry.ports is not None and entry.family in known:
+        if entry.family in known:
             found.update(_outcomes(live, port, entry.to, entry.proto) for port in _edges(live, entry.ports))
     if any(len(outcome) > 1 for outcome in found):
         return Outbound.UNKNOWN

@@ -6,7 +6,7 @@ Every active rule ends in exactly one of the two lists: its entries stand on eve
 why none does. So a rule is never half open, and none disappears silently.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -17,18 +17,18 @@ from portfwd.dom0.planning.snapshot import Qube, Snapshot
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
 from portfwd.wire import limits
-from portfwd.wire.entry import Entry
+from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.sources import source_fault
 from portfwd.wire.values import (
     Family,
-    Kind,
-    PortRange,
+    IPAddress,
     Proto,
     QubeName,
     RuleId,
     Side,
     Source,
     SourceWord,
+    family_of,
     source_family,
 )
 
@@ -182,9 +182,10 @@ def _entries(claim: Claim, qube: Qube, snapshot: Snapshot) -> list[tuple[QubeNam
         _check_tunnels(hops)
     found: list[tuple[QubeName, Entry]] = []
     for family in claim.seat.families:
-        if all(hop.address(family) for hop in (qube, *hops[:-1])):
+        targets = [address for hop in (qube, *hops[:-1]) if (address := hop.address(family)) is not None]
+        if len(targets) == len(hops):
             for proto in claim.rule.protos:
-                found += _relays(claim, qube, hops, family, proto)
+                found += _way(claim, qube, hops, targets, proto)
     if not found:
         versions = " or ".join(f"IPv{int(f)}" for f in claim.seat.families)
         bare = next(h for h in (qube, *hops) if not any(h.address(f) for f in claim.seat.families) or h is hops[-1])
@@ -235,32 +236,29 @@ def _check_tunnels(hops: tuple[Qube, ...]) -> None:
             raise _StopError(ProblemKind.WAY_UNKNOWN, hop.name, text)
 
 
-def _relays(
-    claim: Claim, qube: Qube, hops: tuple[Qube, ...], family: Family, proto: Proto
+def _way(
+    claim: Claim, qube: Qube, hops: tuple[Qube, ...], targets: Sequence[IPAddress], proto: Proto
 ) -> Iterator[tuple[QubeName, Entry]]:
-    """Entries from the entrance to the qube. Only the hop next to the qube changes the port."""
-    rule = claim.rule
+    """Entries from the entrance to the qube; `targets` are where the hops lead.
+
+    Only the hop next to the qube changes the port.
+    """
+    rule, family = claim.rule, family_of(targets[0])
     rule_id = rule.id(qube.name)
     expire = rule.expire if isinstance(rule.expire, int) else None
-
-    def entry(kind: Kind, side: Side, listen: PortRange, source: Source, **relay: object) -> Entry:
-        return Entry(rule_id, kind, family, proto, side, listen, source, expire=expire, **relay)  # type: ignore[arg-type]
 
     entrance_source = _for_family(rule.srchost, family)
     # Only the entrance can know its neighbours; further in, what arrives from the uplink has been checked there.
     inner_source = SourceWord.ANYONE if entrance_source is SourceWord.NEIGHBOURS else entrance_source
     for place in range(len(hops) - 1, -1, -1):
-        target = hops[place - 1] if place else qube
         entrance = hops[place].name == claim.seat.hops[0]
         # Whoever is at a network card of a hop further in has not passed the entrance.
         side = claim.seat.side if entrance else Side.INNER
         source = entrance_source if entrance else inner_source
         ports = rule.srcports if place else rule.dstports
-        yield (
-            hops[place].name,
-            entry(Kind.RELAY, side, rule.srcports, source, to=target.address(family), ports=ports),
-        )
-    yield qube.name, entry(Kind.ACCEPT, Side.UPLINK, rule.dstports, inner_source)
+        to = targets[place]
+        yield hops[place].name, Relay(rule_id, family, proto, side, rule.srcports, source, to, ports, expire=expire)
+    yield qube.name, Accept(rule_id, family, proto, Side.UPLINK, rule.dstports, inner_source, expire=expire)
 
 
 def _for_family(source: Source, family: Family) -> Source:

@@ -33,8 +33,8 @@ from portfwd.wire.acknowledgement import Ignored, Why
 from portfwd.wire.answers.connections import Connections
 from portfwd.wire.answers.preview import Preview
 from portfwd.wire.answers.report import Listening, Report
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Kind, QubeName, RuleId
+from portfwd.wire.entry import Accept, Entry
+from portfwd.wire.values import QubeName, RuleId
 
 _MORE_MAX = 999_999_999
 _Path = tuple[tuple[QubeName, Entry], ...]
@@ -127,7 +127,7 @@ def _path(
 
 
 def _hop(name: QubeName, entry: Entry, state: HopState, report: Report | None, *, at_entrance: bool) -> HopStatus:
-    if entry.kind is Kind.ACCEPT:
+    if isinstance(entry, Accept):
         target = None if report is None else report.accept(entry.key)
         if target is None:
             return HopStatus(name, entry, state)
@@ -154,7 +154,7 @@ def _server(path: _Path, reports: Mapping[QubeName, Report]) -> Listening | None
     """Of several protocols and IP versions one is enough: most servers speak one."""
     said: set[Listening | None] = set()
     for name, entry in path:
-        if entry.kind is Kind.ACCEPT:
+        if isinstance(entry, Accept):
             told = reports[name].accept(entry.key) if name in reports else None
             said.add(None if told is None else told.listening)
     return next((word for word in (Listening.YES, Listening.LOCAL, None, Listening.NO) if word in said), None)

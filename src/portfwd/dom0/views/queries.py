@@ -35,7 +35,7 @@ from portfwd.model.ordinary import OrdinaryRule
 from portfwd.wire import limits
 from portfwd.wire.answers import preview
 from portfwd.wire.answers.connections import Connections, Ended, parse_result
-from portfwd.wire.entry import Entry
+from portfwd.wire.entry import Entry, Relay
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPAddress, IPNetwork, QubeName, RuleId
 
@@ -293,7 +293,7 @@ def _kept_out(
     for client in clients:
         behind.setdefault(client.netvm, []).append(client)
     for qube, one, path in internal:
-        relays = [entry for name, entry in path if name == path[0][0]]
+        relays = [entry for name, entry in path if name == path[0][0] and isinstance(entry, Relay)]
         for client in behind.get(path[0][0], ()) if path else ():
             if client.name == qube.name or not (families := _families(client, one.rule.srchost)):
                 continue
