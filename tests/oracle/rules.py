@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The rules, stated once more and as plainly as possible, without looking at the product: what is open, nothing else.
 
-Everything is spelled out port by port. docs/formats.md and DESIGN.md section 5 are what this repeats.
+Everything is spelled out port by port. It repeats docs/formats.md and docs/decisions.
 """
 
 import copy

@@ -47,6 +47,14 @@ def test_links_lead_to_headings_that_exist(path: Path) -> None:
     assert not dead
 
 
+def test_the_map_is_short() -> None:
+    assert len(DESIGN.read_text().split()) <= 1500
+
+
+def test_the_glossary_is_short() -> None:
+    assert 0 < len(re.findall(r"\*\*[\w ]+\*\*", section(DESIGN.read_text(), "Words"))) <= 20
+
+
 def test_the_readme_is_one_screen_before_its_pictures() -> None:
     lines = (ROOT / "README.md").read_text().partition("\n![")[0].splitlines()
     assert len(lines) <= 50

@@ -5,7 +5,6 @@
 import dataclasses
 import importlib
 import inspect
-import re
 import subprocess
 import sys
 import typing
@@ -77,17 +76,3 @@ def test_no_bare_strings_in_rules_and_entries() -> None:
         "api.frames.ErrorFrame": ["kind", "text"],
         "api.frames.Event": ["subject", "name"],
     }
-
-
-DOCUMENTS = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_documents_name_only_what_exists(path: Path) -> None:
-    """Every path in backquotes or in a link of a document is there."""
-    text = path.read_text()
-    named = re.findall(r"`((?:src|lab|tests|docs|\.ci)/[\w./*-]*)`", text) + re.findall(
-        r"\]\(((?!http)[\w./-]+)\)", text
-    )
-    missing = [name for name in named if not list(ROOT.glob(name.rstrip("/"))) and not list(path.parent.glob(name))]
-    assert not missing
