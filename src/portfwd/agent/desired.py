@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What dom0 wants of this qube, read from QubesDB; and our word back. No nftables here.
+"""Reads from QubesDB what dom0 wants of this qube, and writes our status keys. No nftables here.
 
 Reading is all or nothing: entries count only when the commit covers exactly what stands there.
 """
@@ -18,7 +18,7 @@ from portfwd.wire.values import Family, IPAddress, parse_address
 
 _REMEMBERED = 1 << 15
 GATEWAYS = {Family.V4: "/qubes-gateway", Family.V6: "/qubes-gateway6"}
-"""Of the uplink to a net qube, as dom0 says them."""
+"""Gateways of the uplink to a net qube, as dom0 writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Desired:
 
     @property
     def exact(self) -> bool:
-        """Whether dom0 has committed exactly these entries: what is not among them is gone.
+        """Whether dom0 has committed exactly these entries, so that any other is gone.
 
-        A database without commit has lost what dom0 wrote, or has none of it yet.
+        A database without a commit has lost what dom0 wrote, or has not received it yet.
         """
         return self.complete and self.generation > 0
 
@@ -63,7 +63,7 @@ def read_desired(database: Database) -> Desired:
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _decode(key: str, value: str) -> Entry:
-    """As Entry.decode. Remembered, since each change reads the whole set again and most of it is as it was."""
+    """Entry.decode with a cache, since each change reads the whole set again and most of it is unchanged."""
     return Entry.decode(key, value)
 
 
@@ -82,7 +82,7 @@ def read_gateways(database: Database) -> dict[Family, IPAddress]:
 
 
 def read_results(database: Database) -> dict[str, Result]:
-    """Our own word on each entry, as an agent before this one left it."""
+    """The status of each entry as the previous agent left it."""
     found = {}
     for path, value in database.multiread(limits.STATUS).items():
         if (word := _text(value)) in list(Result):
@@ -91,16 +91,16 @@ def read_results(database: Database) -> dict[str, Result]:
 
 
 def withdraw(database: Database) -> None:
-    """Take back our word: from now on nobody speaks for this qube."""
+    """Remove our status keys."""
     database.write(limits.STATUS + UPLINKS, "")
     database.rm(limits.STATUS)
     remove(database, limits.STATUS_BASE)
 
 
 def remove(database: Database, path: str) -> None:
-    """Remove a key of ours, also where dom0 no longer has it.
+    """Remove a key of ours, also one that dom0's daemon has lost.
 
-    Both daemons die when one is told to remove what it lacks, and dom0's lacks what was written before it was started
+    Both daemons die when one has to remove a key that it lacks, and dom0's lacks what was written before it was started
     anew. So the key is written first.
     """
     database.write(path, "")
@@ -113,13 +113,13 @@ def _text(value: bytes) -> str:
 
 @dataclass
 class Reporter:
-    """Writes our status subtree, only what changed since the last time."""
+    """Writes our status subtree: only keys that changed since the last report."""
 
     database: Database
     _written: dict[str, str] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Write everything anew with the next report: dom0's daemon may have lost it."""
+        """Write every key with the next report, since dom0's daemon may have lost them."""
         self._written = {}
 
     def report(
@@ -131,7 +131,7 @@ class Reporter:
         way_out: WayOut | None = WayOut.UPLINK,
         ignored: str = "",
     ) -> None:
-        """Per entry first, then the acknowledgement of the whole. A way out that is not known is not said."""
+        """Write the word of each entry, then the acknowledgement. A way out that is not known is left out."""
         wanted = {limits.STATUS + key: result.value for key, result in results.items()}
         wanted[limits.STATUS + UPLINKS] = uplinks
         if ignored:

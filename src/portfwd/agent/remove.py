@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """python3 -I -m portfwd.agent.remove: run by the package manager when the agent, which has stopped, is removed.
 
-Without an agent nobody would close what a deleted rule leaves open, so nothing of ours may stay in a running qube.
+Without an agent nobody closes the port of a deleted rule, so nothing of ours may stay in a running qube.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Shut every port, end the connections that came through one, take away the rules and the word to dom0."""
+    """Shut every port, end the connections that came through one, remove our rules and status keys."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     failed = False
     for step in (_shut, _forget_ways, _tell, _forget_ends):

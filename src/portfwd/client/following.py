@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Follows a forward that was just stored, hop by hop, until it is open or it is clear that it will not be.
+"""Follows a forward that was just stored, hop by hop, until it is open or clearly will not be.
 
-And one that was just removed, until it is shut.
+Likewise a forward that was just removed, until it is shut.
 """
 
 import time
@@ -19,11 +19,11 @@ from portfwd.wire.values import QubeName, RuleId
 _PAUSE_FIRST, _PAUSE_MAX = 0.02, 0.2
 """Seconds between two looks at the status."""
 _LASTING = (HopState.OCCUPIED, HopState.CLASH, HopState.REFUSED, HopState.EXPIRED, HopState.RESTART)
-"""What no waiting changes."""
+"""States that no waiting changes."""
 
 
 class Followed(NamedTuple):
-    """The last status that was seen, and why none can be read at the end. Without either, the forward is gone."""
+    """The last status that was read, and why no newer one can be read. Without either, the forward is gone."""
 
     status: RuleStatus | None
     error: str
@@ -37,9 +37,9 @@ def follow(
     told: Callable[[RuleStatus], None] = lambda _: None,
     given_up: Callable[[], bool] = lambda: False,
 ) -> Followed:
-    """Look until every hop has answered, `seconds` at most, or until it is given up. Never raises.
+    """Read the status until every hop has answered, for at most `seconds`, or until it is given up. Never raises.
 
-    `told` gets each status on the way.
+    `told` is called with each status on the way.
     """
     deadline = time.monotonic() + seconds
     pause = _PAUSE_FIRST
@@ -52,7 +52,7 @@ def follow(
         if left <= 0 or given_up():
             return Followed(status, error)
         if status is not None and settled(status):
-            # dom0 may have asked the qube just before it had the forward, so it is worth asking again, but once only.
+            # dom0 may have asked the qube just before it had the forward, so ask again, but once only.
             if asked_again or status.state is not State.SERVER_UNKNOWN:
                 return Followed(status, "")
             asked_again = True
@@ -62,9 +62,9 @@ def follow(
 
 
 class Shut(NamedTuple):
-    """Whether every qube that runs and could still have it open has confirmed that what was removed or paused is shut.
+    """Whether every running qube that could still have a removed or paused forward open has confirmed that it is shut.
 
-    `silent`: who has not confirmed. `error`: why that cannot be read.
+    `silent`: the qubes that have not confirmed. `error`: why that cannot be read.
     """
 
     silent: tuple[QubeName, ...] = ()
@@ -72,12 +72,12 @@ class Shut(NamedTuple):
 
     @property
     def certain(self) -> bool:
-        """The word of one net qube is not enough: what it passes on in spite of its word, the others must refuse."""
+        """Whether it is certain. One net qube's word is not enough: the others must refuse what it passes on anyway."""
         return not self.silent and not self.error
 
     @property
     def waited_for(self) -> str:
-        """In words, who is silent, of whom there must be one."""
+        """The silent qubes, at least one, in words."""
         *others, last = self.silent
         return f"{', '.join(others)} and {last} have not confirmed it" if others else f"{last} has not confirmed it"
 
@@ -92,7 +92,7 @@ class Shut(NamedTuple):
 
 
 def shut(client: AdminClient, qube: QubeName, rules: Iterable[ForwardRule], seconds: float) -> Shut:
-    """Look until every hop of these rules has confirmed that they are gone, `seconds` at most. Never raises."""
+    """Ask until every hop of these rules has confirmed that they are gone, for at most `seconds`. Never raises."""
     kinds = {rule.forwardtype for rule in rules}
     deadline = time.monotonic() + seconds
     pause = _PAUSE_FIRST
@@ -120,6 +120,6 @@ def _look(client: AdminClient, qube: QubeName, rule: RuleId) -> tuple[RuleStatus
 def settled(status: RuleStatus) -> bool:
     """Whether waiting will change nothing."""
     if status.state in (State.PROBLEM, State.PARTLY):
-        # Without hops it is dom0 that says so; what an agent says may be over in a moment.
+        # Without hops dom0 itself says so; a state that an agent reports may change in a moment.
         return not status.hops or (status.fault is not None and status.fault.reason in _LASTING)
     return status.state.passes or status.state is State.PAUSED

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How the forwards of many qubes fare, each by itself, and why some are not told."""
+"""Gathers the forwards of many qubes, each qube by itself, with the reason for those that are not told."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,14 +15,14 @@ _DOM0 = "dom0"
 
 
 class Gathered(NamedTuple):
-    """The forwards of those that have told, by qube and number; for each of the others the reason."""
+    """The forwards of the qubes that dom0 tells, by qube and number; for each other qube the reason."""
 
     statuses: list[RuleStatus]
     untold: Mapping[QubeName, str]
 
 
 def gather(client: AdminClient) -> Gathered:
-    """Of all qubes: in one call where dom0 allows that, else qube by qube."""
+    """Gather the forwards of all qubes: in one call where dom0 allows that, else qube by qube."""
     try:
         told = client.status(None)
         return Gathered(_sorted(judged(told)), told.unread)
@@ -31,9 +31,9 @@ def gather(client: AdminClient) -> Gathered:
 
 
 def gather_each(client: AdminClient, names: Sequence[QubeName], *, gone: bool = False) -> Gathered:
-    """Of these qubes. `gone`: one that was removed meanwhile has no forwards, and is not missed.
+    """Gather the forwards of these qubes. `gone`: a qube that was removed meanwhile is no failure.
 
-    Raises NoExtensionError when all say so: one alone may just not be told to this client, which looks the same.
+    Raises NoExtensionError when all calls do: a single one may only be forbidden to this client, which looks the same.
     """
     found: list[RuleStatus] = []
     untold: dict[QubeName, str] = {}

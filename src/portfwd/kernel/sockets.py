@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""On which ports sockets of this qube itself listen, and what that means for entries; and the end of a connection.
+"""Listening sockets of this qube, what they mean for entries, and the end of a connection by its socket.
 
 Formats: sock_diag(7), linux/inet_diag.h. read_sockets() and destroy() ask the kernel; the rest is pure. Listening means
 a TCP socket in state LISTEN or a UDP socket without a peer. Network namespaces inside the qube (containers) are not
@@ -20,14 +20,14 @@ from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, IPAddress, PortRange, Proto
 
 DESTROY_GROUPS = (1, 2, 3, 4)
-"""SKNLGRP_INET_TCP_DESTROY, INET_UDP, INET6_TCP, INET6_UDP: sockets that are gone. They take CAP_NET_ADMIN."""
+"""SKNLGRP_INET_TCP_DESTROY, INET_UDP, INET6_TCP, INET6_UDP: sockets that closed. They need CAP_NET_ADMIN."""
 _SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
 _AF_INET, _AF_INET6 = 2, 10
 _TCP_CLOSE, _TCP_LISTEN = 7, 10
 _STATES = {Proto.TCP: 1 << _TCP_LISTEN, Proto.UDP: 1 << _TCP_CLOSE}
 _REQUEST = struct.Struct("=BBBxI48x")
-"""inet_diag_req_v2: family, protocol, extensions, states, and an id that leaves everything open."""
+"""inet_diag_req_v2: family, protocol, extensions, states, and an id that matches every socket."""
 _EXACT = struct.Struct("=BBBxI2s2s16s16sI8s")
 """The same with its id: ports, addresses, interface, cookie."""
 _ANY_COOKIE = b"\xff" * 8
@@ -38,7 +38,7 @@ _LOOPBACK_INTERFACE = 1
 
 
 class Socket(NamedTuple):
-    """A port on which the qube listens, in one family. `local`: for the qube itself only."""
+    """A listening port of the qube, in one family. `local`: on a loopback address only."""
 
     family: Family
     proto: Proto
@@ -64,13 +64,13 @@ def read_sockets() -> frozenset[Socket]:
 def destroy(flow: Flow) -> bool:
     """End the TCP connection by its socket in this qube, as by a reset from both sides.
 
-    False when there is no such socket (UDP, a container), or a kernel that cannot do that. Raises OSError for others.
+    False when there is no such socket (UDP, a container), or the kernel cannot do that. Raises OSError otherwise.
     """
     if flow.proto is not Proto.TCP:
         return False
     netlink = Netlink(NETLINK_SOCK_DIAG)
     try:
-        # Asked without a cookie the kernel gives, and would end, a listening socket where no connection is.
+        # Without a cookie the kernel would find, and end, a listening socket where there is no connection.
         for message in netlink.request(_SOCK_DIAG_BY_FAMILY, _exact(flow, _ANY_COOKIE)):
             if message.kind == _SOCK_DIAG_BY_FAMILY and len(message.body) >= _MESSAGE.size:
                 _, state, *_, cookie = _MESSAGE.unpack_from(message.body)
@@ -93,7 +93,7 @@ def _exact(flow: Flow, cookie: bytes) -> bytes:
 
 
 def sockets_of(message: Message, proto: Proto) -> list[Socket]:
-    """What one answer of the kernel means: an IPv6 socket may serve IPv4, too."""
+    """The ports of one answer of the kernel: an IPv6 socket may serve IPv4, too."""
     if message.kind != _SOCK_DIAG_BY_FAMILY or len(message.body) < _MESSAGE.size:
         return []
     family, _, _, _, raw_port, _, raw_address, _, interface, _ = _MESSAGE.unpack_from(message.body)
@@ -115,7 +115,7 @@ def sockets_of(message: Message, proto: Proto) -> list[Socket]:
 
 
 def freed_ports(messages: Iterable[Message]) -> set[int]:
-    """The ports of sockets without a peer that are gone, from messages of DESTROY_GROUPS."""
+    """The ports of closed sockets that had no peer, from messages of DESTROY_GROUPS."""
     ports = set()
     for message in messages:
         if message.kind == _SOCK_DIAG_BY_FAMILY and len(message.body) >= _MESSAGE.size:
@@ -126,7 +126,7 @@ def freed_ports(messages: Iterable[Message]) -> set[int]:
 
 
 def listening(entry: Entry, sockets: Iterable[Socket]) -> Listening:
-    """Whether anything listens on at least one port of an accept entry, and whether it can be reached."""
+    """Whether a socket listens on at least one port of an accept entry, and whether clients can reach it."""
     local = [s.local for s in sockets if _same(entry, s) and s.port in entry.listen]
     if not local:
         return Listening.NO

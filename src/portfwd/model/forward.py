@@ -66,7 +66,7 @@ class ForwardType(enum.StrEnum):
 
 
 class Lifetime(enum.StrEnum):
-    """An end of a rule that is not a time: the host restarts, or the qube shuts down."""
+    """An expiry that is no time: the host restarts, or the qube shuts down."""
 
     REBOOT = "reboot"
     SHUTDOWN = "shutdown"
@@ -106,7 +106,7 @@ class ForwardRule:
             raise RuleError(f"expire={self.expire}", f"a time is at most {limits.EXPIRE_MAX} seconds since 1970")
         if isinstance(self.srchost, HostName) and self.srchost in _WORDS_FOR_SOURCES:
             raise RuleError(f"srchost={self.srchost}", "this word is not a host name")
-        # Asked for many times: among other things it is what the id is made of.
+        # Cached: the id, among others, is made of it.
         object.__setattr__(self, "_does", _Does(" ".join(self._doing())))
 
     @property
@@ -162,7 +162,7 @@ class ForwardRule:
 
     @classmethod
     def stored(cls, words: Mapping[str, str]) -> Self:
-        """Make a rule of KEY -> VALUE, also one that older versions have taken and nobody can use. Raises RuleError."""
+        """Make a rule of stored KEY -> VALUE, also a useless one that older versions accepted. Raises RuleError."""
         for key, value in words.items():
             _check_word(key, value)
         if words.get("action") != ACTION:
@@ -208,9 +208,9 @@ def parse_forward(line: str, *, newer: bool = False) -> ForwardRule:
 
 
 def too_wide(rule: ForwardRule) -> str | None:
-    """Why a rule shifts more ports than one may, whatever else there is; None when it does not.
+    """Why a rule shifts more ports than a rule may, in a sentence; None when it does not.
 
-    A rule that stands already may be kept so, and opens nothing.
+    A stored rule may stay as it is; it opens nothing.
     """
     if rule.shifted <= limits.SHIFTED_PORTS_MAX:
         return None
@@ -270,7 +270,7 @@ def _parse_srchost(key: str, value: str) -> Source:
 
 
 def _short(source: Source) -> str:
-    """As a user writes it: one address without its length."""
+    """A source as a user writes it: a single address without its prefix length."""
     single = isinstance(source, IPNetwork) and source.prefixlen == source.max_prefixlen
     return str(source).partition("/")[0] if single else str(source)
 

@@ -80,7 +80,7 @@ class Entry:
             raise RefusedError(f"expire {shown(self.expire)} is out of range")
 
     def __hash__(self) -> int:
-        """Of the key, which no two entries of a set share: quick, where all fields would take long."""
+        """Hash the key, which no two entries of a set share; hashing all fields would take long."""
         return hash(self._key)
 
     @property
@@ -189,14 +189,14 @@ KINDS: Mapping[str, type[Entry]] = {kind.kind: kind for kind in (Relay, Accept)}
 
 
 def parse_key(untrusted_text: str) -> str:
-    """The key of an entry, of its form at least; raises RefusedError."""
+    """The text itself when it has the form of an entry key; raises RefusedError otherwise."""
     if not _KEY.fullmatch(untrusted_text):
         raise RefusedError(f"{shown(untrusted_text)} is not an entry key")
     return untrusted_text
 
 
 def parse_words(text: str, known: Iterable[str], required: Iterable[str]) -> dict[str, str]:
-    """Split KEY=VALUE words at single spaces; unknown, repeated or missing keys are refused."""
+    """Split KEY=VALUE words at single spaces. Raises RefusedError for an unknown, repeated or missing key."""
     words: dict[str, str] = {}
     for word in text.split(" "):
         key, equals, value = word.partition("=")
@@ -212,14 +212,14 @@ def parse_words(text: str, known: Iterable[str], required: Iterable[str]) -> dic
 
 
 def parse_number(text: str) -> int:
-    """A decimal number without sign, at most 20 digits."""
+    """Read a decimal number without sign, at most 20 digits. Raises RefusedError."""
     if not (text.isascii() and text.isdigit() and len(text) <= 20):
         raise RefusedError(f"{shown(text)} is not a number")
     return int(text)
 
 
 def digest(entries: Mapping[str, str]) -> str:
-    """A short hash over keys and values, in key order: 32 hexadecimal digits of SHA-256."""
+    """Hash keys and values in key order: the first 32 hexadecimal digits of SHA-256."""
     text = "".join(f"{key}={value}\n" for key, value in sorted(entries.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -245,7 +245,7 @@ class Commit:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a commit; another protocol version is refused, never guessed at."""
+        """Read a commit. Raises RefusedError, also for another protocol version."""
         names = ("version", "generation", "entries", "digest")
         words = parse_words(text, names, names)
         if words["version"] != str(limits.PROTOCOL_VERSION):

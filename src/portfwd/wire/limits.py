@@ -35,7 +35,7 @@ STATUS_BASE = "/qubes-port-forward-status"
 """qube -> dom0: what the agent applied. Written by the agent alone."""
 STATUS = STATUS_BASE + "/"
 AGENT_FOLDER = "/run/qubes-port-forward"
-"""What an agent leaves for the next one; it goes with the qube, or with the package."""
+"""What an agent leaves for the next one; it is removed with the qube's run, or with the package."""
 AGENT_SOCKET = "/run/qubes-port-forward.sock"
 """Where a qube's agent answers the qrexec services below; each is a link to it in /etc/qubes-rpc."""
 REPORT_SERVICE = "qubes.PortForwardStatus"
@@ -51,7 +51,7 @@ PROBE_SERVICE = "qubes.PortForwardProbe"
 REPORT_MAX = 640 << 10
 """Bytes of what one of these services is given, or gives back."""
 REPORT_LINES_MAX = 4096
-"""Lines of that, without those in front that are always there."""
+"""Lines of that, not counting the lines in front that are always there."""
 REPORT_CONNECTIONS_MAX = 1000
 """Connections that are listed one by one."""
 ELEMENT_MAX = 400
@@ -62,5 +62,5 @@ FEATURE_AGENT = "supported-service." + SERVICE
 FEATURE_DENY = "port-forward.deny"
 FEATURE_TRANSIT = "port-forward.allow-transit"
 FEATURE_VPN = "port-forward.vpn"
-"""That a qube is a VPN qube, whatever its agent says now. dom0 sets it when it first hears of a tunnel."""
+"""Marks a VPN qube, whatever its agent reports now. dom0 sets it when the agent first reports a tunnel."""
 TAG_TOR_GATEWAY = "anon-gateway"

@@ -112,7 +112,7 @@ class PortRange:
 
     @property
     def short(self) -> str:
-        """As people write it: 443 or 1-2."""
+        """The short spelling: 443 or 1-2."""
         return str(self.first) if self.first == self.last else str(self)
 
     def overlaps(self, other: "PortRange") -> bool:

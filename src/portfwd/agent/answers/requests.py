@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 CALLS_MAX = 16
 CALL_SECONDS = 5.0
-"""How long one call may take, its answer included."""
+"""Seconds that one call may take, its answer included."""
 _HEADER_MAX = 512
 _CHUNK = 1 << 16
 
@@ -37,11 +37,11 @@ class _Call:
         self.due = time.monotonic() + CALL_SECONDS
         self.received = b""
         self.rest: bytes | None = None
-        """What of the answer has not been sent yet; None before there is one."""
+        """The part of the answer that is not sent yet; None before there is one."""
 
 
 class Requests:
-    """The listening socket and its callers. `with_input` names the services that read what the caller sends."""
+    """The listening socket and its callers. `with_input` names the services that read the caller's input."""
 
     def __init__(self, path: Path, with_input: Collection[str]) -> None:
         self._path, self._with_input = path, with_input
@@ -69,7 +69,7 @@ class Requests:
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
-        """Serve no longer."""
+        """Stop serving and close all sockets."""
         for call in list(self._calls):
             self._drop(call)
         if self._selector is not None and self._listener is not None:
@@ -80,7 +80,7 @@ class Requests:
 
     @property
     def due(self) -> float | None:
-        """When tend() has something to do, by the monotonic clock."""
+        """When tend() is due, on the monotonic clock; None for never."""
         return min((call.due for call in self._calls), default=None)
 
     def tend(self, now: float) -> None:
@@ -103,7 +103,7 @@ class Requests:
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._go_on(call))
 
     def _go_on(self, call: _Call) -> None:
-        # It may have been dropped for another one in the same turn of the loop.
+        # The call may have been dropped for another one in the same turn of the loop.
         if call not in self._calls:
             return
         try:
@@ -119,7 +119,7 @@ class Requests:
     def _receive(self, call: _Call) -> None:
         data = call.connection.recv(_CHUNK)
         if call.rest is not None:
-            # Answered: what still comes is thrown away, since closing before its end would tear the answer off.
+            # Answered: further input is discarded, since closing before its end would cut the answer off.
             if not data:
                 self._drop(call)
             return

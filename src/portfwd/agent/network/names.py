@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Host names of sources, resolved in threads of their own: the agent never waits for a DNS server.
+"""Resolves host names of sources in threads, so that the agent never waits for a DNS server.
 
-An answer counts as a whole: addresses that it no longer has are shut. When nobody could answer, the last answer counts
-on for a while, since a server's trouble says nothing about the name.
+An answer counts as a whole: addresses that it lacks are shut. When no server answers, the last answer counts
+for a while longer, since a server's trouble says nothing about the name.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from portfwd.wire.values import HostName, IPAddress
 
 REFRESH_SECONDS = 300
 RETRY_SECONDS = 30
-"""When to ask again after nobody could answer."""
+"""Seconds until a name is asked for again after no server answered."""
 HOLD_SECONDS = 900
-"""How long the last answer counts meanwhile: a router restarts in less, and an address seldom finds a new owner."""
+"""Seconds for which the last answer counts meanwhile: a router restarts in less, and addresses seldom change owner."""
 _THREADS = 16
 _NO_SUCH_NAME = {socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY}
 _MOST = 32
-"""Addresses taken from one name: a name that answers thousands must not fill the kernel."""
+"""Addresses taken from one name, at most: a name with thousands must not fill the kernel."""
 
 
 class Resolver:
-    """Ask for names with want(); fileno() is readable when answers have come and read() was not yet called.
+    """Takes names by want(); fileno() is readable when answers have come that read() has not taken yet.
 
-    Each name has a thread while there are few, so that one whose server is dead does not hold up the others. `clock`
+    Each name has a thread while there are few, so that one with a dead server does not delay the others. `clock`
     gives seconds, suspend included.
     """
 
@@ -54,12 +54,12 @@ class Resolver:
 
     @property
     def waiting(self) -> bool:
-        """Whether the answer for some wanted name is still to come."""
+        """Whether the answer for some wanted name is still missing."""
         return not self._wanted.isdisjoint(self._under_way)
 
     @property
     def troubled(self) -> bool:
-        """Whether nobody could answer for some wanted name the last time."""
+        """Whether no server answered for some wanted name the last time."""
         return not self._wanted.isdisjoint(self._unknown)
 
     def want(self, names: Iterable[HostName]) -> None:
@@ -70,13 +70,13 @@ class Resolver:
         self.found = {name: addresses for name, addresses in self.found.items() if name in self._wanted}
         for name in sorted(self._wanted):
             if name in self._under_way:
-                # What it answers may be older than this wish.
+                # The answer under way may be older than this request.
                 self._under_way[name] = True
             else:
                 self._ask(name)
 
     def read(self) -> bool:
-        """Take over what has been resolved; whether it differs from before."""
+        """Take the answers that have come; returns whether any differs from before."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 4096)
         found = dict(self.found)
@@ -111,7 +111,7 @@ class Resolver:
             self._threads[-1].start()
 
     def close(self) -> None:
-        """Let go of threads and descriptors; waits for answers that are still to come."""
+        """Close threads and descriptors, after the answers that are under way."""
         for _ in self._threads:
             self._asked.put(None)
         for thread in self._threads:
@@ -127,7 +127,7 @@ class Resolver:
 
 
 def resolve(name: HostName) -> tuple[IPAddress, ...] | None:
-    """The addresses of a name, at most 32; none when there is no such name, None when nobody could say.
+    """The addresses of a name, at most 32; none when there is no such name, None when no server answered.
 
     Those that no client can have, such as loopback addresses, are left out. Blocks for as long as DNS takes.
     Errors: getaddrinfo(3).

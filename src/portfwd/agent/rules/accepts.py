@@ -61,7 +61,7 @@ class Accepts(Kind[Accept]):
 
 
 def _segments(entries: list[Accept]) -> Iterator[tuple[PortRange, list[Accept]]]:
-    """Cut overlapping listen ranges into pieces that do not overlap, each with the entries that cover it."""
+    """Cut overlapping listen ranges into segments that do not overlap, each with the entries that cover it."""
     edges: dict[int, tuple[list[Accept], list[Accept]]] = {}
     for entry in entries:
         edges.setdefault(entry.listen.first, ([], []))[0].append(entry)

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """From entries to the elements of our sets and maps. PURE: (entries, surroundings) -> elements and a result per entry.
 
-An entry that is expired, not resolved or at odds with another opens nothing; its result says why.
+An entry that is expired, not resolved or in conflict with another opens nothing; its result says why.
 """
 
 import operator
@@ -48,7 +48,7 @@ def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, Res
 
 
 def _add_near(elements: Elements, around: Surroundings) -> None:
-    """The neighbour networks, only where some relay asks for them."""
+    """Add the neighbour networks, only where some relay asks for them."""
     for family in Family:
         doors = [d for name in ("up-port", "up-range") for d in elements.get((family, name), {}).values()]
         if not any(door.data == "goto up-near" for door in doors):
@@ -61,7 +61,7 @@ def _add_near(elements: Elements, around: Surroundings) -> None:
 
 
 def _add_home(elements: Elements, around: Surroundings) -> None:
-    """Whose addresses belong where, and what is shut altogether, only where something may come in by a relay."""
+    """Add which addresses belong to which interface, and the shut interfaces, only where a relay lets something in."""
     for family in Family:
         if not any((family, f"{side}-{shape}") in elements for side in ("up", "down") for shape in ("port", "range")):
             continue
@@ -76,7 +76,7 @@ def _add_home(elements: Elements, around: Surroundings) -> None:
 
 
 def _add_via(elements: Elements, around: Surroundings) -> None:
-    """The numbered uplinks, only where something may come in by them."""
+    """Add the numbered uplinks, only where something may come in by them."""
     for family in Family:
         if any((family, f"{side}-{shape}") in elements for side in ("up", "in") for shape in ("port", "range")):
             for interface, number in around.numbers.items():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Reads the kernel's notices of ruleset changes: was it someone else, and does it concern us? PURE.
+"""Reads the kernel's notices of ruleset changes: whether another process made them, and whether they concern us. PURE.
 
 Formats: linux/netfilter/nf_tables.h. Every message carries its table as attribute 1; a batch ends with NEWGEN, which
 gives the new generation of the ruleset. The process id that it gives, too, is of no use inside a PID namespace.

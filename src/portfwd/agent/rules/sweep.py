@@ -26,7 +26,7 @@ from portfwd.wire.entry import Entry
 from portfwd.wire.values import Proto, Side, SourceWord
 
 GUARD_SECONDS = 600
-"""How long revoked connections are watched for: longer than TCP goes on retransmitting to a peer that it has lost."""
+"""Seconds for which revoked connections are guarded: longer than TCP retransmits to a lost peer."""
 
 
 def divide(flows: Iterable[Flow], entries: Iterable[Entry], around: Surroundings) -> tuple[list[Flow], list[Flow]]:
@@ -43,7 +43,7 @@ def divide(flows: Iterable[Flow], entries: Iterable[Entry], around: Surroundings
 
 
 class Judge:
-    """Holds flows against entries: by port, since thousands of each must not meet each other one by one."""
+    """Compares flows with entries, by port, since comparing thousands of each pair by pair would take long."""
 
     def __init__(self, entries: Iterable[Entry], around: Surroundings) -> None:
         self._around = around
@@ -100,7 +100,7 @@ def _allows(entry: Entry, flow: Flow, around: Surroundings) -> bool:
 
 
 def _came_by(flow: Flow, around: Surroundings) -> str | None:
-    """The uplink by which a connection came in, where its mark says so."""
+    """The uplink by which a connection came in; None where its mark has no number."""
     number = (flow.mark & UPLINK_BITS) >> UPLINK_SHIFT
     return next((name for name, held in around.numbers.items() if held == number), None)
 
@@ -113,7 +113,7 @@ def mourning(flows: Iterable[Flow]) -> str:
         inward = f"{flow.proto.value} . {flow.client} . {flow.port} timeout {GUARD_SECONDS}s"
         places.setdefault((ip, DEAD_IN), {})[inward] = None
         if flow.mark & MARK_BITS == MARK_IN and flow.translated:
-            # A program of this qube that answers at another port than was dialled.
+            # A program of this qube answers at another port than was dialled.
             inward = f"{flow.proto.value} . {flow.client} . {flow.server_port} timeout {GUARD_SECONDS}s"
             places[ip, DEAD_IN][inward] = None
         if flow.mark & MARK_BITS != MARK_IN or flow.translated:

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The commands of qvm-port-forward that change something: add, remove, edit, pause, resume, kill.
 
-Each takes the client and the parsed arguments, says in a sentence what came of it, and answers the exit code.
+Each takes the client and the parsed arguments, prints the result as a sentence, and returns the exit code.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import PortRange, QubeName
 
 _PICKS = 50
-"""Refused ports after which the search for a free one ends: somebody else takes them faster."""
+"""Refused ports after which the search for a free one ends: others take them faster."""
 
 
 def add(client: AdminClient, args: argparse.Namespace) -> Exit:
@@ -51,7 +51,7 @@ def remove(client: AdminClient, args: argparse.Namespace) -> Exit:
 
 
 def edit(client: AdminClient, args: argparse.Namespace) -> Exit:
-    """Change what is given of a forward; it keeps its number."""
+    """Change the given words of a forward; it keeps its number."""
     qube = qube_of(args)
     before, after = _edit(client, qube, args, edit_of("edit", args))
     return _code(args, _report(client, qube, after or before, args))
@@ -82,7 +82,7 @@ def kill(client: AdminClient, args: argparse.Namespace) -> Exit:
     meant = [c for c in client.connections(qube).told if (c.connection.client, c.connection.port) == (address, port)]
     if not meant:
         raise RefusedError(f"{qube} has no open connection of {shown(args.client)}")
-    # A connection that several forwards allow is told with each of them.
+    # A connection that several forwards allow is listed with each of them.
     for connection in dict.fromkeys(c.connection for c in meant):
         client.kill(qube, connection)
         say(f"Ended the {connection.proto} connection of {args.client} to {qube}'s port {connection.to}")
@@ -98,7 +98,7 @@ def rule_of(args: argparse.Namespace, now: float) -> ForwardRule:
 
 
 def edit_of(command: str, args: argparse.Namespace) -> Edit:
-    """What remove, edit, pause or resume makes of a rule; None is its end. Raises UsageError."""
+    """The edit of remove, edit, pause or resume: rule -> new rule, None to remove it. Raises UsageError."""
     if command == "remove":
         return lambda _: None
     if command in ("pause", "resume"):
@@ -121,7 +121,7 @@ def edit_of(command: str, args: argparse.Namespace) -> Edit:
 
 
 def _add_on_free_port(client: AdminClient, qube: QubeName, rule: ForwardRule, args: argparse.Namespace) -> Exit:
-    """Try the wanted port, then those above, past what dom0 or a net qube says is taken."""
+    """Try the wanted port, then those above, skipping ports that dom0 or a net qube reports as taken."""
     taken = _taken(client, qube, rule)
     for _ in range(_PICKS):
         ports = next(free_ports(rule.srcports, taken), None)
@@ -138,7 +138,7 @@ def _add_on_free_port(client: AdminClient, qube: QubeName, rule: ForwardRule, ar
         status = _wait(client, qube, picked, args)
         if status is None or status.fault is None or status.fault.reason != HopState.OCCUPIED:
             return _say_outcome(status, qube, picked, args)
-        # dom0 cannot know what programs of a net qube listen on.
+        # dom0 cannot know the ports of a net qube's own programs.
         client.edit_forwards(qube, functools.partial(_without, rule=picked))
         taken.append(ports)
     raise RefusedError(f"no free port was found from {rule.srcports.short} on")
@@ -149,7 +149,7 @@ def _without(present: Rules, rule: ForwardRule) -> Rules:
 
 
 def _taken(client: AdminClient, qube: QubeName, rule: ForwardRule) -> list[PortRange]:
-    """The ports of all forwards of that kind and protocol; of this qube alone where dom0 tells no more."""
+    """The ports of all forwards of that kind and protocol, or of this qube's where dom0 tells no more."""
     try:
         rules = [forward.rule for forward in client.status(None).forwards]
     except RefusedError:
@@ -160,7 +160,7 @@ def _taken(client: AdminClient, qube: QubeName, rule: ForwardRule) -> list[PortR
 def _edit(
     client: AdminClient, qube: QubeName, args: argparse.Namespace, change: Edit
 ) -> tuple[ForwardRule, ForwardRule | None]:
-    """The forward that the words mean, before and after; None after its removal."""
+    """Edit the forward that the words mean; returns it before and after (None after its removal)."""
     outcome: list[tuple[ForwardRule, ForwardRule | None]] = []
 
     def change_list(present: Rules) -> Rules:
@@ -182,7 +182,7 @@ def _edit(
 
 
 def _code(args: argparse.Namespace, code: Exit) -> Exit:
-    """The exit code; that a change has not been stored is no success."""
+    """The exit code; a change that dom0 could not store is no success."""
     return Exit.NOT_OPEN if code is Exit.DONE and getattr(args, "unstored", False) else code
 
 
@@ -228,7 +228,7 @@ def _say_outcome(status: RuleStatus | None, qube: QubeName, rule: ForwardRule, a
 
 @contextlib.contextmanager
 def _standing(text: str) -> Iterator[None]:
-    """Whoever interrupts the waiting is told what stands: nothing is undone that was asked for."""
+    """On Ctrl-C while waiting, say what is stored: nothing is undone."""
     try:
         yield
     except KeyboardInterrupt:

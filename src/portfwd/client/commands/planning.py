@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The command plan of qvm-port-forward: what each hop does now, or would do after a change. Stores nothing."""
+"""The command plan of qvm-port-forward: each hop's part now, or after a change that is not stored."""
 
 import argparse
 import time
@@ -29,14 +29,14 @@ _SIDES = {
 
 
 def plan(client: AdminClient, args: argparse.Namespace) -> Exit:
-    """Say in sentences what stands or would stand on each hop, and the nft elements of it."""
+    """Print in sentences what stands or would stand on each hop, with its nft elements."""
     qube = qube_of(args)
     present = client.forwards(qube).rules
     if args.change is None:
         _say_plan(client.plan(qube), qube, present, present)
         return Exit.DONE
     wanted, changed = _candidate(qube, present, args)
-    # Also without a rule of interest it is dom0 that says whether it would take the list.
+    # dom0 decides whether it would take the list, also where no rule of it is to be shown.
     answer = client.plan(qube, wanted)
     gone = [rule for rule in present if rule.does not in {other.does for other in wanted if other.enabled}]
     for rule in gone:

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The commands of qvm-port-forward that only look: list, show, check.
 
-Each takes the client and the parsed arguments, prints, and answers the exit code.
+Each takes the client and the parsed arguments, prints, and returns the exit code.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from portfwd.wire.values import IPAddress, QubeName, parse_address
 
 
 def list_(client: AdminClient, args: argparse.Namespace) -> Exit:
-    """All forwards of the named qubes, or of all."""
+    """Print all forwards of the named qubes, or of all."""
     names = [parse_qube(name) for name in args.qubes]
     found, untold = gather(client) if not names else gather_each(client, names)
     now = time.time()
@@ -47,7 +47,7 @@ def list_(client: AdminClient, args: argparse.Namespace) -> Exit:
 
 
 def show(client: AdminClient, args: argparse.Namespace) -> Exit:
-    """One forward, hop by hop, and who is connected."""
+    """Print one forward hop by hop, and who is connected."""
     qube = qube_of(args)
     status = _one(client, qube, args.forward)
     try:

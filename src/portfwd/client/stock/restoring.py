@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""A backup's firewall.xml: its forwards are restored, too, and never cost an ordinary rule.
+"""Restores the forwards of a backup's firewall.xml, which never costs an ordinary rule.
 
 The stock restores no rule at all when a single one of the list is unknown to it, and a qube without rules may send
 everything. So it gets the list without forwards. Each forward is restored by itself: one that another qube has taken
@@ -68,9 +68,9 @@ class Divided(NamedTuple):
 
 
 def divide(etree: Any, data: bytes, now: float) -> Divided:
-    """Take the forwards out of a file, as it is at `now` (epoch seconds). Raises for what is not XML.
+    """Take the forwards out of a file, at `now` (epoch seconds). Raises for what is not XML.
 
-    A lifetime until a restart or a shutdown was over when the backup was made somewhere else.
+    A lifetime until a restart or a shutdown is over: it belonged to the run in which the backup was made.
     """
     if len(data) > 16 * API_REQUEST_MAX:
         raise ValueError("the firewall file is too long")
@@ -99,10 +99,10 @@ def divide(etree: Any, data: bytes, now: float) -> Divided:
 
 
 def store(forwards: Sequence[ForwardRule], save: Callable[[Sequence[ForwardRule]], None]) -> Iterator[Lost]:
-    """Have save(list) store as many of the forwards as it takes, in their order; those that it does not take.
+    """Store, by save(list), as many of the forwards as dom0 takes, in order; yields the others with the reason.
 
-    A ValueError is dom0's no to what stands in the list, so the list is halved until it is known whose fault that is.
-    Whatever else comes concerns all of them alike, and dom0 is not asked again.
+    A ValueError means that dom0 refuses something in the list, which is then halved until it is known which forward.
+    Any other error concerns all of them alike, and dom0 is not called again.
     """
     kept: tuple[ForwardRule, ...] = ()
     parts = [tuple(forwards)] if forwards else []

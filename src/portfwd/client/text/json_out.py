@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What list, show and check say as JSON: schema version 1, described in docs/qvm-port-forward.md. Does no I/O.
+"""The JSON of list, show and check: schema version 1, described in docs/qvm-port-forward.md. Does no I/O.
 
-A field is added without a new version; none is renamed, removed or given another meaning. Unknown is null.
+Fields are added without a new version; none is renamed, removed or given another meaning. Unknown is null.
 """
 
 import json
@@ -21,13 +21,13 @@ Value = None | bool | int | str | Sequence["Value"] | dict[str, "Value"]
 
 
 def list_json(found: Iterable[RuleStatus], untold: Mapping[QubeName, str], now: float) -> str:
-    """All forwards that were asked for, and the qubes that are not told, with the reason."""
+    """The forwards that were asked for, and the qubes whose forwards dom0 does not tell, with the reason."""
     missing: list[Value] = [{"qube": qube, "reason": reason} for qube, reason in untold.items()]
     return _text("list", {"forwards": [_forward(status, now) for status in found], "not_told": missing})
 
 
 def show_json(status: RuleStatus, connections: Sequence[Client] | None, more: int | None, now: float) -> str:
-    """One forward and its connections; `more` of the qube's are not told."""
+    """One forward and its connections; `more` connections of the qube are not listed."""
     told = None if connections is None else [_connection(connection) for connection in connections]
     return _text("show", {"forward": _forward(status, now), "connections": told, "more_connections": more})
 

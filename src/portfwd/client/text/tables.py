@@ -16,7 +16,7 @@ from portfwd.wire.values import format_source
 
 _LIST = ("QUBE", "NO", "SERVICE", "ENTRANCE", "TARGET", "CLIENTS", "LEFT", "STATE", "TRAFFIC", "CONN", "COMMENT")
 _SPARE = ("TARGET", "COMMENT", "TRAFFIC", "CONN")
-"""What a narrow terminal can do without, in this order; SERVICE tells the target, too."""
+"""Columns that a narrow terminal can do without, in this order; SERVICE shows the target, too."""
 _HOPS = ("HOP", "IP", "PROTO", "DOES", "LISTENS", "CLIENTS", "HANDS TO", "STATE", "TOLD")
 _COLOUR_OF = {
     State.OPEN: "green",
@@ -64,7 +64,7 @@ def rule_text(status: RuleStatus, now: float, *, colour: bool, width: int | None
 
 
 def amount(count: int | None) -> str:
-    """Bytes in the unit that fits, to two or three digits."""
+    """Bytes in a fitting unit, with two or three digits."""
     if count is None:
         return "-"
     size = float(count)
@@ -106,12 +106,12 @@ def where(status: RuleStatus) -> str:
 
 
 def who(rule: ForwardRule) -> str:
-    """Who may connect, in a word."""
+    """Who may connect, for a column."""
     return clients_short(rule) + (" (internal)" if rule.forwardtype is ForwardType.INTERNAL else "")
 
 
 def state_text(status: RuleStatus) -> str:
-    """The word, and what is in the way unless the word says it."""
+    """The state's word, and what is in the way unless the word says it."""
     if status.in_doubt:
         return f"{status.state} ({status.silent[0]}: not confirmed)"
     if status.fault is None or status.state.passes:

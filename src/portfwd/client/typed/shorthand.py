@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What a user types for a forward -> ForwardRule. Takes text, the time and a look-up of services; does no I/O.
+"""Reads what a user types for a forward: text, time and a look-up of services -> ForwardRule. Does no I/O.
 
     SERVICE   ENTRANCE[:TARGET][/tcp|/udp]    443:8443/tcp   8443   ssh   ssh:2222   5000-5010/udp   5000-5010:8000/udp
 
@@ -35,7 +35,7 @@ _OPTIONS = {"srchost": "--from", "comment": "--comment", "expire": "--until"}
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Ports at the entrance and at the qube; no `proto` means both. `whole`: the ports at the qube were typed, too."""
+    """Ports at the entrance and at the qube; no `proto` means both. `whole`: the qube's ports were typed, too."""
 
     proto: Proto | None
     srcports: PortRange
@@ -50,7 +50,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the options of add and edit say, as typed; None where one is not given."""
+    """The options of add and edit as typed; None where one is not given."""
 
     source: str | None = None
     forwardtype: ForwardType | None = None
@@ -102,7 +102,7 @@ def changed_rule(rule: ForwardRule, service: Service | None, options: Options, n
 
 
 def free_ports(wanted: PortRange, taken: Iterable[PortRange]) -> Iterator[PortRange]:
-    """The wanted ports if nobody has them, then every free range of that length above, from 1024 on."""
+    """The wanted ports if they are free, then every free range of that length above, from 1024 on."""
     held = sorted(taken)
     first = wanted.first
     while first + len(wanted) - 1 <= PORT_MAX:
@@ -159,7 +159,7 @@ def _moment(word: str, date: tuple[int, ...], clock: tuple[int, int], now: float
             moment = int(time.mktime((date[0], date[1], date[2], *clock, 0, 0, 0, summer)))
         except (OverflowError, ValueError):
             continue
-        # mktime takes any numbers, and gives what they amount to.
+        # mktime accepts any numbers and normalises them.
         if tuple(time.localtime(moment)[:5]) == (*date, *clock):
             found.add(moment)
     if not found:

@@ -24,9 +24,9 @@ BUSY = "busy"
 
 
 class Turns:
-    """Probes go through the chains one after the other, so few may wait; who comes too late is told so at once.
+    """The queue of probes, which go through the chains one at a time: few may wait, the next is refused at once.
 
-    `most` are those under way and waiting, `each` those of one caller.
+    `most`: probes under way and waiting, in all; `each`: those of one caller.
     """
 
     def __init__(self, most: int = 4, each: int = 2) -> None:
@@ -101,7 +101,7 @@ def _problem(planned: Plan, qube: Qube, rule: RuleId) -> Problem | None:
 def _siblings(
     snapshot: Snapshot, qube: Qube, stored: StoredForward, path: tuple[tuple[QubeName, Entry], ...]
 ) -> dict[Family, IPAddress]:
-    """For an internal rule the address of a qube behind the same net qube in each family: it has to be someone's."""
+    """For an internal rule: in each family the address of a qube behind the same net qube, as the probe's source."""
     found: dict[Family, IPAddress] = {}
     if path[0][1].side is not Side.DOWNSTREAM:
         return found
@@ -117,7 +117,7 @@ def _siblings(
 
 
 def _owner(survey: Survey, client: IPAddress) -> QubeName | None:
-    """The qube with that address, if the caller may ask for the rules that keep it in."""
+    """The qube with that address, if the caller may read its outbound rules."""
     family = family_of(client)
     found = (q.name for q in survey.snapshot.qubes.values() if q.running and q.address(family) == client)
     return next((name for name in found if survey.caller.may(name, ORDINARY)), None)

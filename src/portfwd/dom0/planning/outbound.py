@@ -51,7 +51,7 @@ def _edges(rules: Iterable[OrdinaryRule], ports: PortRange) -> list[int]:
 
 
 def _outcomes(rules: Iterable[OrdinaryRule], port: int, address: IPAddress, proto: Proto) -> frozenset[Action]:
-    """What may happen to a packet: one action when the rules tell."""
+    """The possible actions for a packet: a single one when the rules decide it."""
     found = set()
     for rule in rules:
         matches = _matches(rule, port, address, proto)
@@ -63,7 +63,7 @@ def _outcomes(rules: Iterable[OrdinaryRule], port: int, address: IPAddress, prot
 
 
 def _matches(rule: OrdinaryRule, port: int, address: IPAddress, proto: Proto) -> bool | None:
-    """Whether a rule is for a packet; None when dom0 cannot know."""
+    """Whether a rule matches a packet; None when dom0 cannot know."""
     if rule.proto is not None and rule.proto.value != proto.value:
         return False
     if rule.dstports is not None and not rule.dstports.first <= port <= rule.dstports.last:

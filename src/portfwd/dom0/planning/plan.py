@@ -35,9 +35,9 @@ from portfwd.wire.values import (
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One rule that opens nothing, the qube that stands in the way, and the sentence for the user.
+    """One rule that opens nothing, the qube that prevents it, and the sentence for the user.
 
-    `owner` is whose claim is in the way, if one is: not everybody may be told.
+    `owner` is the qube whose claim is in the way, if one is; not every caller may be told.
     """
 
     qube: QubeName
@@ -50,7 +50,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Entries per qube, the same entries per rule (from the entrance to the qube), problems, and who holds what now."""
+    """Entries per qube, the same entries per rule (from the entrance to the qube), problems, and holders of ports."""
 
     entries: Mapping[QubeName, tuple[Entry, ...]]
     paths: Mapping[RuleId, tuple[tuple[QubeName, Entry], ...]]
@@ -58,7 +58,7 @@ class Plan:
     held: Holders = field(default_factory=Holders)
 
     def owners(self, name: QubeName) -> frozenset[QubeName]:
-        """The qubes for whose forwards a qube has entries."""
+        """The qubes whose forwards have entries on a qube."""
         return frozenset(self.paths[entry.rule][-1][0] for entry in self.entries.get(name, ()))
 
 
@@ -75,9 +75,9 @@ def is_over(stored: StoredForward, qube: Qube, snapshot: Snapshot) -> bool:
 
 
 def claims(snapshot: Snapshot) -> Iterator[Claim]:
-    """Every claim of every live, enabled rule, by the configured network and whatever runs at the moment.
+    """The claims of all live, enabled rules by the configured network, whatever runs at the moment.
 
-    A halted qube keeps its ports: otherwise the owner of a port would depend on the order of starting.
+    A halted qube keeps its ports; otherwise the owner of a port would depend on the order of starting.
     """
     for qube in snapshot.qubes.values():
         for stored in qube.forwards:
@@ -86,7 +86,7 @@ def claims(snapshot: Snapshot) -> Iterator[Claim]:
 
 
 def claim_of(qube: Qube, stored: StoredForward, snapshot: Snapshot) -> Claim:
-    """The claim of one rule; without a net qube the entrance is the qube itself, which clashes with nothing."""
+    """The claim of one rule; without a net qube the entrance is the qube itself, which clashes with no other."""
     path = snapshot.path(qube.name) or (qube,)
     rule = stored.rule
     external = rule.forwardtype is ForwardType.EXTERNAL
@@ -106,7 +106,7 @@ def claim_of(qube: Qube, stored: StoredForward, snapshot: Snapshot) -> Claim:
 
 
 def doubtful(snapshot: Snapshot) -> frozenset[QubeName]:
-    """The qubes whose forwards, or whose way out, cannot be read now: they lose no port by that, and gain none."""
+    """The qubes whose forwards or way out cannot be read now; they neither lose nor gain a port by that."""
     doubts = {QubeName(name) for name in snapshot.unread}
     for qube in snapshot.qubes.values():
         path = snapshot.path(qube.name) if qube.forwards else ()
@@ -117,7 +117,7 @@ def doubtful(snapshot: Snapshot) -> frozenset[QubeName]:
 
 
 def entrances_of(snapshot: Snapshot, doubts: Container[QubeName]) -> Entrances:
-    """The entrances with nothing taken but what is kept for those that are in doubt."""
+    """The entrances with only those ports taken that are kept for qubes in doubt."""
     entrances = Entrances()
     for seat in sorted((seat for seat in snapshot.held.seats if seat.qube in doubts), key=str):
         entrances.take(seat)
@@ -160,7 +160,7 @@ def plan(snapshot: Snapshot) -> Plan:
 
 
 def taken(at: QubeName, who: str) -> str:
-    """The sentence for a port that is taken at a hop; `who` is in words."""
+    """The sentence for a port that is taken at a hop; `who` describes the holder."""
     return f"port is taken at '{at}' by {who}"
 
 
@@ -194,7 +194,7 @@ def _entries(claim: Claim, qube: Qube, snapshot: Snapshot) -> list[tuple[QubeNam
 
 
 def useless_for(qube: Qube, rule: ForwardRule) -> tuple[ProblemKind, QubeName, str] | None:
-    """Why nobody could ever use a rule of a qube, whatever runs; it holds no port. None when somebody could."""
+    """Why nobody could ever use a rule of a qube, whatever runs (it holds no port); None when somebody could."""
     if fault := source_fault(rule.srchost):
         return ProblemKind.NO_CLIENTS, qube.name, f"nobody can be {rule.srchost}: {fault}"
     if qube.netvm is None and qube.provides_network:
@@ -210,7 +210,7 @@ def _outermost(name: QubeName) -> str:
 
 
 def _check(qube: Qube, hops: tuple[Qube, ...]) -> None:
-    """Refuse the whole path when any hop refuses, is halted or cannot be reached by us."""
+    """Refuse the whole path when a hop forbids forwards, is halted or has no agent."""
     for hop in hops:
         if hop.tor_gateway:
             raise _StopError(ProblemKind.TOR_GATEWAY, hop.name, f"'{hop.name}' is a Tor gateway and takes no forwards")
@@ -224,7 +224,7 @@ def _check(qube: Qube, hops: tuple[Qube, ...]) -> None:
 
 
 def _check_tunnels(hops: tuple[Qube, ...]) -> None:
-    """Refuse to show the world what its user has put behind a VPN, unless that is what the user wants."""
+    """Refuse to cross a VPN qube, unless its user allows that."""
     for hop in reversed(hops):
         if hop.tunnel and not hop.transit:
             text = f"'{hop.name}' is a VPN qube (feature {limits.FEATURE_VPN})"
@@ -248,11 +248,11 @@ def _way(
     expire = rule.expire if isinstance(rule.expire, int) else None
 
     entrance_source = _for_family(rule.srchost, family)
-    # Only the entrance can know its neighbours; further in, what arrives from the uplink has been checked there.
+    # Only the entrance can know its neighbours; it has checked what arrives from the uplink further in.
     inner_source = SourceWord.ANYONE if entrance_source is SourceWord.NEIGHBOURS else entrance_source
     for place in range(len(hops) - 1, -1, -1):
         entrance = hops[place].name == claim.seat.hops[0]
-        # Whoever is at a network card of a hop further in has not passed the entrance.
+        # A host at a network card of an inner hop has not passed the entrance.
         side = claim.seat.side if entrance else Side.INNER
         source = entrance_source if entrance else inner_source
         ports = rule.srcports if place else rule.dstports

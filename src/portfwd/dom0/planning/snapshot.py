@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Qube:
-    """What the planner knows of one qube. `session` names the present run of the qube ('' when halted)."""
+    """The planner's view of one qube. `session` names the present run of the qube ('' when halted)."""
 
     name: QubeName
     netvm: QubeName | None = None
@@ -39,17 +39,17 @@ class Qube:
     tor_gateway: bool = False
     denies: bool = False
     tunnel: bool = False
-    """A VPN qube: its agent says that what it sends to the world leaves by a tunnel, or has once said so."""
+    """A VPN qube: its agent reports, or has reported before, that the qube's own traffic leaves by a tunnel."""
     way_untold: bool = False
-    """Whether it is one is not known: its agent is at work and does not say."""
+    """Whether it is a VPN qube is not known: its agent works and does not report its way out."""
     vpn: str | None = None
-    """The feature by which dom0 remembers that; empty when it shall not, None when there is nothing yet."""
+    """The feature by which dom0 remembers a VPN qube; empty to remember nothing, None when it is not set."""
     transit: bool = False
-    """The user lets external forwards cross it all the same."""
+    """The user lets external forwards cross it nevertheless."""
     session: str = ""
     forwards: tuple[StoredForward, ...] = ()
     damage: str = ""
-    """Why its own forwards cannot be read: none of them is open. Those of others pass it all the same."""
+    """Why its own forwards, none of which is open, cannot be read; '' if they can. Those of others still cross it."""
 
     def address(self, family: Family) -> IPAddress | None:
         """The qube's own address as its net qube sees it, in that family."""
@@ -60,7 +60,7 @@ class Qube:
 class Snapshot:
     """All qubes at one moment. `now` is in epoch seconds; `boot_id` names the present run of the host.
 
-    `over` holds the rules whose time is over although the clock may say otherwise: it has been set back. `held`: who
+    `over`: rules that have expired, even if the clock has been set back since. `held`: who
     holds which ports, by the last plan.
     """
 
@@ -84,7 +84,7 @@ class Snapshot:
 def take_snapshot(
     app: Any, now: int, boot_id: str, tunnels: Container[str] = (), untold: Container[str] = ()
 ) -> Snapshot:
-    """Read every qube once. `tunnels`: those whose agent says that they send into a tunnel, `untold`: does not say.
+    """Read every qube once. `tunnels`: qubes whose agent reports a tunnel; `untold`: those that report nothing.
 
     Never raises for one bad qube: it is logged, named in `unread` and left out.
     """
@@ -108,7 +108,7 @@ def _read(vm: Any, tunnels: Container[str], untold: Container[str]) -> Qube:
     netvm = getattr(vm, "netvm", None)
     running = runs(vm)
     ip = _address(getattr(vm, "ip", None))
-    # The translation of net.fake-ip lets no IPv6 pass (vif-qubes-nat.sh), whatever address the qube has.
+    # With net.fake-ip the vif passes no IPv6 (vif-qubes-nat.sh), whatever address the qube has.
     ip6 = None if vm.features.check_with_template("net.fake-ip", None) else _address(getattr(vm, "ip6", None))
     agent = bool(vm.features.check_with_template(limits.FEATURE_AGENT, None))
     vpn = vm.features.check_with_template(limits.FEATURE_VPN, None)
@@ -135,7 +135,7 @@ def _read(vm: Any, tunnels: Container[str], untold: Container[str]) -> Qube:
 
 
 def _forwards(vm: Any) -> tuple[tuple[StoredForward, ...], str]:
-    """The forwards of a qube; none, and why, when they cannot be read: that says nothing of its part as a hop."""
+    """The forwards of a qube, or none and the reason when they cannot be read; it stays a hop for others."""
     try:
         return tuple(vm.firewall.forwards), ""
     except Exception as error:
@@ -143,7 +143,7 @@ def _forwards(vm: Any) -> tuple[tuple[StoredForward, ...], str]:
 
 
 def runs(vm: Any) -> bool:
-    """Whether a qube runs and is in use: a disposable that waits, preloaded, is not yet."""
+    """Whether a qube runs and is in use; a preloaded disposable is not in use yet."""
     return bool(vm.is_running()) and not getattr(vm, "is_preload", False)
 
 
@@ -157,7 +157,7 @@ def may_run(vm: Any) -> bool:
 
 
 def speaks(vm: Any) -> bool:
-    """Whether a qube is a net qube that runs, whose agent tells by what it sends. Never raises."""
+    """Whether a qube is a running net qube whose agent reports its way out. Never raises."""
     try:
         return vm.klass != "AdminVM" and bool(getattr(vm, "provides_network", False)) and runs(vm)
     except Exception as error:
@@ -166,21 +166,21 @@ def speaks(vm: Any) -> bool:
 
 
 def session_of(vm: Any) -> str:
-    """A word that is the same during one run of a qube and differs between two runs."""
+    """A name of the qube's present run: the same during one run, another for the next."""
     return f"{getattr(vm, 'xid', -1)}@{getattr(vm, 'start_time', None) or 0}"
 
 
 def hears_way_out(_name: QubeName, database: Store) -> Said:
-    """What the qube's agent says of its way out. A qube that lies shuts what would cross it, or leads it astray.
+    """The way out that the qube's agent reports. A qube that lies closes forwards through it, or leads them astray.
 
-    An agent that has acknowledged a commit has said it before, if it knows.
+    An agent that has acknowledged a commit has reported it before, if it knows.
     """
     try:
         said = _way_out(database)
         if said is Said.UNTOLD:
             untrusted_ack = database.read(limits.STATUS_BASE) or b""
             at_work = Acknowledgement.parse(untrusted_ack.decode("ascii", "replace")).generation > 0
-            # It may have said both since the first look.
+            # Both keys may have been written since the first look.
             return _way_out(database) if at_work else Said.UNHEARD
     except (RuntimeError, OSError, RefusedError):
         return Said.UNHEARD

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What a caller may be told of other qubes, by qubesd's own means: its events admin-permission:METHOD and its policy.
+"""What a caller may be told of other qubes, by qubesd's own means: events admin-permission:METHOD, and its policy.
 
-Who is no dom0 is told of a qube that admin.vm.List would list for him, and only what he could have asked for there.
-`call` is the stock's object of one API call (qubes.api.AbstractQubesAPI). Any doubt is a no.
+A caller other than dom0 is told of a qube that admin.vm.List would list, and only what could have been asked there.
+`call` is the stock's object of one API call (qubes.api.AbstractQubesAPI). Any doubt means no.
 """
 
 import functools
@@ -24,14 +24,14 @@ _Allows = Callable[[str, str], bool]
 
 
 def caller_of(call: Any, selectors: Iterable[Any] | None = None) -> Caller:
-    """Who makes this call. `selectors` are those that the event of the call itself has brought, for its qubes."""
+    """The caller of this call. `selectors`: the filters that the event of the call itself gave, for its qubes."""
     if call.src.klass == "AdminVM":
         return DOM0
     own = tuple(selectors or ())
 
     @functools.cache
     def asked() -> tuple[tuple[Any, ...], _Allows]:
-        # Once for each call, and only when there is something to be told.
+        # Asked once for each call, and only when there is something to tell.
         return (*own, *_selectors(call)), _policy(call)
 
     def may(qube: QubeName, argument: str) -> bool:
@@ -47,14 +47,14 @@ def caller_of(call: Any, selectors: Iterable[Any] | None = None) -> Caller:
 
 
 def _selectors(call: Any) -> Iterable[Any]:
-    """What admin.vm.List, called for the whole list, would filter with (qubes.api.admin, qubes.ext.admin)."""
+    """The filters of admin.vm.List for the whole list (qubes.api.admin, qubes.ext.admin)."""
     words = {"pre_event": True, "dest": call.app.domains["dom0"], "arg": ""}
     return call.src.fire_event(f"admin-permission:{_LIST}", **words) or ()
 
 
 def _policy(call: Any) -> _Allows:
-    """Whether the policy lets him call admin.vm.firewall.Get with an argument somewhere, without a question."""
-    # Imported at the first need: qubesd loads it as an extension of its own, perhaps after ours.
+    """Whether the policy lets the caller call admin.vm.firewall.Get with an argument, without asking the user."""
+    # Imported when first needed: qubesd loads it as an extension of its own, perhaps after ours.
     import qubes.ext.admin
     from qrexec.policy import parser
 

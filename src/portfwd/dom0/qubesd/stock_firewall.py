@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Has qubes.firewall.Firewall keep the forwards beside the ordinary rules, in the same file and the same write.
 
-The ordinary rules stay the stock's own: it reads them, and gives their XML. What it saves is written by
+The ordinary rules stay the stock's own: it reads them, and gives their XML. Its saves are written by
 dom0/storage/forwards.py, so that one rename holds both lists. A list of ordinary rules that is refused does not stay in
 memory: the stock sets it before it saves.
 """
@@ -40,12 +40,12 @@ def extend(notes: Path) -> None:
         kept = _kept(self)
         before = self.rules
         try:
-            # What is in force and not in the file yet must not be taken from there.
+            # A list that is in force and not in the file yet must not be overwritten by the file's.
             alone = (read_forwards(_path(self)) if kept.unstored else kept.read()).rules_alone
             if alone is None:
                 stock_load(self)
             else:
-                # Forwards stand among the rules, where the stock cannot read them. The next save moves them.
+                # Forwards are among the rules, where the stock cannot read them. The next save moves them.
                 self.rules = []
                 self.load_v2(alone)
         except BaseException:
@@ -73,7 +73,7 @@ def extend(notes: Path) -> None:
 
 
 def _kept(firewall: Any) -> Forwards:
-    """The forwards of a Firewall. One that was made without loading, such as a disposable's, has none."""
+    """The forwards of a Firewall; one made without loading, such as a disposable's, has none."""
     kept: Forwards | None = firewall.__dict__.get(_KEPT)
     if kept is None:
         kept = Forwards(_path(firewall), functools.partial(_properties, firewall), firewall.port_forward_notes)
@@ -96,13 +96,13 @@ def _note_rules(firewall: Any) -> None:
 
 
 def _ordinary(self: Any) -> tuple[OrdinaryRule, ...]:
-    """The live ordinary rules as values of ours. Raises RefusedError for one that we do not know."""
+    """The live ordinary rules as our own values. Raises RefusedError for an unknown one."""
     lines = (rule.api_rule for rule in self.rules)
     return tuple(parse_ordinary(line) for line in lines if line is not None)
 
 
 def _save(self: Any) -> None:
-    """Save firewall rules to a file, and the forwards as they are. When that fails, the rules are those of before."""
+    """Save the ordinary rules with the present forwards. When that fails, the previous rules are restored."""
     try:
         _kept(self).save()
     except BaseException as error:
@@ -131,7 +131,7 @@ def _save_forwards(self: Any, forwards: Iterable[StoredForward]) -> None:
 
 
 def _begin_anew(self: Any, forwards: Iterable[StoredForward]) -> Path | None:
-    """Replace forwards that cannot be read; where the file is kept. Raises StoreError, with nothing changed."""
+    """Replace forwards that cannot be read; returns where the file is kept. Raises StoreError, with nothing changed."""
     kept = _kept(self).begin_anew(forwards)
     _told(self)
     _arm(self)
@@ -139,7 +139,7 @@ def _begin_anew(self: Any, forwards: Iterable[StoredForward]) -> Path | None:
 
 
 def _reread(self: Any) -> None:
-    """Take the forwards that somebody has written into the file by hand, unless it is ours that was just saved."""
+    """Load forwards that were written into the file by hand; a file of our own save is not read again."""
     if not getattr(self, _SAVING, False):
         _kept(self).reread()
 
@@ -148,7 +148,7 @@ def _told(firewall: Any) -> None:
     try:
         _changed(firewall)
     except Exception as error:
-        # They count. Some handler of the stock could not reach a QubesDB, which is no reason to say they do not.
+        # They are in force. A handler of the stock failed to reach a QubesDB, which does not change that.
         firewall.vm.log.warning("port forwarding: firewall-changed: %s", error)
 
 
@@ -161,7 +161,7 @@ def _changed(firewall: Any) -> None:
 
 
 def _arm(firewall: Any) -> None:
-    """Wake up when the next ordinary rule ends, as the stock does after each save."""
+    """Set the timer for the next ordinary rule that expires, as the stock does after each save."""
     ends = [rule.expire.datetime for rule in firewall.rules if rule.expire and not rule.expire.expired]
     if ends and not firewall.vm.app.vmm.offline_mode:
         delay = (min(ends) - datetime.datetime.now()).total_seconds()

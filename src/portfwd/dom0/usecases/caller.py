@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Who calls the Admin API, as far as it matters what he is told of qubes other than the one that he calls about.
+"""Who calls the Admin API, and what may be told to the caller of other qubes than the one called about.
 
-qubesd's policy has decided about the call itself, and so about that qube and its way out through its net qubes. Of any
-other qube something is told only to who could have asked for it there.
+qubesd's policy has decided about the call itself, and so about that qube and its way out through its net qubes. Any
+other qube is told of only to a caller who could have asked there.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from portfwd.model.forward import ForwardRule
 from portfwd.wire.values import QubeName, RuleId
 
 FORWARDS, STATUS, ORDINARY = "forward", "forward.status", ""
-"""Arguments of admin.vm.firewall.Get: what tells the forwards of a qube, how they fare, its ordinary rules."""
+"""Arguments of admin.vm.firewall.Get for a qube's forwards, their status, and its ordinary rules."""
 RESTORES_TAG = "backup-restore-mgmt"
-"""Of the qube in which qvm-backup-restore --paranoid-mode runs (qubesadmin.backup.dispvm, qubesd's own policy)."""
+"""Tag of the qube in which qvm-backup-restore --paranoid-mode runs (qubesadmin.backup.dispvm, qubesd's own policy)."""
 _HIDDEN = "a forward that you may not see"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`may(qube, argument)`: whether he may see that qube and call Get with that argument there.
+    """`may(qube, argument)`: whether the caller may see that qube and call Get with that argument there.
 
-    `restores`: it is the qube in which a backup is restored that nobody trusts.
+    `restores`: the caller is a qube in which an untrusted backup is restored.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Caller:
     restores: bool = False
 
     def owner(self, seat: Seat, mine: QubeName) -> str:
-        """The words for who holds a port that the qube `mine` wants."""
+        """Who holds a port that the qube `mine` wants, in words that the caller may read."""
         return seat.describe() if seat.qube == mine or self.may(seat.qube, FORWARDS) else _HIDDEN
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
-        """Have an error about a port that is taken say by whom, as far as he may know."""
+        """Complete an error about a taken port with its owner, as far as the caller may know."""
         try:
             yield
         except TakenError as error:
@@ -50,13 +50,13 @@ class Caller:
     def bringing(
         self, rules: tuple[ForwardRule, ...], mine: QubeName, opened: Container[RuleId]
     ) -> tuple[ForwardRule, ...]:
-        """A list as it comes in from this caller: what is restored opens nothing that is not `opened` already."""
+        """The list as stored for this caller: a restored forward comes in paused unless it is in `opened`."""
         if not self.restores:
             return rules
         return tuple(rule if rule.id(mine) in opened else replace(rule, enabled=False) for rule in rules)
 
     def told(self, planned: Plan) -> Plan:
-        """A plan whose problems name nobody whom he may not see."""
+        """The plan with every problem that names a qube which the caller may not see reworded."""
 
         def problem(one: Problem) -> Problem:
             return one if one.owner is None else replace(one, text=taken(one.at, self.owner(one.owner, one.qube)))
@@ -65,4 +65,4 @@ class Caller:
 
 
 DOM0 = Caller("dom0", lambda _qube, _argument: True)
-"""Who may see everything."""
+"""The caller who may see everything."""

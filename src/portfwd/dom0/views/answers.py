@@ -62,7 +62,7 @@ def status_answer(
     silent: Mapping[RuleId, Iterable[QubeName]] = MappingProxyType({}),
     unread: Mapping[QubeName, str] = MappingProxyType({}),
 ) -> Status:
-    """How each forward of these qubes fares: how far its entries have come, and what its qubes tell of it.
+    """The status lines of these qubes' forwards: how far the entries have come, and what qubes report.
 
     `refused` are the qubes that cannot use an internal forward, for each rule; `silent` those that may still have one
     open that is to be shut; `unread` those whose forwards cannot be read.
@@ -98,7 +98,7 @@ def unread_qubes(snapshot: Snapshot, told_of: Callable[[QubeName], bool]) -> dic
 
 
 def connections_answer(connections: Connections, rules: Container[RuleId]) -> Clients:
-    """The open connections of these rules of a qube, as the qube tells them."""
+    """The open connections of these rules, as the target reports them."""
     found = []
     for key, connection in connections.listed:
         rule = RuleId(key.partition(".")[0])
@@ -151,7 +151,7 @@ def _doors(path: _Path, look: Look, silent: Iterable[QubeName]) -> tuple[Doors, 
 
 
 def _server(path: _Path, reports: Mapping[QubeName, Report]) -> Listening | None:
-    """Of several protocols and IP versions one is enough: most servers speak one."""
+    """Whether a server listens. One protocol and IP version is enough, since most servers speak one."""
     said: set[Listening | None] = set()
     for name, entry in path:
         if isinstance(entry, Accept):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What dom0 knows of forwards, and what qubes tell when asked.
+"""The read-only views of forwards: what dom0 knows, and what qubes report when asked.
 
 Get+forward.status, .hops, .plan and .connections, and Set+forward.kill.
 
@@ -51,14 +51,14 @@ _NOT_ENDED = {
 
 Beside = Callable[..., Awaitable[Any]]
 Fare = tuple[Qube, StoredForward, tuple[tuple[QubeName, Entry], ...]]
-"""A rule, its qube, and its path: empty when there is a problem."""
+"""A rule, its qube, and its path, which is empty for a problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The live rules of some qubes, in their order, with the plan of all qubes and how far its entries have come.
+    """The live rules of some qubes, in order, with the plan of all qubes and how far its entries have come.
 
-    All of it is as the caller may be told.
+    It holds only what the caller may be told.
     """
 
     snapshot: Snapshot
@@ -69,7 +69,7 @@ class Survey:
     databases: Mapping[QubeName, Store]
 
     def enabled(self) -> Iterable[Fare]:
-        """Every rule that is not paused, with its qube and its path: empty when there is a problem."""
+        """Every rule that is not paused, with its qube and its path (empty for a problem)."""
         for qube, stored in self.lists:
             for one in stored:
                 if one.rule.enabled:
@@ -77,9 +77,9 @@ class Survey:
 
 
 class StatusService:
-    """One per qubesd, beside the ForwardService. `beside` calls a function while the loop goes on.
+    """One per qubesd, next to the ForwardService. `beside` calls a function in a thread.
 
-    `compute` does so with one that waits for nothing.
+    `compute` calls a function that waits for nothing in the computing thread.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class StatusService:
         return text
 
     async def survey(self, vm: Any = None, caller: Caller = DOM0) -> Survey:
-        """Look at everything that concerns the forwards of one qube, or of all. Raises RefusedError."""
+        """Survey the forwards of one qube, or of all. Raises RefusedError."""
         snapshot = self._service.snapshot()
         whole = [qube for qube in snapshot.qubes.values() if qube.forwards] if vm is None else []
         qubes = [qube_of(vm, snapshot)] if vm is not None else [q for q in whole if caller.may(q.name, STATUS)]
@@ -117,7 +117,7 @@ class StatusService:
         return Survey(snapshot, planned, caller, lists, look, databases)
 
     def worth_asking(self, survey: Survey) -> list[Any]:
-        """The entrances and the targets that have applied their part: those that can tell how a rule fares."""
+        """The entrances and targets that have applied their part and so can report on it."""
         names = set()
         for _, _, path in survey.enabled():
             ends = {path[0][0], path[-1][0]} if path else set()
@@ -140,7 +140,7 @@ class StatusService:
         return found
 
     async def plan(self, vm: Any, untrusted_list: str = "", caller: Caller = DOM0) -> str:
-        """What stands where, or would stand with that list of forwards, and the nft elements (Get+forward.plan).
+        """The entries of each hop, or those with a candidate list, and the nft elements (Get+forward.plan).
 
         Raises RefusedError for a list that Set+forward would refuse. Stores nothing.
         """
@@ -168,10 +168,10 @@ class StatusService:
         return format_plan(answers.plan_answer(qube, stored, planned, {name: told.get(name) for name in entries}))
 
     async def hops(self, vm: Any) -> str:
-        """Which qubes that may hold something for a qube have confirmed all that dom0 wants of them (Get+forward.hops).
+        """Which qubes that may hold entries for a qube have confirmed what dom0 wants of them (Get+forward.hops).
 
-        The hops of its way, those of an earlier way, and those that cannot be read. It is what tells whether a rule
-        that is no longer listed is shut: a qube that does not run is left out. Raises RefusedError.
+        Lists the hops of its way, those of an earlier way, and those that cannot be read. It tells whether a rule
+        that is no longer listed is shut. Qubes that do not run are left out. Raises RefusedError.
         """
         snapshot = self._service.snapshot()
         qube = qube_of(vm, snapshot)
@@ -181,7 +181,7 @@ class StatusService:
         return format_hops(Confirmation(name, word, name not in way) for name, word in words.items())
 
     def _standing(self, survey: Survey) -> dict[RuleId, tuple[QubeName, ...]]:
-        """For rules that are to be shut (paused, or with a problem): who may still have them open. In a thread."""
+        """For rules that should be shut (paused or a problem): qubes that may still have them open. In a thread."""
         found: dict[RuleId, tuple[QubeName, ...]] = {}
         unwritten = self._service.unwritten
 
@@ -200,7 +200,7 @@ class StatusService:
         return found
 
     def _holding(self, owner: Qube, survey: Survey) -> Iterable[tuple[QubeName, bool]]:
-        """Who runs and may hold something for a qube, and whether it is on its way, or may have been on one before."""
+        """Running qubes that may hold entries for a qube, each with whether it is on the qube's present way."""
         way = [*reversed(survey.snapshot.path(owner.name)), owner]
         for hop in way:
             if hop.running and self._service.may_hold(hop.name, owner.name):
@@ -212,17 +212,17 @@ class StatusService:
 
     @staticmethod
     def _elsewhere(way: Container[QubeName], databases: Iterable[QubeName], snapshot: Snapshot) -> Iterator[QubeName]:
-        """The running net qubes that are not on a way, and what cannot be read."""
+        """The running net qubes that are not on the way, and qubes that cannot be read."""
         for name in databases:
             if name not in way and (name not in snapshot.qubes or snapshot.qubes[name].provides_network):
                 yield name
 
     async def confirmations(self, qube: Qube, snapshot: Snapshot, planned: Plan) -> dict[QubeName, bool]:
-        """The same as values; of the hops of an earlier way those that have not confirmed."""
+        """hops() as values; of an earlier way only the hops that have not confirmed."""
         databases = self._service.databases(snapshot)
         way = [hop.name for hop in (*reversed(snapshot.path(qube.name)), qube)]
         others = [n for n in self._elsewhere(way, databases, snapshot) if self._service.may_hold(n, qube.name)]
-        # At the same time: a database that is silent takes its time.
+        # All at the same time, since a silent database takes its full time limit.
         names = (*others, *way)
         answers = await asyncio.gather(*(self._confirmed(name, qube, snapshot, planned, databases) for name in names))
         found = dict(zip(names, answers, strict=True))
@@ -231,7 +231,7 @@ class StatusService:
     async def _confirmed(
         self, name: QubeName, owner: Qube, snapshot: Snapshot, planned: Plan, databases: Mapping[QubeName, Store]
     ) -> bool | None:
-        """None for one that does not run, or where nothing of ours ever stood."""
+        """Whether a hop has confirmed; None for one that does not run, or where nothing of ours ever stood."""
         if name in databases and name not in self._service.unwritten:
             word: bool | None = await self._beside(confirmed, databases[name], planned.entries.get(name, ()))
             if word is not False:
@@ -268,12 +268,12 @@ class StatusService:
             raise RefusedError(_NOT_ENDED[result].format(qube.name))
 
     def named(self, names: Iterable[str]) -> dict[QubeName, Any]:
-        """qubesd's objects of these qubes."""
+        """qubesd's objects of these qubes, by name."""
         wanted = set(names)
         return {QubeName(str(vm.name)): vm for vm in self._app.domains if str(vm.name) in wanted} if wanted else {}
 
     def _ordinary(self, name: QubeName) -> tuple[OrdinaryRule, ...]:
-        """The ordinary rules of a qube; none, which let nothing out, when they cannot be read."""
+        """The ordinary rules of a qube; none (which drops everything) when they cannot be read."""
         try:
             return tuple(self.named([name])[name].firewall.ordinary)
         except Exception as error:
@@ -304,13 +304,13 @@ def _kept_out(
 
 
 def _next_addresses(vm: Any) -> Mapping[Family, str]:
-    """The addresses by which a qube is to know itself, as its next start writes them into its QubesDB."""
+    """The addresses that a qube's next start writes into its QubesDB."""
     found = {Family.V4: getattr(vm, "visible_ip", None), Family.V6: getattr(vm, "visible_ip6", None)}
     return {family: str(address) for family, address in found.items() if address}
 
 
 def _families(sibling: Qube, srchost: object) -> set[Family]:
-    """In which families a qube is one of the clients that a rule is for."""
+    """The families in which a qube is among the clients of a rule."""
     addresses: list[IPAddress] = [address for family in Family if (address := sibling.address(family)) is not None]
     if isinstance(srchost, IPNetwork):
         addresses = [address for address in addresses if address.version == srchost.version and address in srchost]

@@ -13,7 +13,7 @@ from portfwd.gui.state.overview import summary
 
 
 class Tray(QObject):
-    """`opened` asks for the dashboard. The icon is drawn anew only when what it says changes."""
+    """The tray icon. `opened`: the dashboard is wanted. The icon is redrawn only when its content changes."""
 
     opened = pyqtSignal()
     quit = pyqtSignal()
@@ -45,7 +45,7 @@ class Tray(QObject):
         return [status for status in self._watch.overview.statuses if status.rule.enabled]
 
     def ask_to_close_all(self) -> QMessageBox:
-        """Ask once; then every forward is paused, and nobody is connected any more."""
+        """Ask, then pause every forward, which ends all connections."""
         number = len(self.open_now())
         text = self.tr("Shut the ports of all {0} forwards now, and end their connections?").format(number)
         box = QMessageBox(QMessageBox.Icon.Question, self.tr("Close all ports"), text, parent=self._window)

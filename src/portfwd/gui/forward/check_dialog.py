@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Finds the hop that loses the packets of a forward, and says what to do about it."""
+"""The dialog of a check: finds the hop that loses the packets of a forward, and what to do about it."""
 
 import time
 
@@ -15,7 +15,7 @@ from portfwd.gui.shared.watch import Watch
 
 
 class CheckDialog(QDialog):
-    """Starts at once."""
+    """A dialog whose check starts when it opens."""
 
     def __init__(self, watch: Watch, status: RuleStatus, parent: QWidget | None = None) -> None:
         super().__init__(parent)

@@ -31,13 +31,13 @@ _COLUMNS = (
 
 
 class Panel(QWidget):
-    """`watch` looks at all qubes, so that a taken port can be named; the panel shows those of `qube`."""
+    """`watch` covers all qubes, so that the owner of a taken port can be named; the panel shows those of `qube`."""
 
     def __init__(self, watch: Watch, qube: QubeName, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.watch, self._qube = watch, qube
         self.table = ForwardsTable(_COLUMNS)
-        # Before the buttons ask for it: the table holds what is selected.
+        # Made before the buttons, which ask it for the selection.
         watch.changed.connect(self._on_changed)
         self.doing = Actions(watch, self.table, self)
         self.add = button(self.tr("&Open a port..."), lambda: self.doing.open_dialog(qube))
@@ -74,7 +74,7 @@ class Panel(QWidget):
         self._show_line()
 
     def _show_line(self) -> None:
-        """What makes all of it doubtful, else what the selected forward lacks, else the traffic of all."""
+        """Show why the table may be out of date, else the selected forward's problem, else the traffic of all."""
         mine = self._mine(self.watch.overview.statuses)
         chosen = self.table.selected()
         if self.watch.problem:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How things look: colours of labels and states, small drawn icons, QR codes. Colour never is the only sign."""
+"""Colours of labels and states, small drawn icons, QR codes. Colour is never the only sign."""
 
 import socket
 from importlib.util import find_spec
@@ -35,7 +35,7 @@ def label_colour(label: str) -> QColor:
 
 
 def state_colour(state: State) -> QColor:
-    """Of a forward's mark and path."""
+    """The colour of a forward's mark and path."""
     return QColor(_STATES.get(state, _DOUBTFUL))
 
 
@@ -48,12 +48,12 @@ def is_dark() -> bool:
 
 
 def error_colour() -> QColor:
-    """Of a text that says what is wrong, readable on the theme's background."""
+    """The colour of an error text, readable on the theme's background."""
     return QColor("#ff7b72" if is_dark() else "#b3261e")
 
 
 def plain_label(text: str = "", *, error: bool = False) -> QLabel:
-    """A label that shows what it is given, letter by letter: texts of qubes and users are never formatting."""
+    """A label that shows its text as it is: texts of qubes and users are never markup."""
     label = QLabel(text)
     label.setTextFormat(Qt.TextFormat.PlainText)
     label.setWordWrap(True)
@@ -75,7 +75,7 @@ def _pixmap(size: float) -> QPixmap:
 
 
 def state_icon(state: State) -> QIcon:
-    """A mark whose shape tells the state, too: a disc, a triangle, a cross, two bars."""
+    """A mark whose shape shows the state, too: a disc, a triangle, a cross, two bars."""
     pixmap = _pixmap(_ICON)
     painter = QPainter(pixmap)
     painter.setRenderHint(QPainter.RenderHint.Antialiasing)
@@ -128,7 +128,7 @@ def tray_icon(passing: int, broken: bool) -> QIcon:
 
 
 def address_text(place: str, proto: Proto | None, port: int) -> str:
-    """What a client's program takes: a link where the services database calls the port http or https."""
+    """The address for a client's program: a link where the services database calls the port http or https."""
     if proto is Proto.UDP:
         return place
     try:
@@ -140,7 +140,7 @@ def address_text(place: str, proto: Proto | None, port: int) -> str:
 
 
 def has_qr_codes() -> bool:
-    """Whether the library for them is there; the windows work without it."""
+    """Whether the library for QR codes is there; the windows work without it."""
     return find_spec("qrcode") is not None
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What stands in the dialog of a forward, and what it amounts to: a rule and a sentence, or errors beside fields."""
+"""The content of the dialog of a forward, and its meaning: a rule and a sentence, or errors beside fields."""
 
 import dataclasses
 import enum
@@ -26,7 +26,7 @@ class Reach(enum.Enum):
     INTERNAL = enum.auto()
     """The qubes behind the same net qube."""
     KEEP = enum.auto()
-    """As the rule has it that is edited; for what the other choices cannot say."""
+    """As in the edited rule; for clients that the other choices cannot express."""
 
 
 class Lasting(enum.Enum):
@@ -43,7 +43,7 @@ class Lasting(enum.Enum):
 
 
 class Field(enum.Enum):
-    """A field of the dialog, that an error stands beside."""
+    """A field of the dialog that can have an error beside it."""
 
     PORTS = enum.auto()
     ENTRANCE = enum.auto()
@@ -55,7 +55,7 @@ class Field(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What was typed and chosen. `entrance` is the port outside; empty means the same as the qube's."""
+    """The typed and chosen values. `entrance`: the port outside; empty means the same as the qube's."""
 
     ports: str = ""
     proto: Proto | None = Proto.TCP
@@ -70,7 +70,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The rule and the sentence of what it would open; without rule, what is wrong with which field."""
+    """The rule and the sentence of what it would open; without a rule, the error of each wrong field."""
 
     rule: ForwardRule | None
     sentence: str = ""
@@ -79,7 +79,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A port at the entrance that is taken, and by which qube."""
+    """A taken port at the entrance, and the qube that holds it."""
 
     forwardtype: ForwardType
     protos: tuple[Proto, ...]
@@ -89,9 +89,9 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the qube of a draft is: its entrances as far as they are known, and what is taken there already.
+    """The place of a draft's qube in the network: its entrances, if known, and the ports taken there.
 
-    `families` are those of its way, `uplinks` those of its outermost net qube.
+    `families`: those of its way; `uplinks`: those of its outermost net qube.
     """
 
     qube: QubeName
@@ -103,7 +103,7 @@ class Place:
 
 
 def draft_of(rule: ForwardRule) -> Draft:
-    """What the dialog shows for a rule that is to be edited."""
+    """The dialog's content for editing a rule."""
     internal = rule.forwardtype is ForwardType.INTERNAL
     address = ""
     if rule.srchost is SourceWord.NEIGHBOURS:
@@ -128,7 +128,7 @@ def draft_of(rule: ForwardRule) -> Draft:
 
 
 def check(draft: Draft, place: Place, now: float, lookup: Lookup) -> Checked:
-    """What the draft amounts to at `now` (epoch seconds). Never raises."""
+    """Check the draft at `now` (epoch seconds). Never raises."""
     errors: dict[Field, str] = {}
     service = _service(draft, lookup, errors)
     options = _options(draft, errors)
@@ -154,7 +154,7 @@ def check(draft: Draft, place: Place, now: float, lookup: Lookup) -> Checked:
 
 
 def sentence(rule: ForwardRule, place: Place, now: float) -> str:
-    """What the rule would open: 'LAN hosts will reach work's port 8443 at tcp 192.168.1.10:443 until 15:30'."""
+    """The sentence of what the rule would open: 'LAN hosts will reach work's port 8443 at tcp 192.168.1.10:443'."""
     internal = rule.forwardtype is ForwardType.INTERNAL
     entrance = place.net_qube if internal else place.outermost
     addresses = () if internal else usable_addresses(rule, place.families, place.uplinks)

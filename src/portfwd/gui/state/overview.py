@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""All forwards that a window shows: what changed since the last look, what a search finds, what the tray says."""
+"""All forwards that a window shows: changes since the last look, search, and the tray's summary."""
 
 import enum
 import itertools
@@ -16,7 +16,7 @@ from portfwd.model.forward import ForwardType
 from portfwd.wire.values import QubeName, RuleId, SourceWord
 
 _NAMED = 3
-"""Qubes that a line names with their reasons."""
+"""Qubes named with their reasons in one line, at most."""
 
 
 class Key(NamedTuple):
@@ -27,7 +27,7 @@ class Key(NamedTuple):
 
 
 class Column(enum.Enum):
-    """What a table of forwards can show."""
+    """The columns of a table of forwards."""
 
     QUBE = enum.auto()
     ENTRANCE = enum.auto()
@@ -43,9 +43,9 @@ class Column(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a look brought: new forwards, those that fare otherwise or are otherwise, and those that are gone.
+    """The changes of a look: new forwards, changed forwards or states, and those that are gone.
 
-    `untold`: those of qubes that tell nothing any more. They may be as they were, or not.
+    `untold`: forwards of qubes that dom0 does not tell any more; they may be unchanged, or not.
     """
 
     added: tuple[RuleStatus, ...]
@@ -56,7 +56,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How many forwards let clients pass, and to whom; of how many that is not known."""
+    """How many forwards let clients pass, and whom; for how many that is not known."""
 
     passing: int
     anyone: int
@@ -94,7 +94,7 @@ class Overview:
 
     @property
     def statuses(self) -> tuple[RuleStatus, ...]:
-        """In the order in which they came."""
+        """All statuses, in the order in which they came."""
         return tuple(self._seen.values())
 
     def get(self, key: Key) -> RuleStatus | None:
@@ -103,7 +103,7 @@ class Overview:
     def update(
         self, look: Iterable[RuleStatus], qube: QubeName | None = None, untold: Collection[QubeName] = ()
     ) -> Changes:
-        """Take in a new look, at one qube or (None) at all. What it does not tell of is gone, or its qube untold."""
+        """Take a new look, at one qube or (None) at all. Forwards missing from it are gone, or their qube is untold."""
         new = {key_of(status): status for status in look}
         old = {key: status for key, status in self._seen.items() if qube in (None, key.qube)}
         changed = tuple((old[key], status) for key, status in new.items() if key in old and old[key] != status)
@@ -117,12 +117,12 @@ class Overview:
 
 
 def key_of(status: RuleStatus) -> Key:
-    """Under which a forward is kept."""
+    """The key of a forward."""
     return Key(status.qube, status.id)
 
 
 def by_qube(statuses: Iterable[RuleStatus]) -> dict[QubeName, list[RuleStatus]]:
-    """The same, sorted into their qubes."""
+    """The statuses by qube."""
     found: dict[QubeName, list[RuleStatus]] = {}
     for status in statuses:
         found.setdefault(status.qube, []).append(status)
@@ -136,7 +136,7 @@ def cell(status: RuleStatus, column: Column, now: float) -> str:
         case Column.QUBE:
             return status.qube
         case Column.ENTRANCE:
-            # Without an address there is a port only.
+            # Without an address only the port is shown.
             return where(status).lstrip(":")
         case Column.TARGET:
             return rule.dstports.short
@@ -158,12 +158,12 @@ def cell(status: RuleStatus, column: Column, now: float) -> str:
 
 
 def closely(status: RuleStatus, now: float) -> str:
-    """How one forward fares, and on a line of its own what its entrance leaves out of account."""
+    """The state of one forward, and on a further line what its entrance ignores."""
     return "\n".join([told(status, now), *notes([status])])
 
 
 def order(status: RuleStatus, column: Column, now: float) -> tuple[float, str]:
-    """By what a column is sorted: numbers as numbers, ends by time."""
+    """The sort key of a column: numbers as numbers, ends by time."""
     rule = status.rule
     match column:
         case Column.TRAFFIC:
@@ -181,14 +181,14 @@ def order(status: RuleStatus, column: Column, now: float) -> tuple[float, str]:
 
 
 def found_by(status: RuleStatus, search: str) -> bool:
-    """Whether every word of a search stands somewhere in the forward's row or among its net qubes."""
+    """Whether every word of a search occurs in the forward's row or among its net qubes."""
     cells = [cell(status, column, 0) for column in Column if column is not Column.LEFT]
     text = " ".join([*cells, *(hop.hop for hop in status.hops)]).lower()
     return all(word in text for word in search.lower().split())
 
 
 def summary(statuses: Iterable[RuleStatus], untold: Collection[QubeName] = ()) -> Summary:
-    """Count what is open, and to whom, and the qubes of which nothing is known."""
+    """Count what is open, and to whom, and the qubes about which nothing is known."""
     counts: dict[str, int] = dict.fromkeys(("passing", "anyone", "lan", "chosen", "inside", "broken", "unknown"), 0)
     for status in statuses:
         if status.state.passes or status.state is State.PARTLY:
@@ -202,7 +202,7 @@ def summary(statuses: Iterable[RuleStatus], untold: Collection[QubeName] = ()) -
 
 
 def untold_text(untold: Mapping[QubeName, str]) -> str:
-    """Which qubes are not told, and why: 'Not told: vault (Request refused), web (...) and 3 more'; or nothing."""
+    """The untold qubes and the reasons: 'Not told: vault (Request refused), web (...) and 3 more'; or ''."""
     if not untold:
         return ""
     named = [f"{qube} ({reason})" for qube, reason in itertools.islice(untold.items(), _NAMED)]

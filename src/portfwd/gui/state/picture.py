@@ -19,7 +19,7 @@ _CHAIN_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A qube, or the LAN (`qube` is None). x and y are those of its upper left corner."""
+    """A qube, or the LAN (`qube` is None). x and y: its upper left corner."""
 
     name: str
     qube: Qube | None
@@ -29,7 +29,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A forward: the boxes that a client's packets pass, the entrance first. `broken`: the box where they end."""
+    """A forward: the boxes that a client's packets pass, the entrance first. `broken`: the box where they are lost."""
 
     key: Key
     status: RuleStatus
@@ -72,7 +72,7 @@ def lay_out(qubes: Iterable[Qube], statuses: Iterable[RuleStatus], *, everything
 
 
 def chain(name: QubeName, known: Mapping[QubeName, Qube]) -> tuple[QubeName, ...]:
-    """A qube and its net qubes, towards the LAN. What dom0 tells cannot be a ring; if it were, it ends."""
+    """A qube and its net qubes, towards the LAN. dom0 allows no loop; if there is one, the chain ends there."""
     found: list[QubeName] = []
     at: QubeName | None = name
     while at is not None and at in known and at not in found and len(found) < _CHAIN_MAX:

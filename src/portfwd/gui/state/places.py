@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Where a qube stands, from what is known of the network and of all forwards: what the dialog of a forward needs."""
+"""The place of a qube for the dialog of a forward, made from the network and all forwards."""
 
 from collections.abc import Iterable
 
@@ -14,15 +14,15 @@ from portfwd.wire.values import Family, QubeName
 
 
 def place_of(qube: QubeName, qubes: Iterable[Qube], statuses: Iterable[RuleStatus]) -> Place:
-    """What is known; a port is taken only where both qubes share the entrance.
+    """The place of a qube; a port is taken only where both qubes share the entrance.
 
-    Of other forwards only the uplinks of that entrance are taken: which of them this one's clients can use depends on
+    Other forwards contribute only the uplinks of that entrance: which of them this one's clients can use depends on
     its own source and families.
     """
     known = {each.name: each for each in qubes}
     above = chain(qube, known)[1:]
     outermost = above[-1] if above else None
-    # The outermost net qube itself needs no IPv6 from Qubes: it has that of its network.
+    # The outermost net qube needs no IPv6 from Qubes: it has its network's.
     ip6 = all(name in known and known[name].ip6 for name in (qube, *above[:-1]))
     families = frozenset(Family if ip6 else (Family.V4,))
     holders = []
@@ -32,7 +32,7 @@ def place_of(qube: QubeName, qubes: Iterable[Qube], statuses: Iterable[RuleStatu
         internal = status.rule.forwardtype is ForwardType.INTERNAL
         if not above or not others or (others[0] != above[0] if internal else others[-1] != outermost):
             continue
-        # One that is paused holds no port.
+        # A paused forward holds no port.
         if status.rule.enabled:
             holders.append(Holder(status.rule.forwardtype, status.rule.protos, status.rule.srcports, status.qube))
         if not internal and status.entrance == outermost and status.uplinks:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How much went through a forward lately: rates between looks, for the sparkline and the live line."""
+"""The traffic of forwards lately: rates between looks, for the sparkline and the live line."""
 
 import collections
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ class Traffic:
         self._rates: dict[Key, collections.deque[float]] = {}
 
     def look(self, statuses: Iterable[RuleStatus], now: float) -> None:
-        """Take in counters; `now` is in monotonic seconds. A forward that is told no more is forgotten."""
+        """Take the counters at `now` (monotonic seconds). A forward that is not listed any more is forgotten."""
         seen = set()
         for status in statuses:
             key, size = key_of(status), status.total("bytes")
@@ -30,7 +30,7 @@ class Traffic:
             rates = self._rates.setdefault(key, collections.deque(maxlen=_LOOKS))
             before = self._last.get(key)
             if before is not None and now > before[0]:
-                # A counter that went back was set to zero: by a restart of the qube.
+                # A counter that went back was reset by a restart of the qube.
                 rates.append(max(0, size - before[1]) / (now - before[0]))
             self._last[key] = (now, size)
         for key in self._last.keys() - seen:
