@@ -8,7 +8,8 @@ import select
 import time
 
 from lab import probes
-from portfwd.api.status import Listening, RuleStatus, State, heard
+from portfwd.client.forward_state import RuleStatus, State, heard
+from portfwd.wire.answers.report import Listening
 from tests.chain.world import LAPTOP, LAPTOP6, SYS_NET, SYS_NET6, World, says
 from tests.client.reading import read_status
 
