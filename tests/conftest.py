@@ -14,7 +14,7 @@ import portfwd.wire
 from lab.client import Lab
 from lab.hypervisor.root import PROJECT
 
-pytest_plugins = ("tests.leaks", "tests.time_limit")
+pytest_plugins = ("tests.lanes", "tests.leaks", "tests.time_limit")
 
 if not Path(portfwd.wire.__path__[0]).is_relative_to(PROJECT):
     raise pytest.UsageError(f"this would test {portfwd.wire.__path__[0]}, not this checkout: use ./run test")

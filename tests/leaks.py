@@ -49,6 +49,11 @@ def look(known: Set[Thing]) -> set[Thing]:
 
 
 def _processes(known: set[int]) -> set[Thing]:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        # No child, so nothing further below either: who loses its parent becomes a child. All of /proc is long.
+        return set()
     children: dict[int, list[int]] = {}
     for pid in ns.processes():
         with contextlib.suppress(OSError):

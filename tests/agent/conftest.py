@@ -19,7 +19,7 @@ def kernel() -> Iterator[KernelWorld]:
     made.close()
 
 
-@pytest.fixture(params=["fake", "kernel"])
+@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.slow)])
 def world(request: pytest.FixtureRequest) -> World:
     """A world in which only the base firewall stands."""
     if request.param == "fake":

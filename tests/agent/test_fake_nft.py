@@ -46,7 +46,7 @@ def real(world: KernelWorld) -> tuple[Callable[[str], str], Callable[[], str]]:
     return run, lambda: world.ruleset(Node.HOP)
 
 
-@pytest.fixture(params=["fake", "kernel"])
+@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.slow)])
 def nft(request: pytest.FixtureRequest) -> tuple[Callable[[str], str], Callable[[], str]]:
     """Run a text, and the ruleset as text; the skeleton and a few elements stand."""
     return fake() if request.param == "fake" else real(request.getfixturevalue("kernel"))

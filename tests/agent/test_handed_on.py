@@ -20,6 +20,8 @@ from tests.agent.kernel_world import KernelWorld, bring
 from tests.agent.machine import run, write
 from tests.agent.world import LAPTOP, PHONE, PORTS, WORK, Attempt, Life, Node, accept, relay
 
+pytestmark = pytest.mark.slow
+
 INSIDE = {Family.V4: ("172.18.0.1/24", "172.18.0.2/24"), Family.V6: ("fd18::1/64", "fd18::2/64")}
 
 

@@ -19,6 +19,8 @@ from tests.agent.kernel_world import KernelWorld
 from tests.agent.process import RunningAgent
 from tests.agent.world import LAPTOP, STRANGER, UPSTREAM, Attempt, Client, Life, Node, check, relay, through
 
+pytestmark = pytest.mark.slow
+
 V4, V6 = Family.V4, Family.V6
 EVERY = [(proto, family) for proto in Proto for family in Family]
 TARGETS = [through(relay(443, proto=proto, family=family))[1] for proto, family in EVERY]

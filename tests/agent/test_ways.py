@@ -34,6 +34,8 @@ from tests.agent.world import (
     through,
 )
 
+pytestmark = pytest.mark.slow
+
 V4, V6 = Family.V4, Family.V6
 MOVED = client("beyond", "10.0.6.1", "2001:db8:6::1", {V4: "10.0.6.2", V6: "2001:db8:6::2"})
 EVERY = [(proto, family) for proto in Proto for family in Family]

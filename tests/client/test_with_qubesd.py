@@ -22,6 +22,8 @@ from portfwd.wire.values import QubeName
 from tests.client.test_hook import STAND_IN, rule
 from tests.qubesd.world import World, chain
 
+pytestmark = pytest.mark.slow
+
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
 Tool = Callable[..., tuple[int, str, str]]
 

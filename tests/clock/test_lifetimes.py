@@ -14,6 +14,8 @@ from tests.fakes.service import Service
 from tests.qubesd.test_forwards import GET, SET, closed, opened
 from tests.qubesd.world import World, eventually
 
+pytestmark = pytest.mark.slow
+
 UNTIL = WEB.replace("\n", " expire=1000010\n")
 
 

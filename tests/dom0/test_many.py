@@ -25,6 +25,8 @@ from portfwd.wire import limits
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import TheirOwn
 
+pytestmark = pytest.mark.slow
+
 QUBES, EACH = 50, 100
 SLICE = 0.05
 """Seconds of qubesd's loop that we may hold at once."""

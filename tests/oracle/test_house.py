@@ -2,12 +2,15 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Random events in the laboratory, the same ones in every run."""
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.oracle.base import Figures
 from tests.oracle.house import House
 from tests.oracle.machine import Machine
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = 3
 STEPS = 8

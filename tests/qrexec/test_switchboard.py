@@ -15,6 +15,8 @@ from lab.hypervisor.calls import fork
 from lab.qrexec.router import receive
 from lab.qrexec.switchboard import Switchboard
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 40
 
 

@@ -19,6 +19,8 @@ from portfwd.base.qubesdb import ANSWERS, HEADER_SIZE, LINK, Decoder, Message, M
 from portfwd.base.qubesdb_client import DisconnectedError, Error, QubesDB
 from tests.qubesdb.conftest import DEADLINE, DaemonPair, Process, eventually
 
+pytestmark = pytest.mark.slow
+
 STRANGER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -22,6 +22,8 @@ from tests.agent.world import relay
 from tests.fakes.app import FakeApp
 from tests.qubesdb.conftest import DaemonPair, Process
 
+pytestmark = pytest.mark.slow
+
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443\n"
 
 

@@ -4,6 +4,8 @@
 
 import time
 
+import pytest
+
 from portfwd.agent.desired import Reporter, read_desired, withdraw
 from portfwd.base.qubesdb_client import ANSWER_MAX
 from portfwd.dom0.publishing.publish import Publisher
@@ -12,6 +14,8 @@ from portfwd.wire.acknowledgement import Result, State
 from portfwd.wire.values import QubeName
 from tests.agent.world import relay
 from tests.qubesdb.conftest import DaemonPair, eventually
+
+pytestmark = pytest.mark.slow
 
 
 def renew_dom0_end(daemons: DaemonPair) -> None:

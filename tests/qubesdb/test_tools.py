@@ -14,6 +14,8 @@ from lab.qubesdb import tools
 from portfwd.base import qubesdb_client
 from tests.qubesdb.conftest import DEADLINE, DaemonPair, eventually
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
 

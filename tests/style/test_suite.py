@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The suite watches its own tests: none leaves anything behind, and none keeps the rest from running."""
+"""The suite watches its own tests: none leaves anything behind, holds up the rest, or gets into the wrong lane."""
 
 import subprocess
 import sys
@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from lab.hypervisor.root import PROJECT
+from tests import lanes
 
 CONFTEST = """
 import subprocess
 import pytest
 from tests import leaks, time_limit
 
-pytest_plugins = ("tests.leaks", "tests.time_limit")
+pytest_plugins = ("tests.lanes", "tests.leaks", "tests.time_limit")
 leaks.PATIENCE, time_limit.LIMIT = 0.2, 2.0
 
 @pytest.fixture(scope="session")
@@ -42,11 +43,12 @@ def test_c(shared):
 """
 
 
-def suite(folder: Path, body: str) -> "subprocess.CompletedProcess[str]":
+def suite(folder: Path, body: str, *options: str, tests: str = TESTS) -> "subprocess.CompletedProcess[str]":
     """Run a suite of three tests of which the first one does this."""
     (folder / "conftest.py").write_text(CONFTEST)
-    (folder / "test_it.py").write_text(TESTS.format(body=body))
-    argv = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
+    (folder / "test_it.py").write_text(tests.format(body=body))
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(folder), *options)
+    argv = [sys.executable, "-P", "-m", "pytest", *options, str(folder)]
     return subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=100, check=False)
 
 
@@ -76,3 +78,27 @@ def test_f24_a_test_that_hangs_fails_and_the_next_ones_run(tmp_path: Path, hangi
     assert "1 failed" in done.stdout
     assert "Current thread" in done.stdout, "the stacks are shown"
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "call", ["subprocess.run(['unshare', '--user', 'true'], check=True)", "namespaces.unshare(1 << 28)"]
+)
+def test_a_test_that_makes_namespaces_fails_in_the_fast_lane(tmp_path: Path, call: str) -> None:
+    done = suite(tmp_path, f"import subprocess; from lab import namespaces; {call}", "--fast")
+    assert "Operation not permitted" in done.stdout, done.stdout
+    assert "1 failed, 2 passed" in done.stdout
+
+
+def test_a_slow_test_is_left_out_of_the_fast_lane_and_processes_still_start(tmp_path: Path) -> None:
+    marked = TESTS.replace("def test_b", "@pytest.mark.slow\ndef test_b")
+    done = suite(tmp_path, "pass", "--fast", tests=f"import pytest{marked}")
+    assert "2 passed, 1 deselected" in done.stdout, done.stdout
+
+
+def test_a_suite_that_takes_a_laboratory_is_left_out_of_the_fast_lane(tmp_path: Path) -> None:
+    done = suite(tmp_path, "pass", "--fast", tests=TESTS.replace("shared", "lab"))
+    assert "1 passed, 2 deselected" in done.stdout, done.stdout
+
+
+def test_the_slow_folders_are_there() -> None:
+    assert [name for name in lanes.SLOW_FOLDERS if not (lanes.TESTS / name / "__init__.py").exists()] == []
