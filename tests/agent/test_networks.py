@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.agent.network.networks import Address, is_attachable, networks_of, without
-from portfwd.agent.network.uplinks import Device, Link, links_of
-from portfwd.agent.network.ways import MAIN, Route
+from portfwd.agent.network.networks import is_attachable, networks_of, without
+from portfwd.agent.network.uplinks import Link, links_of
 from portfwd.agent.rules.elements import Network, Surroundings
 from portfwd.agent.rules.kinds import build
+from portfwd.kernel.links import Address, Device
+from portfwd.kernel.routes import MAIN, Route
 from portfwd.wire.acknowledgement import IGNORED_MAX, Ignored, Why
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPNetwork

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portfwd.agent.network.uplinks import Link
-from portfwd.agent.network.ways import MAIN, TABLES, Route, Rule, Ways, leaves_by_tunnel, plan_ways
+from portfwd.agent.network.ways import TABLES, Ways, leaves_by_tunnel, plan_ways
+from portfwd.kernel.routes import MAIN, Route, Rule
 from portfwd.wire.values import Family
 
 V4, V6 = Family.V4, Family.V6

@@ -12,7 +12,6 @@ from portfwd.agent.answers.requests import Requests
 from portfwd.agent.network.networks import read_networks
 from portfwd.agent.network.occupancy import Occupancy
 from portfwd.agent.network.reply_routes import Routes
-from portfwd.agent.network.uplinks import GROUPS
 from portfwd.agent.rules.firewall import Firewall
 from portfwd.agent.rules.ruleset_watch import NFT_GROUP, RulesetWatch
 from portfwd.base.expiry import Ends
@@ -21,6 +20,7 @@ from portfwd.kernel.conntrack import Conntrack
 from portfwd.kernel.inject import remove_device
 from portfwd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener
 from portfwd.kernel.nft import LibNft
+from portfwd.kernel.routes import GROUPS
 from portfwd.kernel.systemd import notify
 from portfwd.wire import limits
 

@@ -6,9 +6,6 @@ It looks at the kernel itself and not at what the agent believes, so it also tel
 """
 
 import contextlib
-import ipaddress
-import socket
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +13,15 @@ from pathlib import Path
 from portfwd.agent.network.uplinks import Link, read_links
 from portfwd.agent.rules.kinds import kind_of
 from portfwd.agent.rules.skeleton import BASE_TABLE, COMMENT, TABLE, nft_family
-from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink, attribute, attributes
+from portfwd.kernel.links import InterfaceAddress, read_addresses
+from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink
 from portfwd.kernel.nft import Nft, NftError
+from portfwd.kernel.routes import forwards, next_hop
 from portfwd.kernel.sockets import Socket, listening
 from portfwd.wire.answers.probe import RouteWord, Sight
 from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.values import Family, IPAddress
 
-_GETADDR, _GETROUTE = 22, 26
-_RTA_DST, _RTA_OIF, _IFA_ADDRESS, _IFA_LOCAL = 1, 4, 1, 2
-_TYPE_LOCAL = 2
-_AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
-_FORWARDING = {
-    Family.V4: Path("/proc/sys/net/ipv4/ip_forward"),
-    Family.V6: Path("/proc/sys/net/ipv6/conf/all/forwarding"),
-}
 _AGENT = b"portfwd.agent"
 
 
@@ -66,38 +57,28 @@ class Eyes:
             before=ours[0] if ours else len(rules or ()),
             door=self._door(entry, port),
             route=self.way_to(entry.to).word if isinstance(entry, Relay) else None,
-            forwarding=_forwards(entry.family),
+            forwarding=forwards(entry.family),
             listening=listening(entry, self._sockets).value if isinstance(entry, Accept) else None,
         )
 
     def way_to(self, address: IPAddress) -> Way:
         """By which interface the kernel would send to an address."""
-        family = _AF[Family(address.version)]
-        header = struct.pack("=BBBBBBBBI", family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
         try:
-            messages = self._netlink.request(_GETROUTE, header + attribute(_RTA_DST, address.packed))
+            found = next_hop(self._netlink, address)
         except OSError:
             return Way(RouteWord.NONE)
-        for message in messages:
-            fields = attributes(message.body[12:])
-            if message.body[7] == _TYPE_LOCAL:
-                return Way(RouteWord.LOCAL)
-            link = self.links.get(int.from_bytes(fields.get(_RTA_OIF, b""), "little"))
-            if link is not None:
-                word = RouteWord.VIF if link.downstream else RouteWord.UPLINK if link.uplink else RouteWord.TUNNEL
-                return Way(word, link)
-        return Way(RouteWord.NONE)
+        if found is not None and found.local:
+            return Way(RouteWord.LOCAL)
+        link = self.links.get(found.link) if found is not None else None
+        if link is None:
+            return Way(RouteWord.NONE)
+        return Way(RouteWord.VIF if link.downstream else RouteWord.UPLINK if link.uplink else RouteWord.TUNNEL, link)
 
-    def addresses(self, family: Family) -> Iterator[tuple[Link, ipaddress.IPv4Interface | ipaddress.IPv6Interface]]:
+    def addresses(self, family: Family) -> Iterator[tuple[Link, InterfaceAddress]]:
         """The addresses of each interface that is up, link-local ones left out."""
-        for message in self._netlink.dump(_GETADDR, struct.pack("=BBBBi", _AF[family], 0, 0, 0, 0)):
-            _, bits, _, _, index = struct.unpack_from("=BBBBi", message.body)
-            fields = attributes(message.body[8:])
-            raw = fields.get(_IFA_LOCAL) or fields.get(_IFA_ADDRESS)
-            if raw and index in self.links:
-                address = ipaddress.ip_interface((raw, bits))
-                if not address.is_link_local:
-                    yield self.links[index], address
+        for found in read_addresses(self._netlink):
+            if found.link in self.links and found.own.version == family and not found.own.is_link_local:
+                yield self.links[found.link], found.own
 
     def _rules(self, family: Family, chain: str) -> list[str] | None:
         """The rules of a custom chain, or None when there is no such chain."""
@@ -126,10 +107,3 @@ def agent_runs() -> bool:
             if _AGENT in path.read_bytes().split(b"\0"):
                 return True
     return False
-
-
-def _forwards(family: Family) -> bool:
-    try:
-        return _FORWARDING[family].read_text().strip() != "0"
-    except OSError:
-        return False

@@ -2,30 +2,23 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Networks attached to interfaces: who is a neighbour, and by which interface an address can come.
 
-networks_of() is pure; read_networks() asks the kernel (rtnetlink(7)). What counts as a network of hosts is an
+networks_of() is pure; read_networks() asks the kernel. What counts as a network of hosts is an
 allowlist, since whoever runs the network chooses its prefix: DHCP may say /0, which is everyone.
 """
 
 import ipaddress
 import re
-import socket
-import struct
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from portfwd.agent.network.reply_routes import read_routes
 from portfwd.agent.network.uplinks import Link, read_links
-from portfwd.agent.network.ways import MAIN, Route
 from portfwd.agent.rules.elements import Network
-from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink, attributes
+from portfwd.kernel.links import Address, InterfaceAddress, read_addresses
+from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink
+from portfwd.kernel.routes import MAIN, Route, read_routes
 from portfwd.wire.acknowledgement import IGNORED_MAX, Ignored, InterfaceName, What, Why
 from portfwd.wire.values import IPNetwork
 
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-_GETADDR = 22
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _UNCLEAN = re.compile(r"[^A-Za-z0-9_.@-]")
 _PRIVATE = tuple(ipaddress.IPv4Network(p) for p in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"))
 """RFC 1918, and RFC 6598 between a customer and a provider: a private network may use a whole block."""
@@ -41,14 +34,6 @@ _ROUTES_MAX = 64
 """Networks taken from the routes of one interface, at most: router advertisements may make any number."""
 
 
-class Address(NamedTuple):
-    """An address of an interface: our own, and the network that it stands in (of a point-to-point link: the peer's)."""
-
-    link: int
-    own: Interface
-    network: IPNetwork
-
-
 @dataclass(frozen=True, slots=True)
 class Networks:
     """The networks around this qube (see Surroundings). `addresses` are those of the uplinks."""
@@ -57,7 +42,7 @@ class Networks:
     home: tuple[Network, ...] = ()
     shut: frozenset[str] = frozenset()
     ignored: tuple[Ignored, ...] = ()
-    addresses: tuple[Interface, ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
 
     @property
     def uplinks_text(self) -> str:
@@ -75,7 +60,7 @@ def read_networks() -> Networks:
     netlink = Netlink(NETLINK_ROUTE)
     try:
         links = read_links(netlink)
-        return networks_of(links, _read_addresses(netlink), tuple(read_routes(netlink)))
+        return networks_of(links, read_addresses(netlink), tuple(read_routes(netlink)))
     finally:
         netlink.close()
 
@@ -169,16 +154,3 @@ def without(prefix: IPNetwork, others: Iterable[IPNetwork]) -> list[IPNetwork]:
                 left += piece.address_exclude(other)  # type: ignore[arg-type]
         pieces = left
     return pieces
-
-
-def _read_addresses(netlink: Netlink) -> list[Address]:
-    found = []
-    for message in netlink.dump(_GETADDR, struct.pack("=BBBBi", socket.AF_UNSPEC, 0, 0, 0, 0)):
-        family, bits, _, _, index = struct.unpack_from("=BBBBi", message.body)
-        fields = attributes(message.body[8:])
-        peer = fields.get(_IFA_ADDRESS)
-        own = fields.get(_IFA_LOCAL) or peer
-        if family in (socket.AF_INET, socket.AF_INET6) and own:
-            network = ipaddress.ip_interface((peer or own, bits)).network
-            found.append(Address(index, ipaddress.ip_interface((own, bits)), network))
-    return found

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""This qube's interfaces, read from the kernel, and which of them are uplinks. Formats: rtnetlink(7), linux/if_link.h.
+"""Which of this qube's interfaces are uplinks, which tunnels, and which lead to qubes behind it.
 
 An uplink is an interface that is up, not loopback, not in group 2 (the qubes behind us), and of a kind that is known
 for a network card or for something on top of network cards (UPLINK_KINDS). What is neither that nor a known tunnel is
@@ -8,19 +8,14 @@ shut, since nobody knows who stands behind it.
 """
 
 import re
-import socket
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from portfwd.agent.rules.skeleton import TUNNEL_KINDS, UPLINK_KINDS
-from portfwd.kernel.netlink import Netlink, attributes
+from portfwd.kernel.links import Device, read_devices
+from portfwd.kernel.netlink import Netlink
 from portfwd.wire.acknowledgement import Why
 
-_GETLINK = 18
-_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_GROUP, _IFLA_LINK_NETNSID = 3, 5, 10, 18, 27, 37
-_INFO_KIND = 1
-_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _XEN_GROUP, _DOWNSTREAM_GROUP = 1, 2
 _ON_ONE = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
 """Kinds that stand on the interface that IFLA_LINK names."""
@@ -31,9 +26,6 @@ _DEPTH_MAX = 8
 
 # The kernel allows quotes in names; in nft text they would end the name early.
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
-
-GROUPS = (1, 5, 7, 8, 9, 11, 19)
-"""What changes the answers here and in reply_routes.py: RTNLGRP_LINK, and IFADDR, ROUTE, RULE of IPv4 and IPv6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +51,15 @@ class Link:
         return self.uplink or self.tunnel or self.why is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """An interface as the kernel tells it. `below` is the index of the one it stands on, -1 in another namespace."""
-
-    index: int
-    name: str
-    flags: int
-    group: int
-    kind: str
-    below: int
-    master: int
-
-
 def read_links(netlink: Netlink) -> list[Link]:
-    """Every interface that is up and not loopback."""
-    answers = netlink.dump(_GETLINK, struct.pack("=BBHiII", socket.AF_UNSPEC, 0, 0, 0, 0, 0))
-    return links_of([_device(message.body) for message in answers])
+    """Every interface that is up and not loopback. Raises OSError."""
+    return links_of(read_devices(netlink))
 
 
 def links_of(devices: Iterable[Device]) -> list[Link]:
     """What each interface that is up and not loopback is to us. PURE."""
     by_index = {device.index: device for device in devices}
-    shown = (d for d in by_index.values() if d.flags & _IFF_UP and not d.flags & _IFF_LOOPBACK)
-    return [_link(device, by_index) for device in shown]
+    return [_link(device, by_index) for device in by_index.values() if device.carries]
 
 
 def _link(device: Device, devices: Mapping[int, Device]) -> Link:
@@ -111,20 +88,3 @@ def _judge(device: Device, devices: Mapping[int, Device], depth: int = 0) -> tup
         if one.group == _DOWNSTREAM_GROUP or _judge(one, devices, depth + 1)[0] is not None:
             return Why.BELOW, one.name
     return None, ""
-
-
-def _device(body: bytes) -> Device:
-    _, _, _, index, flags, _ = struct.unpack_from("=BBHiII", body)
-    fields = attributes(body[16:])
-    kind = _text(attributes(fields.get(_IFLA_LINKINFO, b"")).get(_INFO_KIND, b""))
-    below = -1 if _IFLA_LINK_NETNSID in fields else _number(fields.get(_IFLA_LINK))
-    group, master = _number(fields.get(_IFLA_GROUP)), _number(fields.get(_IFLA_MASTER))
-    return Device(index, _text(fields.get(_IFLA_IFNAME, b"")), flags, group, kind, below, master)
-
-
-def _text(raw: bytes) -> str:
-    return raw.rstrip(b"\0").decode(errors="replace")
-
-
-def _number(raw: bytes | None) -> int:
-    return 0 if raw is None else int.from_bytes(raw, "little")

@@ -9,44 +9,27 @@ values and routing protocol tell them from those of others, which are read and n
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from portfwd.agent.network.uplinks import Link
-from portfwd.agent.rules.skeleton import UPLINK_MAX
+from portfwd.agent.rules.skeleton import UPLINK_BITS, UPLINK_MAX, UPLINK_SHIFT
+from portfwd.kernel.routes import DEFAULT, LOCAL, MAIN, Route, Rule
 from portfwd.wire.values import Family, IPAddress, IPNetwork
 
-DEFAULT, MAIN, LOCAL = 253, 254, 255
 _STOCK_TABLES = {DEFAULT, MAIN, LOCAL}
-"""The tables that the kernel's own rules look at."""
 TABLES = 0x71626600
 """The table of uplink N is TABLES + N."""
 PRIORITY = 990
 """Priority of our rules: after the local table, before the rules that VPN and mesh programs make."""
+PROTOCOL = 113
+"""Who made a route or rule: not among those of rtnetlink.h or iproute2's rt_protos."""
 
 _WIDE = {Family.V4: 3, Family.V6: 7}
 """A prefix so short is a default route, or a part of one that VPN programs put before it."""
 
 
-class Route(NamedTuple):
-    """A unicast route; `ours` when the agent made it. `gateway` is None for an attached network."""
-
-    family: Family
-    table: int
-    prefix: IPNetwork
-    link: int
-    gateway: IPAddress | None
-    metric: int = 0
-    ours: bool = False
-
-
-class Rule(NamedTuple):
-    """A rule of the routing policy; `ours` when the agent made it. `number` is the uplink's, in our own rules only."""
-
-    family: Family
-    priority: int
-    table: int
-    number: int = 0
-    ours: bool = False
+def is_ours(made: Route | Rule) -> bool:
+    """Whether the agent made it: by its protocol, and the table that it is in or leads to."""
+    return made.protocol == PROTOCOL and 0 < made.table - TABLES <= UPLINK_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +55,9 @@ def plan_ways(
     default route to a VPN; `held` are the numbers that connections may bear already.
     """
     outward = [link for link in links if link.outward]
-    used = {r.link for r in routes if not r.ours and r.table != LOCAL and not r.prefix.is_link_local}
+    used = {r.link for r in routes if not is_ours(r) and r.table != LOCAL and not r.prefix.is_link_local}
     ways = [link for link in outward if link.index in used]
-    foreign = any(not rule.ours and rule.table not in _STOCK_TABLES for rule in rules)
+    foreign = any(not is_ours(rule) and rule.table not in _STOCK_TABLES for rule in rules)
     if not families or (len(ways) < 2 and not foreign):
         return Ways({})
     numbers: dict[int, int] = {}
@@ -85,8 +68,12 @@ def plan_ways(
             for family in families:
                 gateway = gateways.get(family) if link.xen else None
                 wanted |= _copies(link.index, number, family, routes, gateway)
-    leading = {Rule(r.family, PRIORITY, r.table, r.table - TABLES, ours=True) for r in wanted}
-    return Ways(numbers, frozenset(wanted), frozenset(leading))
+    return Ways(numbers, frozenset(wanted), frozenset(_leading(r.family, r.table) for r in wanted))
+
+
+def _leading(family: Family, table: int) -> Rule:
+    """The rule that leads packets with the number of an uplink to its table."""
+    return Rule(family, PRIORITY, table, (table - TABLES) << UPLINK_SHIFT, UPLINK_BITS, PROTOCOL)
 
 
 def _number(index: int, taken: Mapping[int, int], held: Mapping[int, int]) -> int:
@@ -104,7 +91,7 @@ def _copies(index: int, number: int, family: Family, routes: Iterable[Route], ga
             best[route.prefix] = min(route, best.get(route.prefix, route), key=lambda r: r.metric)
     if gateway is not None and family.everything not in best:
         best[family.everything] = Route(family, MAIN, family.everything, index, gateway)
-    return {r._replace(table=TABLES + number, metric=0, ours=True) for r in best.values()}
+    return {r._replace(table=TABLES + number, metric=0, protocol=PROTOCOL) for r in best.values()}
 
 
 def leaves_by_tunnel(links: Iterable[Link], routes: Collection[Route], rules: Iterable[Rule]) -> bool:
@@ -114,9 +101,9 @@ def leaves_by_tunnel(links: Iterable[Link], routes: Collection[Route], rules: It
     interface of an unknown kind counts as a tunnel here, so that nothing is shown that its user means to hide.
     """
     tunnels = {link.index for link in links if link.outward and not link.uplink}
-    led_to = {(rule.family, rule.table) for rule in rules if not rule.ours and rule.table not in _STOCK_TABLES}
+    led_to = {(rule.family, rule.table) for rule in rules if not is_ours(rule) and rule.table not in _STOCK_TABLES}
     for family in Family:
-        mine = [r for r in routes if r.family is family and r.prefix.prefixlen <= _WIDE[family] and not r.ours]
+        mine = [r for r in routes if r.family is family and r.prefix.prefixlen <= _WIDE[family] and not is_ours(r)]
         defaults = [r for r in mine if r.table == MAIN and r.prefix.prefixlen == 0]
         lowest = min((r.metric for r in defaults), default=0)
         found = [r for r in defaults if r.metric == lowest]
