@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""docs/formats.md says what the modules of the Admin API say: their lines, their words, and no others."""
+"""docs/formats.md says what the code says: the lines and words of the Admin API and of QubesDB, and no others."""
 
 import enum
 import importlib
@@ -12,6 +12,8 @@ import pytest
 from portfwd.api.diagnosis import Cause
 from portfwd.api.errors import ErrorWord
 from portfwd.api.status import HopState, ProblemKind
+from portfwd.wire.acknowledgement import Result, State, WayOut, Why
+from portfwd.wire.entry import KINDS, Entry
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "formats.md").read_text()
@@ -47,6 +49,31 @@ def table(head: str) -> set[str]:
 )
 def test_the_words_of_the_page_are_those_of_the_code(words: type[enum.StrEnum], told: set[str]) -> None:
     assert told == set(words)
+
+
+def words_of(kind: type[Entry]) -> str:
+    own = [f"{word}=" for word in kind.own]
+    return " ".join([f"kind={kind.kind}", "side=", "listen=", "source=", *own, "[expire="])
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_the_words_of_an_entry_are_those_of_its_class(kind: type[Entry]) -> None:
+    (line,) = (line for line in BLOCKS if line.startswith("/qubes-port-forward/") and f" kind={kind.kind} " in line)
+    keys = re.findall(r"(?:kind=\w+|\[?[a-z]+=)", line)
+    assert " ".join(keys) == words_of(kind)
+
+
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        (Result, "RULE.FAMILY.PROTO   {}"),
+        (State, "                  version=1 generation=N state={}"),
+        (WayOut, "way-out             {}"),
+        (Why, "ignored             INTERFACE:{}:WHAT ..."),
+    ],
+)
+def test_what_an_agent_says_is_what_the_page_says(words: type[enum.StrEnum], form: str) -> None:
+    assert any(line.endswith(form.format("|".join(words))) for line in BLOCKS), "|".join(words)
 
 
 def test_a_problem_is_a_cause() -> None:
