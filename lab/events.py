@@ -15,7 +15,7 @@ from lab import dom0, vpn
 from lab.inside import firewall
 from lab.inside.init import AGENT
 from lab.qubesd.client import clone
-from lab.qubesd.preload import MAXIMUM
+from lab.qubesd.life.preload import MAXIMUM
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.limits import FEATURE_AGENT
 

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lab.qubesd.app import App
-from lab.qubesd.databases import Databases
-from lab.qubesd.extension import PortForwardExtension
-from lab.qubesd.methods import stock_methods
-from lab.qubesd.server import Server
-from lab.qubesd.xen import Xen
+from lab.qubesd.api.extension import PortForwardExtension
+from lab.qubesd.api.methods import stock_methods
+from lab.qubesd.api.permission import Permissions
+from lab.qubesd.api.server import Server
+from lab.qubesd.life import lifecycle, network, preload, services
+from lab.qubesd.outside.databases import Databases
+from lab.qubesd.outside.xen import Xen
+from lab.qubesd.qubes.app import App
 from lab.qubesdb.daemon import POLL
 from portfwd.dom0.storage.forwards import NOTES
 
@@ -69,12 +71,14 @@ async def serve(arguments: argparse.Namespace) -> None:
         loop.add_signal_handler(number, ended.set)
     boot_id = _boot_id(arguments.boot_id)
     databases = Databases(arguments.qubesdb, arguments.link, arguments.poll)
-    app = App(arguments.base, Xen(arguments.xen), databases, boot_id, arguments.policy or _POLICY)
+    app = App(arguments.base, Xen(arguments.xen), databases, boot_id)
     app.notes = arguments.qubesdb / NOTES
-    api = Server(app, stock_methods())
+    for part in (services, network, preload):
+        part.register(app)
+    api = Server(app, Permissions(app.domains, arguments.policy or _POLICY), stock_methods())
     PortForwardExtension(app, api, boot_id, arguments.qubesdb)
     known = json.loads((app.state_file if app.state_file.exists() else arguments.topology).read_text())
-    watch = asyncio.ensure_future(app.watch(await app.xen.subscribe()))
+    watch = asyncio.ensure_future(lifecycle.follow(app, await app.xen.subscribe()))
     app.load(known, await app.xen.list())
     server = await api.listen(arguments.socket)
     app.save_now()
@@ -92,7 +96,7 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 async def _come_up(app: App, first: bool) -> None:
     if first:
-        await app.autostart()
+        await lifecycle.autostart(app)
     _notify_ready()
 
 

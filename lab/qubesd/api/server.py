@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.qubesd.app import App
-from lab.qubesd.errors import (
+from lab.qubesd.api.permission import Permissions
+from lab.qubesd.base.errors import (
     PermissionDenied,
     ProtocolError,
     QubesException,
     QubesVMInvalidUUIDError,
     QubesVMNotFoundError,
 )
-from lab.qubesd.events import Emitter
-from lab.qubesd.holder import check_name
+from lab.qubesd.base.events import Emitter
+from lab.qubesd.base.holder import check_name
+from lab.qubesd.qubes.app import App
 from portfwd.api.frames import ErrorFrame, Event, format_content, format_error, format_event
 from portfwd.wire.limits import API_REQUEST_MAX
 
@@ -42,6 +43,7 @@ class Call:
     """One request: who asks whom, for what. `untrusted_payload` are the bytes behind the header."""
 
     app: App
+    permissions: Permissions
     src: Any
     dest: Any
     method: str
@@ -79,8 +81,8 @@ class Method:
 class Server:
     """The methods by name, and the connections. An extension may replace methods before listen()."""
 
-    def __init__(self, app: App, methods: dict[str, Method]) -> None:
-        self.app = app
+    def __init__(self, app: App, permissions: Permissions, methods: dict[str, Method]) -> None:
+        self.app, self.permissions = app, permissions
         self.methods = dict(methods)
 
     async def listen(self, path: Path) -> asyncio.Server:
@@ -188,7 +190,7 @@ class _Connection(asyncio.Protocol):
             raise ProtocolError(f"no such method: {name!r}")
         method = server.methods[name]
         self._endless = method.endless
-        call = Call(server.app, src, dest, name, arg, request.payload, self._send_event)
+        call = Call(server.app, server.permissions, src, dest, name, arg, request.payload, self._send_event)
         method.check(call)
         return await method.handler(call)
 

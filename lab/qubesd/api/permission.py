@@ -10,27 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lab.qrexec.policy import DeniedError, Domain, Request, evaluate, load
-
-if TYPE_CHECKING:
-    from lab.qubesd.app import App
 
 _GET, _LIST = "admin.vm.firewall.Get", "admin.vm.List"
 
 
 class Permissions:
-    """One per application; `folders` hold the policy, the first of two counts."""
+    """Those of `qubes`, all that there are; `folders` hold the policy, the first of two counts."""
 
-    def __init__(self, app: App, folders: Iterable[Path]) -> None:
-        self._app, self._folders = app, tuple(folders)
+    def __init__(self, qubes: Iterable[Any], folders: Iterable[Path]) -> None:
+        self._qubes, self._folders = qubes, tuple(folders)
 
     def allows(self, src: Any, service: str, argument: str, dest: str) -> bool:
         """Whether `src` may make that call with that destination."""
         if src.klass == "AdminVM":
             return True
-        domains = {vm.name: Domain(vm.klass, frozenset(vm.tags), vm.is_running()) for vm in self._app.domains}
+        domains = {vm.name: Domain(vm.klass, frozenset(vm.tags), vm.is_running()) for vm in self._qubes}
         try:
             evaluate(load(self._folders), Request(service, argument, src.name, dest), domains)
         except DeniedError:

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab.qubesd.app import App
-from lab.qubesd.errors import ProtocolError, QubesValueError
-from lab.qubesd.events import Level
-from lab.qubesd.server import Call, Method, Server
+from lab.qubesd.api.server import Call, Method, Server
+from lab.qubesd.base.errors import ProtocolError, QubesValueError
+from lab.qubesd.base.events import Level
+from lab.qubesd.qubes.app import App
 from portfwd.api.errors import WordedError
 from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running, UnexpectedError
 from portfwd.dom0.usecases.caller import RESTORES_TAG, Caller
@@ -98,4 +98,4 @@ class PortForwardExtension:
 
 def _caller(call: Call) -> Caller:
     restores = RESTORES_TAG in call.src.tags
-    return Caller(call.src.name, call.app.permissions.forwards(call.src), restores)
+    return Caller(call.src.name, call.permissions.forwards(call.src), restores)

@@ -4,18 +4,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import re
 import string
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from lab.qubesd.errors import QubesLabelNotFoundError, QubesPropertyValueError, QubesValueError
-from lab.qubesd.events import Emitter, Handlers
-
-if TYPE_CHECKING:
-    from lab.qubesd.app import App
+from lab.qubesd.base.errors import QubesLabelNotFoundError, QubesPropertyValueError, QubesValueError
+from lab.qubesd.base.events import Emitter, Handlers
 
 LABELS = ("red", "orange", "yellow", "green", "gray", "blue", "purple", "black")
 _TRUE, _FALSE = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
@@ -82,13 +80,28 @@ class Property:
         return self.accept(holder, untrusted_text)
 
 
-class Holder(Emitter):
-    """Something with properties: the application or a qube. `values` are those that are not at their default."""
+class Named(Protocol):
+    """Qubes by name."""
 
-    def __init__(self, shared: Handlers, app: App) -> None:
+    def get(self, name: str) -> Any:
+        """The qube of that name, or None."""
+
+
+class Holder(Emitter):
+    """Something with properties: the application or a qube. `values` are those that are not at their default.
+
+    Properties may name any of `qubes`. A change of the network holds `network_lock`.
+    """
+
+    def __init__(self, shared: Handlers, qubes: Named, network_lock: asyncio.Lock) -> None:
         super().__init__(shared)
-        self.app = app
         self.values: dict[str, Any] = {}
+        self._qubes = qubes
+        self._network_lock = network_lock
+
+    def qube(self, name: str) -> Any:
+        """The qube of that name, or None."""
+        return self._qubes.get(name)
 
     @classmethod
     def properties(cls) -> dict[str, Property]:
@@ -116,7 +129,7 @@ class Holder(Emitter):
 
     def _changing(self, name: str) -> contextlib.AbstractAsyncContextManager[object]:
         """Changes of the network wait for one another, as they call the hypervisor in between."""
-        return self.app.network_lock if name in ("netvm", "default_netvm") else contextlib.nullcontext()
+        return self._network_lock if name in ("netvm", "default_netvm") else contextlib.nullcontext()
 
     def _old(self, name: str) -> dict[str, Any]:
         try:
@@ -177,9 +190,10 @@ def as_qube(name: str) -> Callable[[Holder, str], Any]:
         if not untrusted_text:
             return None
         check_name(untrusted_text)
-        if untrusted_text not in holder.app.domains:
+        found = holder.qube(untrusted_text)
+        if found is None:
             raise QubesPropertyValueError(f"Can't set {name} to non-existing qube {untrusted_text}")
-        return holder.app.domains[untrusted_text]
+        return found
 
     return accept
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Qubes: their properties, addresses and QubesDB entries, under the attribute names that qubesd's own objects have.
+"""Qubes, the list of them, and what they need of the application, under the names that qubesd's own objects have.
 
-What happens to a qube over time is elsewhere: lifecycle (start, stop, pause) and network (net qube, firewall entries).
+What happens to a qube over time is elsewhere (lab.qubesd.life).
 """
 
 from __future__ import annotations
@@ -11,26 +11,101 @@ import asyncio
 import enum
 import ipaddress
 import logging
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from lab.qubesd.errors import QubesValueError, QubesVMNotRunningError
-from lab.qubesd.features import Features, Tags
-from lab.qubesd.firewall import Firewall
-from lab.qubesd.holder import Holder, Property, as_bool, as_ipv4, as_ipv6, as_label, as_mac, as_qube, as_text
-from lab.qubesd.qdb_watch import QdbWatch
-from lab.qubesd.service_call import ServiceCall
+from lab.qubesd.base.errors import QubesValueError, QubesVMNotRunningError
+from lab.qubesd.base.events import Handlers
+from lab.qubesd.base.features import Features, Tags
+from lab.qubesd.base.holder import Holder, Property, as_bool, as_ipv4, as_ipv6, as_label, as_mac, as_qube, as_text
+from lab.qubesd.outside.databases import DatabaseHost
+from lab.qubesd.outside.service_call import ServiceCall
+from lab.qubesd.outside.xen import Hypervisor
+from lab.qubesd.qubes.firewall import Firewall
+from lab.qubesd.qubes.qdb_watch import QdbWatch
 from portfwd.base.qubesdb_client import Database, Error
 
-if TYPE_CHECKING:
-    from lab.qubesd.app import App
-
-PRELOADED = "preload-dispvm"
-"""The feature of a disposable template that lists its preloaded disposables."""
 DNS = ("10.139.1.1", "10.139.1.2")
-_NETMASK = "255.255.255.255"
-_IPV6_PREFIX = "fd09:24ef:4179::"
+NETMASK = "255.255.255.255"
+IPV6_PREFIX = "fd09:24ef:4179::"
+
+
+class Application(Protocol):
+    """What qubes, and all that happens to them, need of the application."""
+
+    base_dir: Path
+    notes: Path | None
+    vm_handlers: Handlers
+    app_handlers: Handlers
+    domains: Domains
+    network_lock: asyncio.Lock
+    xen: Hypervisor
+    databases: DatabaseHost
+
+    @property
+    def default_netvm(self) -> Qube | None:
+        """The net qube of those for which none is set."""
+
+    def add(self, klass: str, name: str, label: str, template: Qube | None = None, **more: Any) -> Qube:
+        """Create a qube."""
+
+    def remove(self, vm: Qube) -> None:
+        """Remove a halted qube."""
+
+    def save(self) -> None:
+        """Keep what has changed."""
+
+    def report(self, task: asyncio.Future[None]) -> None:
+        """Log the error of a task that nobody waits for."""
+
+
+class Domains:
+    """All qubes, dom0 too, in the order of their names."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, LocalVM] = {}
+
+    def __iter__(self) -> Iterator[LocalVM]:
+        return iter([self._by_name[name] for name in sorted(self._by_name)])
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_name if isinstance(key, str) else key in self._by_name.values()
+
+    def __getitem__(self, name: str) -> Any:
+        return self._by_name[name]
+
+    def get(self, name: str) -> Any:
+        """The qube of that name, or None."""
+        return self._by_name.get(name)
+
+    def by_uuid(self, wanted: uuid.UUID) -> LocalVM | None:
+        """The qube with that UUID."""
+        return next((vm for vm in self if vm.uuid == wanted), None)
+
+    def qubes(self) -> list[Qube]:
+        """All but dom0."""
+        return [vm for vm in self if isinstance(vm, Qube)]
+
+    def get_vms_connected_to(self, netvm: Qube) -> set[Qube]:
+        """All qubes behind a net qube, at any depth."""
+        found: set[Qube] = set()
+        waiting = [netvm]
+        while waiting:
+            new = set(waiting.pop().connected_vms) - found
+            found |= new
+            waiting += new
+        return found
+
+    def put(self, vm: LocalVM) -> None:
+        self._by_name[vm.name] = vm
+
+    def drop(self, vm: LocalVM) -> None:
+        del self._by_name[vm.name]
 
 
 class Power(enum.StrEnum):
@@ -49,7 +124,8 @@ def numbered_ipv4(prefix: str, number: int) -> ipaddress.IPv4Address:
     return ipaddress.IPv4Address(f"{prefix}.{high}.{low if number < 255 else low + 1}")
 
 
-def _accept_netvm(qube: Qube, untrusted_text: str) -> Qube | None:
+def accept_netvm(qube: Qube, untrusted_text: str) -> Qube | None:
+    """The net qube of that name, when this qube may have it; None for an empty text."""
     value: Qube | None = as_qube("netvm")(qube, untrusted_text)
     qube.check_netvm(value)
     return value
@@ -74,12 +150,13 @@ class LocalVM(Holder):
 
     def __init__(
         self,
-        app: App,
+        app: Application,
         values: Mapping[str, Any],
         features: Mapping[str, str] | None = None,
         tags: Iterable[str] = (),
     ) -> None:
-        super().__init__(app.vm_handlers, app)
+        super().__init__(app.vm_handlers, app.domains, app.network_lock)
+        self.app = app
         self.values.update(values)
         self.features = Features(self, features or {})
         self.tags = Tags(self, tags)
@@ -116,7 +193,7 @@ class AdminVM(LocalVM):
 class Qube(LocalVM):
     """A qube with a network part."""
 
-    netvm = Property("vm", lambda q: q.app.default_netvm, _accept_netvm)
+    netvm = Property("vm", lambda q: q.app.default_netvm, accept_netvm)
     ip = Property("str", lambda q: q.own_ipv4() if q.is_networked() else None, as_ipv4)
     ip6 = Property("str", lambda q: q.own_ipv6() if q.is_networked() and q.has_ipv6() else None, as_ipv6)
     mac = Property("str", lambda _q: "00:16:3e:5e:6c:00", as_mac)
@@ -128,7 +205,7 @@ class Qube(LocalVM):
     )
     visible_gateway6 = Property("str", lambda q: q.netvm.gateway6 if q.netvm and q.has_ipv6() else None)
     visible_netmask = Property(
-        "str", lambda q: q.features.check_with_template("net.fake-netmask") or (_NETMASK if q.netvm else None)
+        "str", lambda q: q.features.check_with_template("net.fake-netmask") or (NETMASK if q.netvm else None)
     )
     gateway = Property("str", lambda q: q.visible_ip if q.provides_network else None)
     gateway6 = Property("str", lambda q: q.visible_ip6 if q.provides_network and q.has_ipv6() else None)
@@ -142,7 +219,7 @@ class Qube(LocalVM):
     folder = "appvms"
     firewall_conf = "firewall.xml"
 
-    def __init__(self, app: App, values: Mapping[str, Any], nics: bool = False, **kwargs: Any) -> None:
+    def __init__(self, app: Application, values: Mapping[str, Any], nics: bool = False, **kwargs: Any) -> None:
         super().__init__(app, values, **kwargs)
         self.nics = nics
         self.power = Power.HALTED
@@ -152,7 +229,7 @@ class Qube(LocalVM):
         self.stopped: asyncio.Event = asyncio.Event()
         self._firewall: Firewall | None = None
         self._qdb: Database | None = None
-        self.qdb_watch = QdbWatch(self)
+        self.qdb_watch = QdbWatch(self._connect, self._on_qdb_change, self.log)
 
     # Power
 
@@ -176,7 +253,7 @@ class Qube(LocalVM):
         return (vm for vm in self.app.domains.qubes() if vm.netvm is self)
 
     def uses_default_netvm(self) -> bool:
-        return "netvm" not in self.values and not isinstance(self, TemplateVM)
+        return "netvm" not in self.values
 
     def is_networked(self) -> bool:
         return bool(self.provides_network) or self.netvm is not None
@@ -190,7 +267,7 @@ class Qube(LocalVM):
 
     def own_ipv6(self) -> ipaddress.IPv6Address:
         """The address that follows from the qube's number."""
-        return ipaddress.IPv6Address(f"{_IPV6_PREFIX}a89:{self.qid:x}")
+        return ipaddress.IPv6Address(f"{IPV6_PREFIX}a89:{self.qid:x}")
 
     def check_netvm(self, value: Qube | None) -> None:
         """Refuse a net qube that provides no network or that would close a loop."""
@@ -223,7 +300,9 @@ class Qube(LocalVM):
     def firewall(self) -> Firewall:
         """The rules, read from the file at the first use. StoreError when the file is damaged."""
         if self._firewall is None:
-            self._firewall = Firewall(self, Path(self.dir_path) / self.firewall_conf)
+            self._firewall = Firewall(
+                self.name, Path(self.dir_path) / self.firewall_conf, self.app.notes, self._on_firewall, self.log
+            )
         return self._firewall
 
     def close_firewall(self) -> None:
@@ -238,10 +317,19 @@ class Qube(LocalVM):
             return None
         if self._qdb is None:
             try:
-                self._qdb = self.app.databases.open(self.name)
+                self._qdb = self._connect()
             except Error:
                 return None
         return self._qdb
+
+    def _connect(self) -> Database:
+        return self.app.databases.open(self.name)
+
+    def _on_qdb_change(self, watched: str, path: str) -> None:
+        self.fire_event(f"domain-qdb-change:{watched}", path=path)
+
+    def _on_firewall(self) -> None:
+        self.fire_event("firewall-changed")
 
     def watch_qdb_path(self, path: str) -> None:
         """Have each change of a path fire domain-qdb-change:PATH, in this run and in later ones."""
@@ -253,76 +341,3 @@ class Qube(LocalVM):
         if self._qdb is not None:
             self._qdb.close()
         self._qdb = None
-
-    def create_qdb_entries(self) -> None:
-        """Write what a qube reads about itself, then fire domain-qdb-create."""
-        database = self.untrusted_qdb
-        if database is None:
-            raise Error(f"QubesDB of {self.name} is not there")
-        for path, value in self._qdb_entries().items():
-            database.write(path, value)
-        self.fire_event("domain-qdb-create")
-
-    def _qdb_entries(self) -> dict[str, str]:
-        outermost = "NetVM" if self.netvm is None else "ProxyVM"
-        of_class = "TemplateVM" if self.klass == "TemplateVM" else "AppVM"
-        entries = {
-            "/name": self.name,
-            "/type": self.klass,
-            "/qubes-vm-type": outermost if self.provides_network else of_class,
-            "/default-user": self.default_user,
-            "/qubes-base-template": str(self.template or ""),
-            "/qubes-vm-persistence": "rw-only" if self.template else "full",
-        }
-        dns = dict(zip(("primary-dns", "secondary-dns"), DNS, strict=True))
-        if self.provides_network:
-            net = {"network": self.gateway, "gateway": self.gateway, "gateway6": self.gateway6, "netmask": _NETMASK}
-            entries |= {f"/qubes-netvm-{key}": str(value) for key, value in (net | dns).items() if value}
-            entries |= {"/qubes-service/qubes-network": "1", "/qubes-service/qubes-firewall": "1"}
-        if self.netvm is not None:
-            own = {"mac": self.mac, "ip": self.visible_ip, "netmask": self.visible_netmask} | dns
-            own |= {"gateway": self.visible_gateway, "ip6": self.visible_ip6, "gateway6": self.visible_gateway6}
-            entries |= {f"/qubes-{key}": str(value) for key, value in own.items() if value}
-        return entries
-
-
-class AppVM(Qube):
-    """A qube whose system is that of a template."""
-
-    template = Property("vm", lambda _q: None, as_qube("template"))
-
-
-class StandaloneVM(Qube):
-    """A qube with a system of its own."""
-
-
-class TemplateVM(Qube):
-    """The system of other qubes. It has no network unless told so."""
-
-    folder = "vm-templates"
-    netvm = Property("vm", lambda _q: None, _accept_netvm)
-
-
-class DispVM(Qube):
-    """A disposable."""
-
-    template = Property("vm", lambda _q: None, as_qube("template"))
-    dispid = Property("int")
-    auto_cleanup = Property("bool", lambda _q: False, as_bool)
-    is_preload = Property("bool", lambda q: q.preload_requested or q.name in preloaded(q.template))
-    preload_requested = False
-
-    def own_ipv4(self) -> ipaddress.IPv4Address:
-        return numbered_ipv4("10.138", self.dispid)
-
-    def own_ipv6(self) -> ipaddress.IPv6Address:
-        return ipaddress.IPv6Address(f"{_IPV6_PREFIX}a8a:{self.dispid:x}")
-
-
-def preloaded(template: Qube | None) -> list[str]:
-    """The names of a template's preloaded disposables; none for a disposable without template."""
-    return [] if template is None else str(template.features.get(PRELOADED, "")).split()
-
-
-CLASSES: dict[str, type[Qube]] = {c.__name__: c for c in (AppVM, StandaloneVM, TemplateVM, DispVM)}
-"""The classes that can be created."""

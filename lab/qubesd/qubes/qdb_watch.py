@@ -8,19 +8,22 @@ As in qubesd, the paths outlive a run of the qube, and a connection that breaks 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable
 
 from portfwd.base.qubesdb_client import Database, Error
 
-if TYPE_CHECKING:
-    from lab.qubesd.qube import Qube
-
 
 class QdbWatch:
-    """The watched paths of one qube, and the connection that hears of them while it runs."""
+    """The watched paths of one qube, and the connection that hears of them while it runs.
 
-    def __init__(self, vm: Qube) -> None:
-        self._vm = vm
+    `connect` opens a connection or raises Error; `changed` is told which watched path has changed, and where.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Database], changed: Callable[[str, str], None], log: logging.Logger
+    ) -> None:
+        self._connect, self._changed, self._log = connect, changed, log
         self._paths: set[str] = set()
         self._connection: Database | None = None
         self._descriptor = -1
@@ -36,12 +39,12 @@ class QdbWatch:
         """Connect, in place of an earlier connection. Must be called in the running loop."""
         self.stop()
         try:
-            self._connection = self._vm.app.databases.open(self._vm.name)
+            self._connection = self._connect()
             self._descriptor = self._connection.watch_fd()
             for path in self._paths:
                 self._connection.watch(path)
         except Error as error:
-            self._vm.log.error("QubesDB is not watched: %s", error)
+            self._log.error("QubesDB is not watched: %s", error)
             self.stop()
             return
         asyncio.get_running_loop().add_reader(self._descriptor, self._read)
@@ -64,4 +67,4 @@ class QdbWatch:
             return
         for watched in self._paths:
             if watched == path or (watched.endswith("/") and path.startswith(watched)):
-                self._vm.fire_event(f"domain-qdb-change:{watched}", path=path)
+                self._changed(watched, path)

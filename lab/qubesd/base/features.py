@@ -6,20 +6,30 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSet
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from lab.qubesd.errors import QubesInvalidTagError
-
-if TYPE_CHECKING:
-    from lab.qubesd.qube import LocalVM
+from lab.qubesd.base.errors import QubesInvalidTagError
 
 _TAG = frozenset(string.ascii_letters + string.digits + "-_")
+
+
+class Featured(Protocol):
+    """What has features and tags: a qube, or dom0. Its template and its net qube have theirs."""
+
+    features: Features
+    template: Any
+
+    def fire_event(self, event: str, pre_event: bool = False, **kwargs: Any) -> None:
+        """Tell all who listen."""
+
+    def qube(self, name: str) -> Any:
+        """The qube of that name, or None."""
 
 
 class Features(MutableMapping[str, str]):
     """Feature names to values. True is stored as '1', False and None as ''."""
 
-    def __init__(self, subject: LocalVM, initial: Mapping[str, str]) -> None:
+    def __init__(self, subject: Featured, initial: Mapping[str, str]) -> None:
         self._subject = subject
         self._values = dict(initial)
 
@@ -64,9 +74,9 @@ class Features(MutableMapping[str, str]):
         return self._first(feature, self._of_dom0(feature, default), lambda qube: qube.template)
 
     def _of_dom0(self, feature: str, default: str | bool | None) -> Any:
-        return self._subject.app.domains["dom0"].features.get(feature, default)
+        return self._subject.qube("dom0").features.get(feature, default)
 
-    def _first(self, feature: str, default: str | bool | None, following: Callable[[LocalVM], Any]) -> Any:
+    def _first(self, feature: str, default: str | bool | None, following: Callable[[Any], Any]) -> Any:
         qube: Any = self._subject
         while qube is not None:
             if feature in qube.features:
@@ -78,7 +88,7 @@ class Features(MutableMapping[str, str]):
 class Tags(MutableSet[str]):
     """The tags of a qube."""
 
-    def __init__(self, subject: LocalVM, initial: Iterable[str]) -> None:
+    def __init__(self, subject: Featured, initial: Iterable[str]) -> None:
         self._subject = subject
         self._tags = set(initial)
 

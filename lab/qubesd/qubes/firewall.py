@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from portfwd.dom0.storage.forwards import Forwards, UnstoredError, remedy
 from portfwd.dom0.storage.store import DamageError, StoredForward, StoreError, load, properties_of
 from portfwd.model.ordinary import OrdinaryRule
 
-if TYPE_CHECKING:
-    from lab.qubesd.qube import Qube
-
 
 class Firewall:
-    """`rules` are the ordinary ones."""
+    """`rules` are the ordinary ones. `name` is that of the qube, `changed` is called after every save."""
 
-    def __init__(self, vm: Qube, path: Path) -> None:
-        self._vm = vm
+    def __init__(
+        self, name: str, path: Path, notes: Path | None, changed: Callable[[], None], log: logging.Logger
+    ) -> None:
+        self._name = name
         self._path = path
-        self._kept = Forwards(path, lambda: properties_of(self.live_rules()), vm.app.notes)
+        self._told, self._log = changed, log
+        self._kept = Forwards(path, lambda: properties_of(self.live_rules()), notes)
         self._kept.read()
         self._timer: asyncio.TimerHandle | None = None
         self._saving = False
@@ -64,7 +64,7 @@ class Firewall:
         try:
             self._kept.save()
         except DamageError as error:
-            raise DamageError(f"{error}; {remedy(str(self._vm.name))}") from None
+            raise DamageError(f"{error}; {remedy(self._name)}") from None
         self._changed()
 
     def save_forwards(self, forwards: Iterable[StoredForward]) -> None:
@@ -119,7 +119,7 @@ class Firewall:
     def _changed(self) -> None:
         self._saving = True
         try:
-            self._vm.fire_event("firewall-changed")
+            self._told()
         finally:
             self._saving = False
         self._arm()
@@ -137,4 +137,4 @@ class Firewall:
         try:
             self.save()
         except StoreError as error:
-            self._vm.log.error("firewall save error: %s", error)
+            self._log.error("firewall save error: %s", error)

@@ -6,27 +6,23 @@ As in Qubes, feature preload-dispvm-max of a disposable template says how many, 
 and is_preload is true for a disposable until it is used.
 """
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lab.qubesd import lifecycle
-from lab.qubesd.events import Handlers, Level
-from lab.qubesd.qube import PRELOADED, DispVM, preloaded
-
-if TYPE_CHECKING:
-    from lab.qubesd.qube import Qube
+from lab.qubesd.base.events import Level
+from lab.qubesd.life import lifecycle
+from lab.qubesd.qubes.classes import PRELOADED, DispVM, preloaded
+from lab.qubesd.qubes.qube import Application, Qube
 
 MAXIMUM = "preload-dispvm-max"
 _DONE, _BUSY = "preload-dispvm-completed", "preload-dispvm-in-progress"
 
 
-def register(handlers: Handlers) -> None:
-    """Put the handlers in their place."""
-    handlers.add(Level.STOCK, f"domain-feature-set:{MAXIMUM}", _on_maximum)
-    handlers.add(Level.STOCK, "domain-unpaused", _on_unpaused)
-    handlers.add(Level.STOCK, "domain-stopped", _on_stopped)
+def register(app: Application) -> None:
+    """Put the handlers of all qubes in their place."""
+    app.vm_handlers.add(Level.STOCK, f"domain-feature-set:{MAXIMUM}", _on_maximum)
+    app.vm_handlers.add(Level.STOCK, "domain-unpaused", _on_unpaused)
+    app.vm_handlers.add(Level.STOCK, "domain-stopped", _on_stopped)
 
 
 async def take(template: Qube) -> DispVM | None:

@@ -6,14 +6,11 @@ A start: domain-pre-start, the net qube, domain-pre-spawn, the domain is made pa
 entries (domain-qdb-create), domain-pre-unpaused, the domain runs, domain-unpaused, domain-start.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
-from lab.qubesd import network
-from lab.qubesd.errors import (
+from lab.qubesd.base.errors import (
     QubesException,
     QubesVMNotFoundError,
     QubesVMNotPausedError,
@@ -21,14 +18,34 @@ from lab.qubesd.errors import (
     QubesVMNotStartedError,
     QubesVMShutdownTimeoutError,
 )
-from lab.qubesd.qube import DispVM, Power
-from lab.qubesd.xen import XenError
-
-if TYPE_CHECKING:
-    from lab.qubesd.qube import Qube
+from lab.qubesd.life import network
+from lab.qubesd.life.entries import create_entries
+from lab.qubesd.outside.xen import XenError
+from lab.qubesd.qubes.classes import DispVM
+from lab.qubesd.qubes.qube import Application, Power, Qube
 
 SHUTDOWN_TIMEOUT = 60.0
 """Seconds that `wait` waits for the end of a shutdown."""
+
+
+async def autostart(app: Application) -> None:
+    """Start the qubes that want it; each starts its net qubes first. One that fails does not hold up the others."""
+    await asyncio.gather(*(_autostart(vm) for vm in app.domains.qubes() if vm.autostart))
+
+
+async def _autostart(vm: Qube) -> None:
+    try:
+        await start(vm)
+    except Exception as error:
+        vm.log.error("autostart failed: %s", error)
+
+
+async def follow(app: Application, reports: AsyncIterator[str]) -> None:
+    """Follow the hypervisor's reports of domains that died, to their end."""
+    async for name in reports:
+        if name in app.domains:
+            task = asyncio.ensure_future(died(app.domains[name]))
+            task.add_done_callback(app.report)
 
 
 async def start(vm: Qube) -> None:
@@ -138,7 +155,7 @@ async def _create(vm: Qube) -> None:
 async def _bring_up(vm: Qube) -> None:
     await vm.fire_event_async("domain-spawn", start_guid=True)
     await vm.app.databases.start(vm.name, vm.domid)
-    vm.create_qdb_entries()
+    create_entries(vm)
     vm.qdb_watch.start()
     async with vm.app.network_lock:
         if vm.netvm is not None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab.qubesd import lifecycle, preload
-from lab.qubesd.errors import (
+from lab.qubesd.api.server import Call, Method
+from lab.qubesd.base.errors import (
     ProtocolError,
     QubesException,
     QubesFeatureNotFoundError,
@@ -21,10 +21,11 @@ from lab.qubesd.errors import (
     QubesVMInUseError,
     QubesVMNotFoundError,
 )
-from lab.qubesd.features import check_tag
-from lab.qubesd.holder import LABELS, Holder, Property, check_name
-from lab.qubesd.qube import CLASSES, LocalVM
-from lab.qubesd.server import Call, Method
+from lab.qubesd.base.features import check_tag
+from lab.qubesd.base.holder import LABELS, Holder, Property, check_name
+from lab.qubesd.life import lifecycle, preload
+from lab.qubesd.qubes.classes import CLASSES
+from lab.qubesd.qubes.qube import LocalVM
 from portfwd.dom0.storage.store import StoreError
 from portfwd.model.ordinary import parse_ordinary
 
@@ -34,7 +35,7 @@ _INTERNAL_EVENTS = ("admin-permission:", "device-get:", "device-list:", "device-
 
 
 async def _vm_list(call: Call) -> str:
-    vms = call.app.permissions.listed(call.src, call.app.domains if call.dest.name == "dom0" else [call.dest])
+    vms = call.permissions.listed(call.src, call.app.domains if call.dest.name == "dom0" else [call.dest])
     return "".join(f"{vm} class={vm.klass} state={vm.get_power_state()} uuid={vm.uuid}\n" for vm in vms)
 
 
@@ -316,7 +317,7 @@ async def _events(call: Call) -> None:
     """
 
     def told(subject: str, event: str) -> bool:
-        return call.app.permissions.allows(call.src, "admin.Events", event.replace(":", "_"), subject)
+        return call.permissions.allows(call.src, "admin.Events", event.replace(":", "_"), subject)
 
     def on_qube(subject: Any, event: str, **words: Any) -> None:
         if not event.startswith(_INTERNAL_EVENTS) and told(subject.name, event):

@@ -12,76 +12,28 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lab.qubesd import lifecycle, network, preload, services
-from lab.qubesd.databases import DatabaseHost
-from lab.qubesd.errors import (
+from lab.qubesd.base.errors import (
     QubesException,
     QubesPropertyValueError,
     QubesVMAlreadyExistsError,
     QubesVMInUseError,
     QubesVMNotHaltedError,
 )
-from lab.qubesd.events import Handlers
-from lab.qubesd.holder import Holder, Property, as_qube, check_name
-from lab.qubesd.permission import Permissions
-from lab.qubesd.qube import CLASSES, AdminVM, DispVM, LocalVM, Power, Qube
-from lab.qubesd.xen import Domain, Hypervisor
+from lab.qubesd.base.events import Handlers
+from lab.qubesd.base.holder import Holder, Property, as_qube, check_name
+from lab.qubesd.outside.databases import DatabaseHost
+from lab.qubesd.outside.xen import Domain, Hypervisor
+from lab.qubesd.qubes.classes import CLASSES, DispVM
+from lab.qubesd.qubes.qube import AdminVM, Domains, Power, Qube
 from portfwd.wire.limits import FEATURE_AGENT
 
 QID_MAX = 10000
 _NOT_INHERITED = ("name", "qid", "uuid", "label", "template", "ip", "ip6", "template_for_dispvms", "autostart")
-
-
-class Domains:
-    """All qubes, dom0 too, in the order of their names."""
-
-    def __init__(self) -> None:
-        self._by_name: dict[str, LocalVM] = {}
-
-    def __iter__(self) -> Iterator[LocalVM]:
-        return iter([self._by_name[name] for name in sorted(self._by_name)])
-
-    def __len__(self) -> int:
-        return len(self._by_name)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._by_name if isinstance(key, str) else key in self._by_name.values()
-
-    def __getitem__(self, name: str) -> Any:
-        return self._by_name[name]
-
-    def get(self, name: str) -> Any:
-        """The qube of that name, or None."""
-        return self._by_name.get(name)
-
-    def by_uuid(self, wanted: uuid.UUID) -> LocalVM | None:
-        """The qube with that UUID."""
-        return next((vm for vm in self if vm.uuid == wanted), None)
-
-    def qubes(self) -> list[Qube]:
-        """All but dom0."""
-        return [vm for vm in self if isinstance(vm, Qube)]
-
-    def get_vms_connected_to(self, netvm: Qube) -> set[Qube]:
-        """All qubes behind a net qube, at any depth."""
-        found: set[Qube] = set()
-        waiting = [netvm]
-        while waiting:
-            new = set(waiting.pop().connected_vms) - found
-            found |= new
-            waiting += new
-        return found
-
-    def put(self, vm: LocalVM) -> None:
-        self._by_name[vm.name] = vm
-
-    def drop(self, vm: LocalVM) -> None:
-        del self._by_name[vm.name]
 
 
 def _accept_default_netvm(app: App, untrusted_text: str) -> Qube | None:
@@ -97,30 +49,18 @@ class App(Holder):
 
     default_netvm = Property("vm", lambda _app: None, _accept_default_netvm)
 
-    def __init__(
-        self,
-        base_dir: Path,
-        xen: Hypervisor,
-        databases: DatabaseHost,
-        boot_id: str = "",
-        policy: Iterable[Path] = (),
-    ) -> None:
+    def __init__(self, base_dir: Path, xen: Hypervisor, databases: DatabaseHost, boot_id: str = "") -> None:
         self.vm_handlers, self.app_handlers = Handlers(), Handlers()
-        super().__init__(self.app_handlers, self)
+        self.domains = Domains()
+        self.network_lock = asyncio.Lock()
+        super().__init__(self.app_handlers, self.domains, self.network_lock)
         self.base_dir = base_dir
         self.boot_id = boot_id
-        self.permissions = Permissions(self, policy)
         self.xen = xen
         self.databases = databases
         self.notes: Path | None = None
-        self.network_lock = asyncio.Lock()
         self.log = logging.getLogger("app")
-        self.domains = Domains()
         self._save_waits = False
-        services.register(self.vm_handlers)
-        network.register(self.vm_handlers)
-        preload.register(self.vm_handlers)
-        network.register_app(self.app_handlers)
         dom0 = AdminVM(self, {"name": "dom0", "qid": 0, "uuid": uuid.UUID(int=0), "label": "black"})
         self.domains.put(dom0)
 
@@ -260,25 +200,6 @@ class App(Holder):
         if vm is None:
             raise QubesException(f"qube {name!r} of the topology does not exist")
         return vm
-
-    # World
-
-    async def autostart(self) -> None:
-        """Start the qubes that want it; each starts its net qubes first. One that fails does not hold up the others."""
-        await asyncio.gather(*(self._autostart(vm) for vm in self.domains.qubes() if vm.autostart))
-
-    async def _autostart(self, vm: Qube) -> None:
-        try:
-            await lifecycle.start(vm)
-        except Exception as error:
-            self.log.error("autostart of %s failed: %s", vm, error)
-
-    async def watch(self, reports: AsyncIterator[str]) -> None:
-        """Follow the hypervisor's reports of domains that died, to their end."""
-        async for name in reports:
-            if name in self.domains:
-                task = asyncio.ensure_future(lifecycle.died(self.domains[name]))
-                task.add_done_callback(self.report)
 
     def report(self, task: asyncio.Future[None]) -> None:
         """Log the error of a task that nobody waits for."""

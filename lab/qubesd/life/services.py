@@ -2,28 +2,24 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Features service.NAME of a qube as /qubes-service/NAME in its QubesDB, kept so while it runs."""
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-from lab.qubesd.errors import QubesValueError
-from lab.qubesd.events import Handlers, Level
-
-if TYPE_CHECKING:
-    from lab.qubesd.qube import LocalVM
+from lab.qubesd.base.errors import QubesValueError
+from lab.qubesd.base.events import Level
+from lab.qubesd.qubes.qube import Application, LocalVM
 
 _NAME_MAX = 48
 
 
-def register(handlers: Handlers) -> None:
-    """Put the handlers in their place: qubesd does this in an extension."""
+def register(app: Application) -> None:
+    """Put the handlers of all qubes in their place: qubesd does this in an extension."""
     for pattern, handler in (
         ("domain-qdb-create", _on_qdb_create),
         ("domain-feature-pre-set:service.*", _on_pre_set),
         ("domain-feature-set:service.*", _on_set),
         ("domain-feature-delete:service.*", _on_delete),
     ):
-        handlers.add(Level.LOCAL, pattern, handler)
+        app.vm_handlers.add(Level.LOCAL, pattern, handler)
 
 
 def _on_qdb_create(vm: LocalVM, _event: str) -> None:

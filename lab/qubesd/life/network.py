@@ -6,29 +6,25 @@ Its handlers stand at the place of NetVMMixin in the order of events. Where the 
 running qube changes, feature ipv6 is set), this one does nothing either.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-from lab.qubesd.errors import (
+from lab.qubesd.base.errors import (
     QubesException,
     QubesVMError,
     QubesVMInUseError,
     QubesVMNotRunningError,
     QubesVMNotStartedError,
 )
-from lab.qubesd.events import Handlers, Level
-
-if TYPE_CHECKING:
-    from lab.qubesd.app import App
-    from lab.qubesd.qube import Qube
+from lab.qubesd.base.events import Level
+from lab.qubesd.life.entries import create_entries
+from lab.qubesd.qubes.qube import Application, Qube
 
 DEFERRED = "deferred-netvm-original"
 """The feature that holds the name of the net qube to which a paused qube is still attached ('' for none)."""
 
 
-def register(handlers: Handlers) -> None:
-    """Put the handlers in their place."""
+def register(app: Application) -> None:
+    """Put the handlers of all qubes and of the application in their place."""
     for pattern, handler in (
         ("property-pre-set:netvm", _before_netvm),
         ("property-set:netvm", _after_netvm),
@@ -47,7 +43,9 @@ def register(handlers: Handlers) -> None:
         ("domain-shutdown", _on_shutdown),
         ("firewall-changed", _on_firewall_changed),
     ):
-        handlers.add(Level.STOCK, pattern, handler)
+        app.vm_handlers.add(Level.STOCK, pattern, handler)
+    app.app_handlers.add(Level.STOCK, "property-pre-set:default_netvm", _before_default_netvm)
+    app.app_handlers.add(Level.STOCK, "property-set:default_netvm", _after_default_netvm)
 
 
 async def attach(vm: Qube) -> None:
@@ -157,7 +155,7 @@ async def _after_netvm(vm: Qube, _event: str, newvalue: Qube | None, oldvalue: Q
     if newvalue.is_running():
         reload_connected_ips(newvalue)
     if vm.is_running():
-        vm.create_qdb_entries()
+        create_entries(vm)
         if not vm.is_paused():
             await attach(vm)
         newvalue.fire_event("net-domain-connect", vm=vm)
@@ -269,19 +267,13 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def register_app(handlers: Handlers) -> None:
-    """Put the handlers of the application in their place."""
-    handlers.add(Level.STOCK, "property-pre-set:default_netvm", _before_default_netvm)
-    handlers.add(Level.STOCK, "property-set:default_netvm", _after_default_netvm)
-
-
-async def _before_default_netvm(app: App, _event: str, **change: Any) -> None:
+async def _before_default_netvm(app: Application, _event: str, **change: Any) -> None:
     for vm in app.domains.qubes():
         if vm.uses_default_netvm():
             await vm.fire_event_in_order("property-pre-set:netvm", pre_event=True, **(change | {"name": "netvm"}))
 
 
-async def _after_default_netvm(app: App, _event: str, oldvalue: Qube | None = None, **_: Any) -> None:
+async def _after_default_netvm(app: Application, _event: str, oldvalue: Qube | None = None, **_: Any) -> None:
     for vm in app.domains.qubes():
         if vm.uses_default_netvm():
             await vm.fire_event_in_order("property-reset:netvm", name="netvm", oldvalue=oldvalue)

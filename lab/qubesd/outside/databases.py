@@ -15,7 +15,7 @@ from typing import Protocol
 from lab.qubesdb.daemon import POLL
 from portfwd.base.qubesdb_client import Database, Error, QubesDB
 
-_PROJECT = Path(__file__).parents[2]
+_PROJECT = Path(__file__).parents[3]
 START_TIME = 20.0
 """Seconds that a daemon may take until it answers."""
 

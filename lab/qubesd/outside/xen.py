@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lab.qubesd.errors import QubesException
+from lab.qubesd.base.errors import QubesException
 
 TIMEOUT = 60.0
 """Seconds that one call may take."""
