@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.report import machine
 from lab.client import Lab
-from lab.demo import SYS_NET, serve
+from lab.show.demo import SYS_NET, serve
 
 QUBES, EACH = 40, 5
 ROUNDS = 15

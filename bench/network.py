@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import namespaces
+from lab.base import namespaces
 from lab.inside.commands import ip, sysctl
 from lab.inside.vif import NETVM_MAC
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 from lab.client import Lab, LabError
 from lab.events import FLUSHES, NotConvergedError
-from lab.gui import screen
 from lab.hypervisor.state import names
 from lab.qubesd.client import ApiError as CloneError
+from lab.screen import screen
 from portfwd.wire.errors import RefusedError
 
 _EPILOG = """examples:

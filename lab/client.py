@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from lab import enter, topology
-from lab import namespaces as ns
+from lab.base import enter, topology
+from lab.base import namespaces as ns
 from lab.dom0 import exchange, gather
 from lab.draw import Machine, draw
 from lab.events import Events

@@ -5,7 +5,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lab.topology import Topology
+from lab.base.topology import Topology
 
 # A qube's label as an ANSI colour (ECMA-48).
 _COLOURS = {

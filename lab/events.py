@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from lab import dom0, vpn
-from lab.inside import firewall
+from lab import dom0
+from lab.inside import firewall, vpn
 from lab.inside.init import AGENT
 from lab.qubesd.client import clone
 from lab.qubesd.life.preload import MAXIMUM
@@ -182,7 +182,7 @@ class Events(abc.ABC):
         self.service(qube, firewall.SERVICE, "start" if action == "on" else "stop")
 
     def vpn(self, qube: str, action: str, server: str = "server", routes: str = "halves") -> None:
-        """A VPN program in a qube comes up, now and at each later start, or down: a tunnel to a host, see lab.vpn.
+        """A VPN program in a qube comes up, now and at each later start, or down: a tunnel to a host (lab.inside.vpn).
 
         routes: `halves` of the address space, as OpenVPN makes them, or `table` with rules, as wg-quick does.
         """

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lab import namespaces as ns
+from lab.base import namespaces as ns
 
 PATIENCE = 10.0
 """Seconds for what is just ending."""

@@ -16,12 +16,12 @@ import time
 import traceback
 from pathlib import Path
 
-from lab import namespaces as ns
-from lab.enter import ENVIRONMENT
+from lab.base import namespaces as ns
+from lab.base.enter import ENVIRONMENT
+from lab.base.topology import parse
 from lab.hypervisor.hypervisor import Hypervisor
 from lab.hypervisor.server import Loop
 from lab.hypervisor.state import State
-from lab.topology import parse
 
 # Seconds that a start may take: the slowest machine with the largest topology.
 START_DEADLINE = 120.0

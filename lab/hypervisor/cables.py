@@ -7,11 +7,11 @@ Runs in the hypervisor's own network namespace, which no machine is in.
 
 import ipaddress
 
+from lab.base.topology import Topology
 from lab.hypervisor.machine import Cable, Running
 from lab.inside import init, network, vif
 from lab.inside.commands import ip, nft_if_there
 from lab.inside.vif import Vif
-from lab.topology import Topology
 from portfwd.wire.errors import RefusedError, shown
 
 _ADDRESSES = ("ip", "ip6", "gateway", "gateway6", "visible_ip", "visible_gateway")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import namespaces as ns
+from lab.base import namespaces as ns
 from lab.client import Lab
 from lab.hypervisor.state import State
 from lab.qrexec import service as service_program

@@ -7,10 +7,10 @@ Runs in the hypervisor's own network namespace, where the other end of each card
 
 import hashlib
 
+from lab.base.topology import Nic, Topology
 from lab.hypervisor.machine import Running
 from lab.inside import network
 from lab.inside.commands import ip, ip_if_there
-from lab.topology import Nic, Topology
 from portfwd.wire.errors import RefusedError, shown
 
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab import namespaces as ns
+from lab.base import namespaces as ns
+from lab.base.topology import Nic, Topology, read_nic
 from lab.hypervisor import cables, cards, root
 from lab.hypervisor.calls import fork, serve_in_background
 from lab.hypervisor.machine import Running, launch, wait_created
@@ -26,7 +27,6 @@ from lab.inside.network import Card
 from lab.qrexec.policy import DOM0
 from lab.qrexec.router import listen as qrexec_listen
 from lab.qrexec.switchboard import Switchboard
-from lab.topology import Nic, Topology, read_nic
 from portfwd.wire.errors import RefusedError, shown
 
 Words = dict[str, Any]

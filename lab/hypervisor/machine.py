@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
-from lab import enter
-from lab import namespaces as ns
+from lab.base import enter
+from lab.base import namespaces as ns
 from lab.inside import init
 from lab.inside.commands import nft
 from lab.inside.network import Card

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab import namespaces as ns
-from lab.topology import Topology
+from lab.base import namespaces as ns
+from lab.base.topology import Topology
 from portfwd.wire import limits
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 
-from lab import namespaces as ns
+from lab.base import namespaces as ns
 from lab.hypervisor import cables
 from lab.hypervisor.calls import fork
 from lab.hypervisor.machine import Cable, Running, Script

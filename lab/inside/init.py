@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from lab import namespaces as ns
-from lab import vpn
+from lab.base import namespaces as ns
 from lab.hypervisor import root
-from lab.inside import firewall, network
+from lab.inside import firewall, network, vpn
 from lab.inside.commands import PATIENCE
 from lab.inside.services import Service, Services, log
 from portfwd.base.qubesdb_client import Error as QubesDBError
@@ -110,7 +109,7 @@ def _boot(machine: Machine, services: Services) -> None:
         if machine.kind == "router":
             network.become_router()
         network.set_up_cards(machine.cards)
-        services.add(Service(vpn.SERVER, argv=(sys.executable, "-I", "-m", "lab.vpn", "server")))
+        services.add(Service(vpn.SERVER, argv=(sys.executable, "-I", "-m", "lab.inside.vpn", "server")))
 
 
 def _boot_qube(machine: Machine, services: Services) -> None:
@@ -135,7 +134,7 @@ def _boot_qube(machine: Machine, services: Services) -> None:
         services.start(agent)
         if not services.wait(agent, AGENT_DEADLINE):
             log("the agent is not ready, the qube goes on without it")
-    tunnel = Service(vpn.CLIENT, argv=(sys.executable, "-I", "-m", "lab.vpn", "client"))
+    tunnel = Service(vpn.CLIENT, argv=(sys.executable, "-I", "-m", "lab.inside.vpn", "client"))
     (services.start if vpn.CONFIG.exists() else services.add)(tunnel)
     log("boot complete")
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.base.topology import V4, V6, Nic
 from lab.inside.commands import ip, ip_if_there, nft, sysctl
 from lab.inside.vif import NETVM_MAC
-from lab.topology import V4, V6, Nic
 
 NFT = Path(__file__).parent / "nft"
 BASE_TABLES = ("qubes-antispoof.nft", "qubes-ipv4.nft", "qubes-ipv6.nft")

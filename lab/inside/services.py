@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from lab import namespaces as ns
-from lab.enter import environment
+from lab.base import namespaces as ns
+from lab.base.enter import environment
 
 NOTIFY_SOCKET = "/run/systemd/notify"
 # Seconds between two starts of a service that keeps failing: doubled each time within these bounds.

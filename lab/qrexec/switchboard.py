@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lab import namespaces as ns
+from lab.base import namespaces as ns
 from lab.qrexec import service
 from lab.qrexec.codes import EXIT_PROBLEM, STARTED
 from lab.qrexec.policy import DOM0

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab import namespaces
+from lab.base import namespaces
 
 R = TypeVar("R")
 

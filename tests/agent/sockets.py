@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lab import namespaces
+from lab.base import namespaces
 from portfwd.wire.values import IPAddress, Proto
 from tests.agent.machine import Machine
 from tests.agent.world import Life, Reached

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.vpn import NETWORK, NETWORK6, SERVER, SERVER_ADDRESS, SERVER_ADDRESS6, addresses_of
+from lab.inside.vpn import NETWORK, NETWORK6, SERVER, SERVER_ADDRESS, SERVER_ADDRESS6, addresses_of
 from portfwd.wire.limits import FEATURE_DENY, FEATURE_TRANSIT, FEATURE_VPN
 from tests.chain.world import (
     LAPTOP,

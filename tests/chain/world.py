@@ -83,7 +83,7 @@ class World:
         with lasting() if stack is None else contextlib.nullcontext():
             for machine in machines:
                 served = words or (HOPS_SERVICES if machine in HOPS else SERVICES)
-                argv = [sys.executable, "-I", "-m", "lab.services", *served]
+                argv = [sys.executable, "-I", "-m", "lab.inside.server", *served]
                 servers.append(self.lab.popen(machine, argv, stdout=subprocess.PIPE, text=True))
         for server in servers:
             (stack or self._stack).callback(_end, server)

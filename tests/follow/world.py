@@ -83,7 +83,7 @@ class World:
 
     def serve(self, *qubes: str) -> None:
         """Start the small server in qubes, again in those that were restarted."""
-        argv = [sys.executable, "-I", "-m", "lab.services", *SERVICES]
+        argv = [sys.executable, "-I", "-m", "lab.inside.server", *SERVICES]
         for qube in qubes:
             with lasting():
                 server: subprocess.Popen[str] = self.lab.popen(qube, argv, stdout=subprocess.PIPE, text=True)

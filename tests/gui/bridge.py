@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import namespaces as ns
+from lab.base import namespaces as ns
 from lab.client import Lab
 from lab.dom0 import QUBESD
 from lab.hypervisor.root import PROJECT

@@ -9,7 +9,7 @@ import pytest
 from pytestqt.qtbot import QtBot
 
 from lab.client import Lab
-from lab.demo import serve
+from lab.show.demo import serve
 from portfwd.client.adminapi import AdminClient, SocketTransport
 from portfwd.gui.shared.tasks import Tasks
 from portfwd.gui.shared.watch import Watch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import namespaces as ns
+from lab.base import namespaces as ns
 from lab.client import Lab
 from portfwd.client.adminapi import AdminClient, CallError, SocketTransport
 from tests.gui.bridge import bridge

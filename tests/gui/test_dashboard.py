@@ -12,7 +12,7 @@ from pytestqt.qtbot import QtBot
 
 from lab import probes
 from lab.client import Lab
-from lab.demo import SYS_NET, hold_connection
+from lab.show.demo import SYS_NET, hold_connection
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.forward_state import State
 from portfwd.gui.dashboard.dashboard import Dashboard

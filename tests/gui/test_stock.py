@@ -16,7 +16,7 @@ from pytestqt.qtbot import QtBot
 
 from lab import probes
 from lab.client import Lab
-from lab.demo import SYS_NET
+from lab.show.demo import SYS_NET
 from portfwd.client.adminapi import AdminClient, SocketTransport
 from portfwd.gui import stock_hook
 from portfwd.gui.forward.rule_dialog import RuleDialog

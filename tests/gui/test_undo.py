@@ -10,7 +10,7 @@ from pytestqt.qtbot import QtBot
 
 from lab import probes
 from lab.client import Lab
-from lab.demo import SYS_NET
+from lab.show.demo import SYS_NET
 from portfwd.client.adminapi import AdminClient, CallError, SocketTransport
 from portfwd.gui.forward import outcome
 from portfwd.gui.forward.rule_dialog import RuleDialog

@@ -4,7 +4,7 @@
 
 from pathlib import Path
 
-from lab.captures import PAGE, main
+from lab.show.captures import PAGE, main
 
 
 def outputs(page: str) -> dict[str, str]:

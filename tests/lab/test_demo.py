@@ -12,7 +12,7 @@ from lab.hypervisor.state import names
 
 
 def test_ctrl_c_ends_the_demo_and_its_laboratory_without_a_traceback() -> None:
-    argv = [sys.executable, "-c", "import sys; from lab.demo import main; sys.exit(main())"]
+    argv = [sys.executable, "-c", "import sys; from lab.show.demo import main; sys.exit(main())"]
     # As from a terminal: the signal reaches every process of the group at once.
     with subprocess.Popen(
         argv, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab import topology
-from lab.topology import parse
+from lab.base import topology
+from lab.base.topology import parse
 from portfwd.wire.errors import RefusedError
 
 HOST = "{ network = 'lan', ip = '192.168.1.5' }"

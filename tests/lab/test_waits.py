@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import client, enter
-from lab import namespaces as ns
+from lab import client
+from lab.base import enter
+from lab.base import namespaces as ns
 from lab.client import Lab, LabError
 from lab.hypervisor.root import PROJECT
 from lab.hypervisor.state import find

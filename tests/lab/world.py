@@ -19,7 +19,7 @@ DEADLINE = 60.0
 @contextlib.contextmanager
 def serving(lab: Lab, machine: str, *words: str) -> Iterator[None]:
     """The laboratory's small server, running in a machine."""
-    argv = [sys.executable, "-I", "-m", "lab.services", *words]
+    argv = [sys.executable, "-I", "-m", "lab.inside.server", *words]
     with lab.popen(machine, argv, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

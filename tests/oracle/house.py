@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lab.client import ApiError, Lab
 from lab.dom0 import gather
-from lab.vpn import CONFIG
+from lab.inside.vpn import CONFIG
 from portfwd.dom0.planning.tunnels import ABSENT_SECONDS
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import WAY_OUT, WayOut
@@ -351,7 +351,7 @@ class House(HouseNet):
 
     def _serve(self, name: str) -> None:
         span = f"{TARGETS[0]}-{TARGETS[-1]}"
-        argv = [sys.executable, "-I", "-m", "lab.services", "--tcp", span, "--udp", span, "--tell"]
+        argv = [sys.executable, "-I", "-m", "lab.inside.server", "--tcp", span, "--udp", span, "--tell"]
         # A file, which nobody has to read for the server to go on.
         told = self._heard.file(name)
         with told.open("a") as file:

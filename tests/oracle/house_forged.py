@@ -33,7 +33,7 @@ _LONGEST = 3.0
 
 
 class Heard:
-    """What the servers of the qubes have told (lab.services --tell), each into a file of its own."""
+    """What the servers of the qubes have told (lab.inside.server --tell), each into a file of its own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -84,7 +84,7 @@ def test_f24_a_test_that_hangs_fails_and_the_next_ones_run(tmp_path: Path, hangi
     "call", ["subprocess.run(['unshare', '--user', 'true'], check=True)", "namespaces.unshare(1 << 28)"]
 )
 def test_a_test_that_makes_namespaces_fails_in_the_fast_lane(tmp_path: Path, call: str) -> None:
-    done = suite(tmp_path, f"import subprocess; from lab import namespaces; {call}", "--fast")
+    done = suite(tmp_path, f"import subprocess; from lab.base import namespaces; {call}", "--fast")
     assert "Operation not permitted" in done.stdout, done.stdout
     assert "1 failed, 2 passed" in done.stdout
 

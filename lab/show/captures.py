@@ -12,8 +12,8 @@ from pathlib import Path
 
 from lab import probes
 from lab.client import Lab
-from lab.demo import SYS_NET, hold_connection, serve
 from lab.hypervisor.root import PROJECT
+from lab.show.demo import SYS_NET, hold_connection, serve
 
 PAGE = PROJECT / "docs" / "captures.md"
 TOOL = "qvm-port-forward"

@@ -4,7 +4,7 @@
 
 from PyQt6.QtWidgets import QWidget
 
-from lab.photographer import Photographer, Scene
+from lab.show.photographer import Photographer, Scene
 from portfwd.gui.dashboard.dashboard import Dashboard
 from portfwd.gui.forward.rule_dialog import RuleDialog
 from portfwd.gui.qube.window import QubeWindow

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from lab import probes
 from lab.client import Lab
-from lab.demo import SYS_NET, serve
-from lab.gui import add_forwards
 from lab.hypervisor.root import PROJECT
+from lab.show.demo import SYS_NET, serve
+from lab.show.gui import add_forwards
 
 PICTURES = PROJECT / "docs" / "pictures"
 _WAIT = 15.0
@@ -45,8 +45,8 @@ def photograph(display: str, scale: int, dark: bool) -> dict[str, bytes]:
     """In dom0: the picture of each scene (PNG, by name)."""
     # What Qt reads of the environment it reads when it is loaded.
     os.environ.update(DISPLAY=display, QT_QPA_PLATFORM="xcb", QT_SCALE_FACTOR=str(scale))
-    from lab.photographer import Photographer
-    from lab.scenes import scenes
+    from lab.show.photographer import Photographer
+    from lab.show.scenes import scenes
 
     return Photographer(dark=dark).take_all(scenes())
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""A small server for the laboratory's qubes and hosts: python -m lab.services [--tell] [--http N] [--tcp N] [--udp N].
+"""A small server for qubes and hosts: python -m lab.inside.server [--tell] [--http N] [--tcp N] [--udp N].
 
 Every answer names the machine, the port and the client's address as the server saw them, so that a test or a person
 can tell which qube answered and whether the address survived the chain. Prints "serving" when it listens, and with

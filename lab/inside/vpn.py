@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """A VPN without secrecy: IP packets in UDP between a TUN device in a qube and one on a host of the internet.
 
-python -m lab.vpn server     on the host; masquerades what comes out of the tunnels, as VPN providers do
-python -m lab.vpn client     in the qube, as CONFIG says; sets the routes that OpenVPN or wg-quick set
+python -m lab.inside.vpn server     on the host; masquerades what comes out of the tunnels, as VPN providers do
+python -m lab.inside.vpn client     in the qube, as CONFIG says; sets the routes that OpenVPN or wg-quick set
 
 A datagram is an IP packet, or a greeting: a zero byte and the client's two addresses in the tunnel, which comes back as
 it is. So a client has no tunnel before its server answers. See tuntap.txt in the kernel's documentation for the device.

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from lab import namespaces as ns
 from lab import probes
+from lab.base import namespaces as ns
 from lab.client import Lab
 
 SYS_NET = "192.168.1.10"
@@ -89,7 +89,7 @@ class Demo:
 def serve(lab: Lab, qube: str, *words: str) -> "subprocess.Popen[str]":
     """Start the small server in a qube and wait until it listens."""
     server: subprocess.Popen[str] = lab.popen(
-        qube, [sys.executable, "-I", "-m", "lab.services", *words], stdout=subprocess.PIPE, text=True
+        qube, [sys.executable, "-I", "-m", "lab.inside.server", *words], stdout=subprocess.PIPE, text=True
     )
     out = server.stdout
     if out is None or not ns.readable(out.fileno(), START_DEADLINE) or out.readline() != "serving\n":

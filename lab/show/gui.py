@@ -6,14 +6,11 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
 
 from lab.client import Lab
-from lab.demo import serve
+from lab.screen import screen
+from lab.show.demo import serve
 
-AUTHORITY = Path("/tmp/.Xauthority")  # noqa: S108 - in the laboratory's dom0, which has a /tmp of its own
-_PASSED = ("DISPLAY", "LANG", "QT_SCALE_FACTOR", "QT_STYLE_OVERRIDE")
 _FORWARDS = {
     "work": (
         "srcports=443-443 dstports=8443-8443 comment=web",
@@ -30,18 +27,6 @@ def add_forwards(lab: Lab) -> None:
     for qube, rules in _FORWARDS.items():
         lines = "".join(f"action=forward forwardtype=external proto=tcp {rule}\n" for rule in rules)
         lab.api(qube, "admin.vm.firewall.Set", "forward", lines)
-
-
-def screen(lab: Lab, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a program in dom0 that may use the screen of this session; empty when it has none."""
-    if "DISPLAY" not in environ:
-        return {}
-    env = {name: environ[name] for name in _PASSED if name in environ}
-    cookie = Path(environ.get("XAUTHORITY", Path.home() / ".Xauthority"))
-    if cookie.is_file():
-        lab.call("dom0", AUTHORITY.write_bytes, cookie.read_bytes())
-        env["XAUTHORITY"] = str(AUTHORITY)
-    return env
 
 
 def main(argv: list[str]) -> int:

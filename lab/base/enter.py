@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Do something inside a machine: run a program or a Python function in its namespaces.
 
-Takes the namespaces as file descriptors (lab.namespaces.open_namespaces). The caller's own process stays where it is.
+Takes the namespaces as file descriptors (open_namespaces). The caller's own process stays where it is.
 """
 
 import os
@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from lab import namespaces as ns
+from lab.base import namespaces as ns
 
 P = ParamSpec("P")
 R = TypeVar("R")
