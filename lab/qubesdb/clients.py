@@ -4,9 +4,10 @@
 
 from collections.abc import Callable
 
+from lab.qubesdb.messages import RefusedHeaderError
 from lab.qubesdb.store import Store, Watches
 from lab.qubesdb.stream import Stream
-from portfwd.base.qubesdb import Message, MessageType, RefusedHeaderError, check_value
+from portfwd.base.qubesdb import Message, MessageType, check_value
 from portfwd.wire.errors import RefusedError
 
 _ENOUGH = 65536

@@ -32,9 +32,10 @@ from pathlib import Path
 
 from lab.qubesdb.clients import Client, Clients
 from lab.qubesdb.link import Link, LinkError, connect, listen
+from lab.qubesdb.messages import COMMANDS
 from lab.qubesdb.store import Store
 from lab.qubesdb.stream import Stream
-from portfwd.base.qubesdb import COMMANDS, Message
+from portfwd.base.qubesdb import Message
 
 CLIENTS_MAX = 256
 _BACKLOG = 5

@@ -14,9 +14,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.qubesdb.messages import LINK
 from lab.qubesdb.store import Store
 from lab.qubesdb.stream import Stream
-from portfwd.base.qubesdb import LINK, Message, MessageType, check_value
+from portfwd.base.qubesdb import Message, MessageType, check_value
 from portfwd.wire.errors import RefusedError
 
 

@@ -5,7 +5,8 @@
 import socket
 from collections.abc import Set as AbstractSet
 
-from portfwd.base.qubesdb import Decoder, Message, MessageType
+from lab.qubesdb.messages import Decoder
+from portfwd.base.qubesdb import Message, MessageType
 
 _CHUNK = 65536
 

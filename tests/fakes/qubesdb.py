@@ -91,10 +91,6 @@ class FakeConnection:
         self._ready(path)
         self._fake.watches.add(path, self)
 
-    def unwatch(self, path: str) -> None:
-        self._ready(path)
-        self._fake.watches.remove(path, self)
-
     def read_watch(self) -> str:
         self.watch_fd()
         os.read(self._ends()[0], 1)

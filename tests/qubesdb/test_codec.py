@@ -9,18 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd.base.qubesdb import (
-    ANSWERS,
-    COMMANDS,
-    HEADER_SIZE,
-    LINK,
-    Decoder,
-    Message,
-    MessageType,
-    RefusedHeaderError,
-    check_key,
-    decode_header,
-)
+from lab.qubesdb.messages import COMMANDS, LINK, Decoder, RefusedHeaderError
+from portfwd.base.qubesdb import ANSWERS, HEADER_SIZE, Message, MessageType, check_key, decode_header
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
 

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.qubesdb.daemon import CLIENTS_MAX
-from portfwd.base.qubesdb import ANSWERS, HEADER_SIZE, LINK, Decoder, Message, MessageType
+from lab.qubesdb.messages import LINK, Decoder
+from portfwd.base.qubesdb import ANSWERS, HEADER_SIZE, Message, MessageType
 from portfwd.base.qubesdb_client import DisconnectedError, Error, QubesDB
 from tests.qubesdb.conftest import DEADLINE, DaemonPair, Process, eventually
 
@@ -232,6 +233,21 @@ def test_a_held_qube_does_not_hold_dom0_and_gets_everything_later(daemons: Daemo
 
 
 # --- local clients ---
+
+
+def test_a_path_watched_twice_and_left_once_is_told_once(daemons: DaemonPair) -> None:
+    watch, unwatch = (Message(kind, "/a").encode() for kind in (MessageType.WATCH, MessageType.UNWATCH))
+    changed = Message(MessageType.R_WATCH, "/a")
+    with dial(daemons.qube_socket) as watcher:
+        assert exchange(watcher, watch + watch, 2) == [Message(MessageType.OK, "/a")] * 2
+        daemons.qube().write("/a", "1")
+        assert exchange(watcher, unwatch, 3) == [changed, changed, Message(MessageType.OK, "/a")]
+        daemons.qube().write("/a", "2")
+        assert exchange(watcher, unwatch + unwatch, 3) == [
+            changed,
+            Message(MessageType.OK, "/a"),
+            Message(MessageType.ERROR_NOENT, "/a"),
+        ]
 
 
 @STRANGER

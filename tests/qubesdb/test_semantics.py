@@ -98,7 +98,6 @@ def test_every_command_refuses_a_wrong_path(pair: Pair, path: str) -> None:
         database.multiread,
         database.rm,
         database.watch,
-        database.unwatch,
     ):
         with pytest.raises(Error):
             command(path)
@@ -153,13 +152,6 @@ def test_a_path_watched_twice_is_told_twice(pair: Pair) -> None:
     watcher.watch("/a")
     fill(writer, "/a")
     assert [watcher.read_watch() for _ in range(2)] == ["/a", "/a"]
-    watcher.unwatch("/a")
-    fill(writer, "/a")
-    assert watcher.read_watch() == "/a"
-    watcher.unwatch("/a")
-    watcher.unwatch("/a")
-    fill(writer, "/a")
-    assert not readable(watcher, 0)
 
 
 def test_removing_what_is_not_there_tells_nobody(pair: Pair) -> None:

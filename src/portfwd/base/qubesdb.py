@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError, shown
 
-_HEADER = struct.Struct("=B64s3xI")
-HEADER_SIZE = _HEADER.size
+HEADER = struct.Struct("=B64s3xI")
+"""Type, path field, size of the data."""
+HEADER_SIZE = HEADER.size
 _PATH = re.compile(r"(?!-)[A-Za-z0-9_./:@-]*")
 
 
@@ -42,29 +43,8 @@ class MessageType(enum.IntEnum):
     R_WATCH = 13
 
 
-COMMANDS: frozenset[MessageType] = frozenset(kind for kind in MessageType if kind < MessageType.OK)
-"""Legal from a local client."""
 ANSWERS: frozenset[MessageType] = frozenset(kind for kind in MessageType if kind >= MessageType.OK)
 """Legal from a daemon to its local client."""
-LINK: frozenset[MessageType] = frozenset(
-    {
-        MessageType.WRITE,
-        MessageType.RM,
-        MessageType.MULTIREAD,
-        MessageType.OK,
-        MessageType.ERROR,
-        MessageType.R_MULTIREAD,
-    }
-)
-"""Legal between the two daemons of a qube; anything else ends the link."""
-
-
-class RefusedHeaderError(RefusedError):
-    """A header that the protocol does not allow. `path` is the sender's if that is well formed, else empty."""
-
-    def __init__(self, reason: str, path: str = "") -> None:
-        super().__init__(reason)
-        self.path = path
 
 
 def check_path(path: str) -> str:
@@ -107,7 +87,7 @@ class Message:
         """The bytes of header and data; raises RefusedError for a path or a size that does not fit."""
         if len(self.data) > limits.QDB_VALUE_MAX:
             raise RefusedError(f"a value of {len(self.data)} bytes is longer than {limits.QDB_VALUE_MAX}")
-        return _HEADER.pack(self.type, check_path(self.path).encode("ascii"), len(self.data)) + self.data
+        return HEADER.pack(self.type, check_path(self.path).encode("ascii"), len(self.data)) + self.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,67 +100,13 @@ class Header:
 
 
 def decode_header(untrusted: bytes | bytearray, accepted: AbstractSet[MessageType]) -> Header:
-    """Read a header of exactly HEADER_SIZE bytes whose type is one of `accepted`.
-
-    Raises RefusedHeaderError; the sender still sends the data that its header announced (`announced_size`).
-    """
+    """Read a header, all of it and no more, whose type is one of `accepted`. Raises RefusedError."""
     if len(untrusted) != HEADER_SIZE:
-        raise RefusedHeaderError(f"a header has {HEADER_SIZE} bytes, not {len(untrusted)}")
-    untrusted_type, untrusted_field, untrusted_size = _HEADER.unpack(untrusted)
-    untrusted_path = untrusted_field[: limits.QDB_PATH_MAX].partition(b"\0")[0].decode("latin-1")
-    try:
-        path = check_path(untrusted_path)
-    except RefusedError as refused:
-        raise RefusedHeaderError(str(refused)) from None
+        raise RefusedError(f"a header has {HEADER_SIZE} bytes, not {len(untrusted)}")
+    untrusted_type, untrusted_field, untrusted_size = HEADER.unpack(untrusted)
+    path = check_path(untrusted_field[: limits.QDB_PATH_MAX].partition(b"\0")[0].decode("latin-1"))
     if untrusted_type not in accepted:
-        raise RefusedHeaderError(f"message type {untrusted_type} is not expected here", path)
+        raise RefusedError(f"message type {untrusted_type} is not expected here")
     if untrusted_size > limits.QDB_VALUE_MAX:
-        raise RefusedHeaderError(f"data of {untrusted_size} bytes is longer than {limits.QDB_VALUE_MAX}", path)
+        raise RefusedError(f"data of {untrusted_size} bytes is longer than {limits.QDB_VALUE_MAX}")
     return Header(MessageType(untrusted_type), path, untrusted_size)
-
-
-def announced_size(untrusted: bytes | bytearray) -> int:
-    """How many bytes of data a header announces, be it acceptable or not."""
-    size: int = _HEADER.unpack(untrusted)[2]
-    return size
-
-
-class Decoder:
-    """Cuts a stream into messages. Holds at most what was fed since next_message() last answered None."""
-
-    def __init__(self, accepted: AbstractSet[MessageType]) -> None:
-        self._accepted = accepted
-        self._untrusted = bytearray()
-        self._header: Header | None = None
-        self._skip = 0
-
-    def feed(self, untrusted: bytes) -> None:
-        """Take the next bytes of the stream."""
-        self._untrusted += untrusted
-
-    def next_message(self) -> Message | None:
-        """The next whole message, or None when bytes are missing.
-
-        Raises RefusedHeaderError once for each header that is not allowed, as soon as the header is there; its data
-        will be dropped, so that the caller may go on (a daemon towards its clients) or give up (the link).
-        """
-        dropped = min(self._skip, len(self._untrusted))
-        del self._untrusted[:dropped]
-        self._skip -= dropped
-        if self._header is None:
-            if self._skip or len(self._untrusted) < HEADER_SIZE:
-                return None
-            untrusted_header = bytes(self._untrusted[:HEADER_SIZE])
-            del self._untrusted[:HEADER_SIZE]
-            try:
-                self._header = decode_header(untrusted_header, self._accepted)
-            except RefusedHeaderError:
-                self._skip = announced_size(untrusted_header)
-                raise
-        header = self._header
-        if len(self._untrusted) < header.size:
-            return None
-        data = bytes(self._untrusted[: header.size])
-        del self._untrusted[: header.size]
-        self._header = None
-        return Message(header.type, header.path, data)
