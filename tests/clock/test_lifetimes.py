@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dom0.test_service import SSH, WEB, entries
+from tests.dom0.asking import SSH, WEB, entries
 from tests.fakes.app import FakeApp
 from tests.fakes.service import Service
 from tests.qubesd.test_forwards import GET, SET, closed, opened

@@ -13,7 +13,7 @@ import pytest
 from portfwd.agent.desired import read_desired
 from portfwd.wire.entry import Entry
 from tests.crash.dying import DyingDatabase, Fuse, KilledError
-from tests.dom0.test_service import SSH, WEB
+from tests.dom0.asking import SSH, WEB
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
 

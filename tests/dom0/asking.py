@@ -12,11 +12,26 @@ from typing import Any, TypeVar
 from portfwd.dom0.views.queries import StatusService
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import WAY_OUT
-from portfwd.wire.entry import Commit, Entry
+from portfwd.wire.answers.report import NO_BASES, EntryReport, Report
+from portfwd.wire.entry import Accept, Commit, Entry
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
 
 T = TypeVar("T")
+
+WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443\n"
+SSH = "action=forward forwardtype=external proto=tcp srcports=22-22 dstports=22-22\n"
+NEAR = "action=forward forwardtype=internal proto=tcp srcports=444-444 dstports=8443-8443\n"
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -72,3 +87,39 @@ def apply(vm: FakeVM, word: str = "ok", way_out: str = "uplink") -> list[Entry]:
         vm.database.write(limits.STATUS + WAY_OUT, way_out)
     vm.database.write(limits.STATUS_BASE, f"version=1 generation={commit.generation} state=applied")
     return entries
+
+
+def entries(vm: FakeVM) -> list[Entry]:
+    """What stands committed in a qube's database."""
+    found = {p.removeprefix(limits.ENTRIES): v.decode() for p, v in vm.database.multiread(limits.ENTRIES).items()}
+    commit = vm.database.read(limits.BASE)
+    assert not found or (commit is not None and Commit.parse(commit.decode()).covers(found))
+    return [Entry.decode(key, value) for key, value in found.items()]
+
+
+def states(app: FakeApp, service: Service) -> list[str]:
+    """How far each entry for work has come."""
+    return [line.rpartition(" state=")[2].split()[0] for line in hops(app, service, app.work)]
+
+
+def give(vm: FakeVM, service: str, text: str) -> None:
+    """Have a qube answer a service with this text."""
+    path = Path(vm.firewall.path).parent / service
+    path.write_text(text)
+    vm.services[service] = f"exec cat '{path}'"
+
+
+def report(vm: FakeVM, told: dict[str, EntryReport]) -> None:
+    """Have a qube report this."""
+    give(vm, limits.REPORT_SERVICE, str(Report(told, NO_BASES)))
+
+
+def accept(vm: FakeVM) -> str:
+    """The key of the entry that a qube has as a target."""
+    keys = [Entry.decode(p.rpartition("/")[2], v.decode()) for p, v in vm.database.multiread(limits.ENTRIES).items()]
+    return next(entry.key for entry in keys if isinstance(entry, Accept))
+
+
+def confirmed(app: FakeApp, service: Service) -> list[str]:
+    """The lines of Get+forward.hops of work."""
+    return run(StatusService(app, service).hops(app.work)).splitlines()

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from portfwd.wire import limits
-from tests.dom0.test_service import SSH, WEB, Clock, app, clock, entries, service
+from tests.dom0.asking import SSH, WEB, Clock, entries
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
-
-__all__ = ["app", "clock", "service"]
 
 
 def by_hand(vm: FakeVM, *attributes: str) -> None:

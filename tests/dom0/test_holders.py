@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 
 from portfwd.wire.errors import RefusedError
-from tests.dom0.asking import plan
+from tests.dom0.asking import SSH, WEB, plan
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
-
-WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443\n"
-SSH = "action=forward forwardtype=external proto=tcp srcports=22-22 dstports=22-22\n"
 
 
 class Clock:
@@ -50,6 +47,14 @@ class Home:
         self.service.refresh()
         return self.app.personal
 
+    def meet(self) -> FakeVM:
+        """personal, whose rule is older, comes from sys-wifi to sys-net, where work has the port."""
+        old = self.old(self.wifi)
+        self.service.set(self.app.work, WEB)
+        self.service.refresh()
+        old.netvm = self.app.firewall
+        return old
+
     def open(self) -> list[str]:
         """Whose forwards are open, sorted."""
         planned = self.service.refresh()
@@ -77,10 +82,7 @@ def test_f5_who_has_the_port_keeps_it_however_old_the_newcomer(home: Home) -> No
 
 @pytest.mark.parametrize("boot", ["boot-1", "boot-2"])
 def test_f5_the_same_one_keeps_it_after_a_restart(home: Home, boot: str) -> None:
-    old = home.old(home.wifi)
-    home.service.set(home.app.work, WEB)
-    home.service.refresh()
-    old.netvm = home.app.firewall
+    old = home.meet()
     assert home.open() == ["work"]
     for _ in range(3):
         home.restart(boot)
@@ -90,10 +92,7 @@ def test_f5_the_same_one_keeps_it_after_a_restart(home: Home, boot: str) -> None
 
 def test_f5_a_change_just_before_a_restart_is_judged_as_one_before_it(home: Home) -> None:
     """Mistake: who holds what is known in memory only, and the refresh after the restart lets age decide."""
-    old = home.old(home.wifi)
-    home.service.set(home.app.work, WEB)
-    home.service.refresh()
-    old.netvm = home.app.firewall
+    home.meet()
     home.restart("boot-2")
     assert home.open() == ["work"]
 
@@ -114,10 +113,7 @@ def test_f5_three_meet_and_the_port_goes_on_to_the_oldest_of_those_who_wait(home
 
 
 def test_f5_whoever_moves_away_finds_the_port_taken_when_it_comes_back(home: Home) -> None:
-    old = home.old(home.wifi)
-    home.service.set(home.app.work, WEB)
-    home.service.refresh()
-    old.netvm = home.app.firewall
+    home.meet()
     assert home.open() == ["work"]
     home.app.work.netvm = home.wifi
     assert home.open() == ["personal", "work"]
@@ -140,10 +136,7 @@ def test_f5_halted_qubes_keep_their_ports_as_running_ones_do(home: Home) -> None
 
 
 def test_f5_a_paused_rule_gives_its_port_to_the_one_that_waits(home: Home) -> None:
-    old = home.old(home.wifi)
-    home.service.set(home.app.work, WEB)
-    home.service.refresh()
-    old.netvm = home.app.firewall
+    home.meet()
     home.service.refresh()
     home.service.set(home.app.work, WEB.replace("\n", " enabled=no\n"))
     assert home.open() == ["personal"]
@@ -154,10 +147,7 @@ def test_f5_a_paused_rule_gives_its_port_to_the_one_that_waits(home: Home) -> No
 
 
 def test_f5_a_rule_that_is_edited_keeps_the_port_that_others_wait_for(home: Home) -> None:
-    old = home.old(home.wifi)
-    home.service.set(home.app.work, WEB)
-    home.service.refresh()
-    old.netvm = home.app.firewall
+    home.meet()
     home.service.refresh()
     home.service.set(home.app.work, WEB.replace("\n", " srchost=192.168.1.20\n"))
     assert home.open() == ["work"]
@@ -195,10 +185,7 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [Path.unlink, damage, lambda path: path.write_bytes(b"\xff" * 5000)])
 def test_f5_without_the_file_age_decides(home: Home, harm: Callable[[Path], None]) -> None:
-    old = home.old(home.wifi)
-    home.service.set(home.app.work, WEB)
-    home.service.refresh()
-    old.netvm = home.app.firewall
+    home.meet()
     assert home.open() == ["work"]
     harm(home.file)
     home.restart()
@@ -223,10 +210,7 @@ def test_f5_a_file_that_cannot_be_written_changes_nothing_now_and_is_written_lat
 
 
 def test_f5_whose_forwards_cannot_be_read_for_a_while_loses_no_port(home: Home) -> None:
-    old = home.old(home.wifi)
-    home.service.set(home.app.work, WEB)
-    home.service.refresh()
-    old.netvm = home.app.firewall
+    old = home.meet()
     good = home.app.work.firewall.path.read_bytes()
     home.app.work.firewall.path.write_bytes(good.replace(b"443", b"4%43"))
     home.service.reload(home.app.work)

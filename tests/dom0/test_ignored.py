@@ -8,11 +8,10 @@ import pytest
 
 from portfwd.wire import limits
 from tests.client.reading import read_status
-from tests.dom0.asking import apply, status
+from tests.dom0.asking import WEB, apply, status
 from tests.fakes.app import FakeApp
 from tests.fakes.service import Service
 
-WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443\n"
 GOOD = "over0:kind:vxlan br0:below:over0 ens7:network:128.0.0.0/1 a_b:name:none"
 TOLD = (
     "nothing comes in by over0: its kind, vxlan, is neither that of a network card nor of a known tunnel; "

@@ -2,31 +2,17 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """What dom0 knows: which ports are open, which are shut, and of which that is not known; who has to confirm."""
 
-from pathlib import Path
-
 import pytest
 
 from portfwd.client.forward_state import State
 from portfwd.wire import limits
 from portfwd.wire.answers.report import AcceptReport, Listening
 from tests.client.reading import read_status
-from tests.dom0.asking import apply, status
-from tests.dom0.test_status import NEAR, WEB, accept, confirmed, report, states
+from tests.dom0.asking import NEAR, WEB, accept, apply, confirmed, report, states, status
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
 
-
-@pytest.fixture
-def app(tmp_path: Path) -> FakeApp:
-    return FakeApp(tmp_path)
-
-
-@pytest.fixture
-def service(app: FakeApp) -> Service:
-    made = Service(app, "boot-1")
-    made.set(app.work, WEB)
-    made.refresh()
-    return made
+STORED = WEB
 
 
 def test_f6_a_net_qube_of_the_way_before_has_to_confirm_too(app: FakeApp, service: Service) -> None:

@@ -2,8 +2,6 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """What forwards may cost the qubes that they pass: refused when it is asked for, told when it stands there already."""
 
-from pathlib import Path
-
 import pytest
 
 from portfwd.api.forwards import parse_forwards
@@ -13,22 +11,11 @@ from portfwd.dom0.storage.store import Contents, StoredForward, save
 from portfwd.model.forward import parse_forward
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
-from tests.dom0.asking import plan, status
-from tests.dom0.test_service import SSH, WEB, entries
+from tests.dom0.asking import SSH, WEB, entries, plan, status
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
 
 START = "action=forward forwardtype="
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> FakeApp:
-    return FakeApp(tmp_path)
-
-
-@pytest.fixture
-def service(app: FakeApp) -> Service:
-    return Service(app, "boot-1")
 
 
 def shifted(first: int, ports: int, words: str = "external proto=tcp", by: int = 30000) -> str:

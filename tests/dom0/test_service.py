@@ -2,51 +2,15 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The use cases of dom0 over real files and a QubesDB per qube: what a user's edit leads to."""
 
-from pathlib import Path
-
 import pytest
 
 from portfwd.api.forwards import token
 from portfwd.wire import limits
-from portfwd.wire.entry import Commit, Entry
+from portfwd.wire.entry import Commit
 from portfwd.wire.errors import RefusedError
-from tests.dom0.asking import hops, plan
-from tests.fakes.app import FakeApp, FakeVM
+from tests.dom0.asking import SSH, WEB, Clock, entries, hops, plan
+from tests.fakes.app import FakeApp
 from tests.fakes.service import Service
-
-WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443\n"
-SSH = "action=forward forwardtype=external proto=tcp srcports=22-22 dstports=22-22\n"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> FakeApp:
-    return FakeApp(tmp_path)
-
-
-@pytest.fixture
-def service(app: FakeApp, clock: Clock) -> Service:
-    return Service(app, "boot-1", clock, clock)
-
-
-def entries(vm: FakeVM) -> list[Entry]:
-    """What stands committed in a qube's database."""
-    found = {p.removeprefix(limits.ENTRIES): v.decode() for p, v in vm.database.multiread(limits.ENTRIES).items()}
-    commit = vm.database.read(limits.BASE)
-    assert not found or (commit is not None and Commit.parse(commit.decode()).covers(found))
-    return [Entry.decode(key, value) for key, value in found.items()]
 
 
 def test_a_rule_reaches_every_qube_on_the_way(app: FakeApp, service: Service) -> None:

@@ -3,7 +3,6 @@
 """What dom0 answers on how forwards fare, with qubes that tell the truth, lie, or are silent; and steering them."""
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -12,51 +11,17 @@ from portfwd.model.ordinary import parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.answers import preview
 from portfwd.wire.answers.connections import Ended, format_result
-from portfwd.wire.answers.report import NO_BASES, AcceptReport, EntryReport, Listening, RelayReport, Report
-from portfwd.wire.entry import Accept, Entry
+from portfwd.wire.answers.report import AcceptReport, EntryReport, Listening, RelayReport
+from portfwd.wire.entry import Accept
 from portfwd.wire.errors import RefusedError
-from tests.dom0.asking import apply, hops, plan, run, status
+from tests.dom0.asking import NEAR, WEB, accept, apply, confirmed, give, hops, plan, report, run, states, status
 from tests.dom0.test_pull import HOSTILE
-from tests.fakes.app import FakeApp, FakeVM
+from tests.fakes.app import FakeApp
 from tests.fakes.service import Service
 
-WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443\n"
-NEAR = "action=forward forwardtype=internal proto=tcp srcports=444-444 dstports=8443-8443\n"
 PAUSED = "action=forward forwardtype=external srcports=80-80 dstports=80-80 enabled=no comment=not now\n"
 
-
-@pytest.fixture
-def app(tmp_path: Path) -> FakeApp:
-    return FakeApp(tmp_path)
-
-
-@pytest.fixture
-def service(app: FakeApp) -> Service:
-    made = Service(app, "boot-1")
-    made.set(app.work, WEB)
-    made.refresh()
-    return made
-
-
-def give(vm: FakeVM, service: str, text: str) -> None:
-    """Have a qube answer a service with this text."""
-    path = Path(vm.firewall.path).parent / service
-    path.write_text(text)
-    vm.services[service] = f"exec cat '{path}'"
-
-
-def report(vm: FakeVM, entries: dict[str, EntryReport]) -> None:
-    give(vm, limits.REPORT_SERVICE, str(Report(entries, NO_BASES)))
-
-
-def accept(vm: FakeVM) -> str:
-    """The key of the entry that a qube has as a target."""
-    keys = [Entry.decode(p.rpartition("/")[2], v.decode()) for p, v in vm.database.multiread(limits.ENTRIES).items()]
-    return next(entry.key for entry in keys if isinstance(entry, Accept))
-
-
-def confirmed(app: FakeApp, service: Service) -> list[str]:
-    return run(StatusService(app, service).hops(app.work)).splitlines()
+STORED = WEB
 
 
 def test_hops_confirm_that_what_is_removed_is_gone(
@@ -226,10 +191,6 @@ def test_addresses_of_an_entrance_are_read_or_unknown(
     if said is not None:
         app.net.database.write(limits.STATUS + "uplinks", said)
     assert status(app, service, app.work)[-1] == f"entrance=sys-net uplinks={told}"
-
-
-def states(app: FakeApp, service: Service) -> list[str]:
-    return [line.rpartition(" state=")[2].split()[0] for line in hops(app, service, app.work)]
 
 
 def test_a_qube_with_another_address_than_dom0_plans_has_to_restart(app: FakeApp, service: Service) -> None:

@@ -3,7 +3,6 @@
 """Rules that nobody could ever use: refused at Set; one that is stored already is told, shut, and in nobody's way."""
 
 import ipaddress
-from pathlib import Path
 
 import pytest
 
@@ -26,16 +25,6 @@ SOURCES = [
     "0x7f000001",
     "169.254.0.0/16",
 ]
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> FakeApp:
-    return FakeApp(tmp_path)
-
-
-@pytest.fixture
-def service(app: FakeApp) -> Service:
-    return Service(app, "boot-1")
 
 
 def keep(vm: FakeVM, *lines: str) -> None:

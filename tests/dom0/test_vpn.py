@@ -2,8 +2,6 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """A VPN qube on the path: what its agent says decides whether an external forward is opened."""
 
-from pathlib import Path
-
 import pytest
 
 from portfwd.base.qubesdb_client import Error
@@ -16,11 +14,6 @@ from tests.fakes.service import Service
 WEB = "action=forward forwardtype=external proto=tcp srcports=443\n"
 NEAR = "action=forward forwardtype=internal proto=tcp srcports=444\n"
 WAY_OUT = limits.STATUS + "way-out"
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> FakeApp:
-    return FakeApp(tmp_path)
 
 
 class Clock:
