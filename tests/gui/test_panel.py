@@ -17,7 +17,7 @@ from portfwd.client.forward_state import State
 from portfwd.gui.forward.rule_dialog import RuleDialog
 from portfwd.gui.qube.panel import Panel
 from portfwd.gui.shared.watch import Watch
-from portfwd.gui.state.draft import Lasting, Reach
+from portfwd.gui.state.draft import Field, Lasting, Reach
 from portfwd.gui.state.places import place_of
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
@@ -164,10 +164,10 @@ def test_nothing_is_applied_before_ok(panel: Panel, qtbot: QtBot, client: AdminC
 def test_an_error_stands_beside_its_field(panel: Panel, qtbot: QtBot) -> None:
     qtbot.mouseClick(panel.add, Qt.MouseButton.LeftButton)
     form = dialog_of(panel).form
-    assert not form.errors[form.field_of(form.ports)].isVisible()
+    assert not form.errors[Field.PORTS].isVisible()
     qtbot.keyClicks(form.ports, "80443")
-    assert form.errors[form.field_of(form.ports)].isVisible()
-    assert "65535" in form.errors[form.field_of(form.ports)].text()
+    assert form.errors[Field.PORTS].isVisible()
+    assert "65535" in form.errors[Field.PORTS].text()
     assert not dialog_of(panel).ok.isEnabled()
 
 
@@ -179,7 +179,7 @@ def test_a_taken_port_is_named_with_its_owner_and_another_is_offered(
     qtbot.mouseClick(panel.add, Qt.MouseButton.LeftButton)
     form = dialog_of(panel).form
     qtbot.keyClicks(form.ports, "443")
-    assert form.errors[form.field_of(form.entrance)].text() == "443 is taken by a forward of personal"
+    assert form.errors[Field.ENTRANCE].text() == "443 is taken by a forward of personal"
     assert form.suggest.isVisible()
     qtbot.mouseClick(form.suggest, Qt.MouseButton.LeftButton)
     assert form.entrance.text() == "1024"

@@ -69,7 +69,7 @@ class ForwardsModel(QAbstractTableModel):
     def tick(self) -> None:
         """Time has passed: what is left of each lifetime is another text now."""
         if self._rows and Column.LEFT in self._columns:
-            at = self._columns.index(Column.LEFT)
+            at = self.column_of(Column.LEFT)
             self.dataChanged.emit(self.index(0, at), self.index(len(self._rows) - 1, at))
 
     def _number(self) -> None:

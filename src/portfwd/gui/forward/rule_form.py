@@ -159,10 +159,6 @@ class RuleForm(QWidget):
             Field.COMMENT: self.comment,
         }
 
-    def field_of(self, edit: QLineEdit) -> Field:
-        """Beside which field's name its errors are kept."""
-        return next(field for field, widget in self._edits().items() if widget is edit)
-
     def _touch(self, field: Field) -> None:
         self._touched.add(field)
         self._check()
