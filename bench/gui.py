@@ -15,7 +15,7 @@ from typing import Any
 from bench.commands import TOPOLOGY, wait_until
 from bench.report import machine
 from lab.client import Lab
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 
 QUBES, EACH, ROUNDS = 100, 10, 5
 PAGE = """# Benchmark of the dashboard

@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from lab.base.state import names
 from lab.client import Lab, LabError
 from lab.events import FLUSHES, NotConvergedError
-from lab.hypervisor.state import names
 from lab.qubesd.client import ApiError as CloneError
 from lab.screen import screen
 from portfwd.wire.errors import RefusedError

@@ -22,11 +22,11 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from lab.base import enter, topology
 from lab.base import namespaces as ns
+from lab.base.state import State, find, short_path
 from lab.dom0 import exchange, gather
 from lab.draw import Machine, draw
 from lab.events import Events
-from lab.hypervisor.root import PROJECT
-from lab.hypervisor.state import State, find, short_path
+from lab.inside.root import PROJECT
 
 P = ParamSpec("P")
 R = TypeVar("R")

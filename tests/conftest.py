@@ -12,7 +12,7 @@ import pytest
 
 import portfwd.wire
 from lab.client import Lab
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 
 pytest_plugins = ("tests.lanes", "tests.leaks", "tests.time_limit")
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from lab.base import namespaces as ns
 from lab.base.enter import ENVIRONMENT
+from lab.base.state import State
 from lab.base.topology import parse
 from lab.hypervisor.hypervisor import Hypervisor
 from lab.hypervisor.server import Loop
-from lab.hypervisor.state import State
 
 # Seconds that a start may take: the slowest machine with the largest topology.
 START_DEADLINE = 120.0

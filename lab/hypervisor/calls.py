@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.base import namespaces as ns
+from lab.base.state import State
 from lab.client import Lab
-from lab.hypervisor.state import State
 from lab.qrexec import service as service_program
 from lab.qrexec.policy import DOM0, Domain
 from lab.qrexec.router import STARTER, Child, Router

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from lab.base import namespaces as ns
+from lab.base.state import State, short_path
 from lab.base.topology import Nic, Topology, read_nic
-from lab.hypervisor import cables, cards, root
+from lab.hypervisor import cables, cards
 from lab.hypervisor.calls import fork, serve_in_background
 from lab.hypervisor.machine import Running, launch, wait_created
 from lab.hypervisor.server import Connection, Loop, listen
-from lab.hypervisor.state import State, short_path
 from lab.hypervisor.vifs import Vifs, set_delay
-from lab.inside import init
+from lab.inside import init, root
 from lab.inside.network import Card
 from lab.qrexec.policy import DOM0
 from lab.qrexec.router import listen as qrexec_listen

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.hypervisor.state import short_path
+from lab.base.state import short_path
 
 Answer = dict[str, Any]
 Handler = Callable[["Connection", dict[str, Any]], None]

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lab.base import namespaces as ns
-from lab.hypervisor import root
-from lab.inside import firewall, network, vpn
+from lab.inside import firewall, network, root, vpn
 from lab.inside.commands import PATIENCE
 from lab.inside.services import Service, Services, log
 from portfwd.base.qubesdb_client import Error as QubesDBError

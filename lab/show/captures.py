@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lab import probes
 from lab.client import Lab
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 from lab.show.demo import SYS_NET, hold_connection, serve
 
 PAGE = PROJECT / "docs" / "captures.md"

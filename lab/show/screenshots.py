@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lab import probes
 from lab.client import Lab
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 from lab.show.demo import SYS_NET, serve
 from lab.show.gui import add_forwards
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lab.hypervisor.root import PROBE_SCRIPT
+from lab.inside.root import PROBE_SCRIPT
 from portfwd.base.qubesdb_client import QubesDB
 from portfwd.wire import limits
 from tests.chain.world import World

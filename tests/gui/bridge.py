@@ -20,7 +20,7 @@ from pathlib import Path
 from lab.base import namespaces as ns
 from lab.client import Lab
 from lab.dom0 import QUBESD
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 
 PATIENCE = 60.0
 """Seconds for its start."""

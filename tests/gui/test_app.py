@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.client import Lab
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 
 PROGRAM = "qubes-port-forwarding"
 # Without the words of the platform without a screen about what it cannot do.

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 
-from lab.hypervisor.root import PROJECT
-from lab.hypervisor.state import names
+from lab.base.state import names
+from lab.inside.root import PROJECT
 
 
 def test_ctrl_c_ends_the_demo_and_its_laboratory_without_a_traceback() -> None:

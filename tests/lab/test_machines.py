@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lab import probes
+from lab.base.state import find
 from lab.client import ApiError, Lab, LabError
-from lab.hypervisor.state import find
 from tests.lab.world import interfaces, processes_below, serving, wait_until
 
 LAPTOP = "192.168.1.20"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.client import Lab
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 
 SCRIPT = """
 import os, sys

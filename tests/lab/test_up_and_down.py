@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from lab import probes
+from lab.base.state import find, names
 from lab.client import Lab, LabError
-from lab.hypervisor.root import PROJECT
-from lab.hypervisor.state import find, names
+from lab.inside.root import PROJECT
 from portfwd.wire.errors import RefusedError
 from tests.lab.world import SMALL, processes_below, serving, wait_until
 

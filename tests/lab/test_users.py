@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 
 USER = "1000"
 TOPOLOGY = Path(__file__).parent / "fake_ip.toml"

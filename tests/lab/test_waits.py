@@ -16,9 +16,9 @@ import pytest
 from lab import client
 from lab.base import enter
 from lab.base import namespaces as ns
+from lab.base.state import find
 from lab.client import Lab, LabError
-from lab.hypervisor.root import PROJECT
-from lab.hypervisor.state import find
+from lab.inside.root import PROJECT
 from tests.lab.world import SMALL
 
 PATIENCE = 60.0

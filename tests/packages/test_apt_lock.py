@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt here")
 PATIENCE = 120.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.hypervisor.root import PROJECT
+from lab.inside.root import PROJECT
 from tests import lanes
 
 CONFTEST = """
