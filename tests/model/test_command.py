@@ -73,6 +73,7 @@ def test_forwards(tokens: list[str], line: str) -> None:
         (["accept", "comment="], "'comment=': invalid rule description"),
         (["accept", "foo=bar"], "'foo=bar': invalid rule element"),
         (["accept", "dstport=80"], "'dstport=80': invalid rule element; did you mean 'dstports'?"),
+        (["foward", "external", "tcp", "443"], "action is accept or drop or forward; did you mean 'forward'?"),
         (["accept", "srcports=443"], "'srcports=443': goes with action=forward only"),
         (["accept", "forwardtype=external"], "goes with action=forward only"),
         (["accept", "1.2.3.4", "tcp", "1", "8"], "'8': one value too many"),

@@ -14,7 +14,6 @@ from portfwd.model.forward import (
     ForwardType,
     parse_forward,
 )
-from portfwd.model.text import parse_rule
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import HostName, PortRange, Proto, QubeName
 from tests.model.strategies import forward_rules
@@ -25,7 +24,6 @@ WORK = QubeName("work")
 @given(forward_rules())
 def test_what_is_printed_reads_back_as_the_same_rule(rule: ForwardRule) -> None:
     assert parse_forward(str(rule)) == rule
-    assert parse_rule(str(rule)) == rule
 
 
 @given(st.lists(forward_rules(), max_size=5, unique_by=lambda rule: rule.does))
@@ -44,7 +42,7 @@ nearly = st.lists(words.map("=".join), max_size=8).map(" ".join)
 @example("action=forward forwardtype=external srcports=²")
 @example("\x00")
 def test_any_text_is_either_a_rule_or_refused_in_words_that_a_stock_client_can_show(line: str) -> None:
-    for parse in (parse_forward, parse_rule, parse_forwards):
+    for parse in (parse_forward, parse_forwards):
         try:
             parse(line)
         except RefusedError as error:

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portfwd.model.errors import RuleError
-from portfwd.model.ordinary import KEYS, OrdinaryRule, parse_ordinary
-from portfwd.model.text import parse_rule
+from portfwd.model.ordinary import KEYS, parse_ordinary
 from portfwd.wire.errors import RefusedError
 
 # Read by a real qubesd (R4.4): what it is given, what admin.vm.firewall.Get then prints.
@@ -115,7 +114,7 @@ def test_any_text_is_either_a_rule_that_reads_back_or_refused(line: str) -> None
     except RefusedError as error:
         assert all(" " <= letter <= "~" and letter != "%" for letter in str(error))
     else:
-        assert parse_ordinary(rule.api_line()) == rule == parse_rule(rule.api_line())
+        assert parse_ordinary(rule.api_line()) == rule
         assert parse_ordinary(rule.line(everything=True)) == rule
 
 
@@ -123,10 +122,3 @@ def test_an_expired_rule_is_known_as_such() -> None:
     rule = parse_ordinary("action=accept expire=1000")
     assert not rule.expired(999.5)
     assert rule.expired(1000.5)
-
-
-def test_a_line_of_either_kind_is_told_by_its_action() -> None:
-    assert isinstance(parse_rule("dst4=1.2.3.4 action=accept comment=no forward"), OrdinaryRule)
-    assert str(parse_rule("srcports=1 forwardtype=internal action=forward")).startswith("action=forward ")
-    with pytest.raises(RuleError, match="did you mean 'forward'"):
-        parse_rule("action=foward forwardtype=internal srcports=1")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from portfwd.client.adminapi import AdminClient, ApiError, Change, NoExtensionError
+from portfwd.model.command import Rule
 from portfwd.model.forward import ForwardRule
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
-from portfwd.model.text import Rule
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import QubeName
 

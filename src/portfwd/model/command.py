@@ -18,9 +18,11 @@ from collections.abc import Sequence
 from portfwd.model import forward, ordinary
 from portfwd.model.errors import RuleError, closest
 from portfwd.model.forward import ForwardRule
-from portfwd.model.ordinary import OrdinaryRule
-from portfwd.model.text import Rule, check_action
+from portfwd.model.ordinary import Action, OrdinaryRule
 
+Rule = ForwardRule | OrdinaryRule
+
+_ACTIONS = (*(action.value for action in Action), forward.ACTION)
 _FORWARD_ORDER = ("action", "forwardtype", "proto", "srcports", "dstports", "srchost")
 _FORWARD_ONLY = ("forwardtype", "srcports", "srchost", "src4", "src6", "enabled")
 _ORDINARY_ORDER = ("action", "dsthost", "proto", "dstports", "icmptype")
@@ -91,8 +93,9 @@ def _parse_ordinary(tokens: Sequence[str], now: float) -> OrdinaryRule:
         words[key] = resolve_expire(value, now) if key == "expire" else value
         gone = {"tcp": "icmptype", "udp": "icmptype", "icmp": "dstports"}.get(value) if key == "proto" else None
         order = [place for place in order if place not in (key, gone)]
-    if "action" in words:
-        check_action(words["action"])
+    action = words.get("action")
+    if action is not None and action not in _ACTIONS:
+        raise RuleError(f"action={action}", f"action is {' or '.join(_ACTIONS)}", closest(action, _ACTIONS))
     rule = ordinary.OrdinaryRule.from_words(words)
     if rule.dsthost is not None and rule.dsthost.is_everything:
         return dataclasses.replace(rule, dsthost=None)

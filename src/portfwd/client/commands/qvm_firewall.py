@@ -15,9 +15,8 @@ from typing import Any
 from portfwd.client.adminapi import AdminClient, NoExtensionError, Transport, connect
 from portfwd.client.edits import Number, UsageError, add_forward, add_ordinary, delete, remove_all, reset
 from portfwd.client.text.rule_table import forwards_table, ordinary_table
-from portfwd.model.command import parse_match
+from portfwd.model.command import Rule, parse_match
 from portfwd.model.forward import ForwardRule
-from portfwd.model.text import Rule
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import QubeName
 
