@@ -4,7 +4,7 @@
 
 import pytest
 
-from portfwd.api.errors import ErrorWord, WordedError
+from portfwd.api.errors import NO_QUBE, UNEXPECTED, ErrorWord, WordedError
 from portfwd.api.frames import ErrorFrame, format_error, parse_answer
 from portfwd.wire.errors import RefusedError
 
@@ -17,3 +17,7 @@ def test_a_word_is_the_name_of_a_class_and_stands_beside_the_text(word: ErrorWor
     assert word.isidentifier()
     assert word.endswith("Error")
     assert parse_answer(format_error(ErrorFrame(word, str(error)))) == (word, "a sentence")
+
+
+def test_qubesds_own_errors_have_its_names() -> None:
+    assert (UNEXPECTED, NO_QUBE) == ("ProtocolError", "QubesVMNotFoundError")

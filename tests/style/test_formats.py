@@ -33,6 +33,11 @@ def test_the_lines_of_a_module_are_those_of_the_page(name: str) -> None:
     assert [line for line in own if line not in BLOCKS] == []
 
 
+def listed(key: str) -> set[str]:
+    """The words of which a key is one."""
+    return set(re.findall(r"`([a-z0-9-]+)`", TEXT.partition(f"`{key}` is one of")[2].split("\n\n")[0]))
+
+
 def table(head: str) -> set[str]:
     """The words in backquotes in the first column of a table."""
     rows = TEXT.partition(f"| {head} |")[2].split("\n\n")[0].splitlines()[2:]
@@ -44,7 +49,8 @@ def table(head: str) -> set[str]:
     [
         (HopState, table("STATE | meaning")),
         (ErrorWord, table("class | what it says")),
-        (ProblemKind, set(re.findall(r"`([a-z-]+)`", TEXT.partition("`reason` is one of")[2].split("\n\n")[0]))),
+        (ProblemKind, listed("reason")),
+        (Cause, listed("cause")),
     ],
 )
 def test_the_words_of_the_page_are_those_of_the_code(words: type[enum.StrEnum], told: set[str]) -> None:
