@@ -234,14 +234,14 @@ FAULTS = [
         other_address,
         "work",
         "restart-needed",
-        "IPv4 tcp: 'work' still runs with its address of before; restart it",
+        "IPv4 tcp: 'work' still uses its old address; restart it",
     ),
     Fault(
         "net.fake-ip was changed and the qube not restarted",
         mask_removed,
         "masked",
         "restart-needed",
-        "IPv6 tcp: 'masked' still runs with its address of before; restart it",
+        "IPv6 tcp: 'masked' still uses its old address; restart it",
         "masked",
     ),
     Fault(

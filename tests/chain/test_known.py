@@ -59,7 +59,7 @@ def test_f6_a_lying_net_qube_makes_no_removal_certain(world: World, words: tuple
     world.add("work", WEB)
     with agents_stopped(world.lab, "sys-net", "sys-firewall", "work"), lying(world, "sys-net"):
         done = world.lab.run("dom0", list(words), capture_output=True, text=True, timeout=60)
-        silent = "sys-firewall and work have not confirmed it: the port may still be open until then\n"
+        silent = "sys-firewall and work have not confirmed it: the port may stay open until they do\n"
         assert done.returncode == 3, done
         assert told.format(silent) in done.stderr
         world.expect({Ask("laptop", SYS_NET, 443): says("work", 8443, LAPTOP)})

@@ -61,14 +61,14 @@ def test_f6_who_has_not_confirmed_a_removal_is_named(world: World) -> None:
     assert tool(world, "add", "work", "443:8443/tcp").returncode == 0
     with agents_stopped(world.lab, "sys-firewall"):
         done = tool(world, "pause", "work", "f0", "--wait", "1")
-        silent = "sys-firewall has not confirmed it: the port may still be open until then"
+        silent = "sys-firewall has not confirmed it: the port may stay open until it does"
         assert (done.returncode, done.stdout, done.stderr) == (3, "", f"The forward is paused, but {silent}\n")
         world.expect({ask: SHUT})
     assert tool(world, "resume", "work", "f0").returncode == 0
     with agents_stopped(world.lab, "sys-net", "sys-firewall", "work"):
         done = tool(world, "remove", "work", "f0", "--wait", "1")
         assert (done.returncode, done.stdout) == (3, "")
-        silent = "sys-net, sys-firewall and work have not confirmed it: the port may still be open until then"
+        silent = "sys-net, sys-firewall and work have not confirmed it: the port may stay open until they do"
         assert done.stderr == f"The forward is removed, but {silent}\n"
         world.expect({ask: says("work", 8443, LAPTOP)})
     world.settle()

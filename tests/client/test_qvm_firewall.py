@@ -61,7 +61,7 @@ def test_f6_forwards_that_some_hop_does_not_confirm_to_be_shut_are_told(
 ) -> None:
     monkeypatch.setattr(qvm_firewall, "_SHUT_SECONDS", 0.0)
     qubesd.hops = "hop=sys-net internal=no confirmed=no\nhop=work internal=yes confirmed=no\n"
-    doubt = "sys-net and work have not confirmed it: the port may still be open until then"
+    doubt = "sys-net and work have not confirmed it: the port may stay open until they do"
     note = f"Note: the forward is removed, but {doubt}\n"
     qubesd.forwards["work"] = f"{WEB}\n"
     assert run("work", "del", *WEB.split()) == (3, "", note)
@@ -73,7 +73,7 @@ def test_f6_forwards_that_some_hop_does_not_confirm_to_be_shut_are_told(
         assert outcome.err.endswith(note)
     assert run("work", "reset") == (0, "", "")
     qubesd.hops = "hop=sys-net internal=no confirmed=yes\nhop=work internal=yes confirmed=no\n"
-    note = note.replace("sys-net and work have", "work has")
+    note = note.replace("sys-net and work have", "work has").replace("they do", "it does")
     for forward in (WEB, DNS):
         qubesd.forwards["work"] = f"{forward}\n"
         assert run("work", "del", "--rule-no", "f0") == (3, "", note)

@@ -177,12 +177,12 @@ class TestChanges:
     @pytest.mark.parametrize(
         ("hops", "doubt"),
         [
-            ({"work": "no"}, "work has not confirmed it: the port may still be open until then"),
+            ({"work": "no"}, "work has not confirmed it: the port may stay open until it does"),
             (
                 {"sys-net": "no", "work": "no"},
-                "sys-net and work have not confirmed it: the port may still be open until then",
+                "sys-net and work have not confirmed it: the port may stay open until they do",
             ),
-            ({"work": "perhaps"}, "work has not confirmed it: the port may still be open until then"),
+            ({"work": "perhaps"}, "work has not confirmed it: the port may stay open until it does"),
             ({"work": "yes confirmed=no"}, "it is not known whether the port is shut: 'confirmed=no' is not a word"),
         ],
     )
@@ -201,7 +201,7 @@ class TestChanges:
     ) -> None:
         dom0.confirmed = {"sys-net": "yes", "work": "no"}
         code, out, err = tool(*words, "--wait", "0.1")
-        assert (code, out, err.count("but work has not confirmed it: the port may still be open")) == (3, "", 1)
+        assert (code, out, err.count("but work has not confirmed it: the port may stay open")) == (3, "", 1)
 
     def test_an_internal_forward_waits_for_the_hops_that_it_passes(self, dom0: Dom0, tool: Run) -> None:
         dom0.confirmed = {"sys-net": "yes", "sys-firewall": "no", "work": "no"}

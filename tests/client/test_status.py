@@ -156,7 +156,7 @@ def test_f8_a_paused_rule_that_may_still_be_open_is_told_so() -> None:
     rule = text.split(" ")[1]
     (status,) = read_status(f"{text}{rule} doors=unknown server=unknown silent=sys-net\n")
     assert status.doors is Doors.UNKNOWN
-    assert "sys-net has not confirmed it: the port may still be open" in told(status, NOW)
+    assert "sys-net has not confirmed it: the port may stay open" in told(status, NOW)
     assert state_text(status) == "paused (sys-net: not confirmed)"
     assert str(summary([status])) == "1 may be open (not known)"
     (status,) = read_status(f"{text}{rule} doors=shut server=unknown\n")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from portfwd.api.status import HopState
 from portfwd.client.adminapi import AdminClient
-from portfwd.client.forward_state import RuleStatus, State, judged
+from portfwd.client.forward_state import RuleStatus, State, judged, unconfirmed
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName, RuleId
@@ -76,19 +76,13 @@ class Shut(NamedTuple):
         return not self.silent and not self.error
 
     @property
-    def waited_for(self) -> str:
-        """The silent qubes, at least one, in words."""
-        *others, last = self.silent
-        return f"{', '.join(others)} and {last} have not confirmed it" if others else f"{last} has not confirmed it"
-
-    @property
     def doubt(self) -> str:
         """Why it is not certain that the port is shut, in words; empty when it is."""
         if self.certain:
             return ""
         if self.error:
             return f"it is not known whether the port is shut: {self.error}"
-        return f"{self.waited_for}: the port may still be open until then"
+        return unconfirmed(self.silent)
 
 
 def shut(client: AdminClient, qube: QubeName, rules: Iterable[ForwardRule], seconds: float) -> Shut:

@@ -129,6 +129,14 @@ class RuleStatus:
         return min((hop.last for hop in self.hops if hop.last is not None), default=None)
 
 
+def unconfirmed(silent: Sequence[QubeName]) -> str:
+    """The sentence for qubes, at least one, that have not confirmed that a port is shut."""
+    *others, last = silent
+    if others:
+        return f"{', '.join(others)} and {last} have not confirmed it: the port may stay open until they do"
+    return f"{last} has not confirmed it: the port may stay open until it does"
+
+
 def judged(status: Status) -> tuple[RuleStatus, ...]:
     """Every forward of the answer, in its order."""
     return tuple(_judged(forward, status.entrances) for forward in status.forwards)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from portfwd.api.diagnosis import Diagnosis
 from portfwd.api.status import HopState
-from portfwd.client.forward_state import NOT_UNDERSTOOD, Fault, RuleStatus, State
+from portfwd.client.forward_state import NOT_UNDERSTOOD, Fault, RuleStatus, State, unconfirmed
 from portfwd.model.forward import ForwardRule, ForwardType, Lifetime
 from portfwd.wire import limits
 from portfwd.wire.answers.report import Listening
@@ -204,9 +204,7 @@ def opened(status: RuleStatus, now: float, can: str = "can now reach") -> str:
 def told(status: RuleStatus, now: float, can: str = "can reach") -> str:
     """The whole truth about a forward in a sentence, with what to do where something is to be done."""
     if status.in_doubt:
-        *others, last = status.silent
-        who = f"{', '.join(others)} and {last} have" if others else f"{last} has"
-        return f"{_told(status, now, can)}; {who} not confirmed it: the port may still be open until then"
+        return f"{_told(status, now, can)}; {unconfirmed(status.silent)}"
     return _told(status, now, can)
 
 

@@ -22,7 +22,7 @@ _STATES = {
     HopState.WRITTEN: (Cause.NOT_ACKNOWLEDGED, "the agent in '{}' has not done its part yet"),
     HopState.UNKNOWN: (Cause.NOT_ACKNOWLEDGED, "the agent in '{}' has not answered since its last change"),
     HopState.UNCLEAR: (Cause.UNCLEAR, "what '{}' says of its part cannot be read; restart its agent"),
-    HopState.RESTART: (Cause.RESTART_NEEDED, "'{}' still runs with its address of before; restart it"),
+    HopState.RESTART: (Cause.RESTART_NEEDED, "'{}' still uses its old address; restart it"),
     HopState.INCOMPLETE: (
         Cause.HALF_SET,
         "only a part of what dom0 wrote is in the QubesDB of '{}'; restart that qube",
