@@ -18,7 +18,7 @@ from portfwd.api.status import Doors
 from portfwd.client.forward_state import State
 from portfwd.wire import limits
 from tests.api import samples
-from tests.client.reading import read_status
+from tests.api.reading import read_status
 from tests.fakes.qubesdb import FakeQubesDB
 
 HERE = Path(__file__).parent / "e51b270"

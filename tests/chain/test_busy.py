@@ -10,8 +10,8 @@ import time
 from lab import probes
 from portfwd.client.forward_state import RuleStatus, State, heard
 from portfwd.wire.answers.report import Listening
+from tests.api.reading import read_status
 from tests.chain.world import LAPTOP, LAPTOP6, SYS_NET, SYS_NET6, World, says
-from tests.client.reading import read_status
 
 ENTRANCE, PORT = 7431, 8443
 WEB = f"forwardtype=external proto=tcp srcports={ENTRANCE} dstports={PORT}"

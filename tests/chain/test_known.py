@@ -11,8 +11,8 @@ import pytest
 from portfwd.api.status import Doors
 from portfwd.client.forward_state import RuleStatus, State
 from portfwd.gui.state.overview import summary
+from tests.api.reading import read_status
 from tests.chain.world import LAPTOP, SYS_NET, Ask, World, agents_stopped, says, wait_until
-from tests.client.reading import read_status
 
 GET, SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"
 WEB = "forwardtype=external proto=tcp srcports=443 dstports=8443"

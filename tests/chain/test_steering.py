@@ -4,8 +4,8 @@
 
 from portfwd.api.connections import parse_connections
 from portfwd.client.forward_state import State
+from tests.api.reading import read_status
 from tests.chain.world import LAPTOP, SYS_NET, Ask, World, says, wait_until
-from tests.client.reading import read_status
 
 ENTRANCE, PORT, SECOND = 7411, 7412, 7413
 GET, SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"

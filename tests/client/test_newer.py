@@ -18,8 +18,8 @@ from portfwd.gui.state.overview import Column, Overview, cell, summary
 from portfwd.model.forward import ForwardRule
 from portfwd.model.words import Comment
 from tests.api import samples
+from tests.api.reading import read_status
 from tests.client.dom0 import CONNECTION, Dom0
-from tests.client.reading import read_status
 from tests.client.test_events import Pieces
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443 comment=the web"

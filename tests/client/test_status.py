@@ -13,8 +13,8 @@ from portfwd.client.text.tables import rule_text, state_text
 from portfwd.gui.state.overview import summary
 from portfwd.model.forward import parse_forward
 from portfwd.wire.errors import RefusedError
+from tests.api.reading import read_status
 from tests.client.dom0 import Dom0
-from tests.client.reading import read_status
 
 NOW = 1_800_000_000.0
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"

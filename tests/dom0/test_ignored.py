@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from portfwd.wire import limits
-from tests.client.reading import read_status
+from tests.api.reading import read_status
 from tests.dom0.asking import WEB, apply, status
 from tests.fakes.app import FakeApp
 from tests.fakes.service import Service

@@ -7,7 +7,7 @@ import pytest
 from portfwd.client.forward_state import State
 from portfwd.wire import limits
 from portfwd.wire.answers.report import AcceptReport, Listening
-from tests.client.reading import read_status
+from tests.api.reading import read_status
 from tests.dom0.asking import NEAR, WEB, accept, apply, confirmed, report, states, status
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service

@@ -18,7 +18,7 @@ from portfwd.gui.state.places import place_of
 from portfwd.gui.state.traffic import Traffic, line
 from portfwd.model.forward import parse_forward
 from portfwd.wire.values import QubeName
-from tests.client.reading import read_status
+from tests.api.reading import read_status
 
 NOW = 1_800_000_000.0
 WEB = "forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"

@@ -13,7 +13,7 @@ from portfwd.wire import limits
 from portfwd.wire.acknowledgement import WAY_OUT
 from portfwd.wire.entry import Commit
 from portfwd.wire.values import QubeName
-from tests.client.reading import read_plan, read_status
+from tests.api.reading import read_plan, read_status
 from tests.qubesd.world import World, eventually
 
 GET, SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"
