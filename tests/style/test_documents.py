@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """What documents promise about themselves: paths that exist, a short map, a README of one screen, whole records."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ DECISIONS = ROOT / "docs" / "decisions"
 INDEX = DECISIONS / "README.md"
 RECORDS = sorted(DECISIONS.glob("[0-9]*.md"))
 DOCUMENTS = [ROOT / "README.md", DESIGN, *sorted((ROOT / "docs").rglob("*.md"))]
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 HEADINGS = ["What", "Why", "What else was tried", "Figure"]
 
 
@@ -49,6 +51,28 @@ def test_links_lead_to_headings_that_exist(path: Path) -> None:
 
 def test_the_map_is_short() -> None:
     assert len(DESIGN.read_text().split()) <= 1500
+
+
+def steps(title: str) -> list[tuple[str, str]]:
+    """Module and function of each step of one walk, in order."""
+    walk = section(DESIGN.read_text(), "The walk").partition(f"{title}:\n\n")[2].partition("\n\n")[0]
+    return re.findall(r"^\d+\. `([\w/.]+)` `([\w.]+)`: ", walk, re.MULTILINE)
+
+
+@pytest.mark.parametrize("title", ["Words typed -> packet", "Status back"])
+def test_the_walk_enters_no_room_twice(title: str) -> None:
+    rooms = [str(Path(module).parent) for module, _ in steps(title)]
+    assert len(rooms) > 5
+    assert len(set(rooms)) == len(rooms)
+
+
+@pytest.mark.parametrize(("module", "function"), [*steps("Words typed -> packet"), *steps("Status back")])
+def test_each_step_of_the_walk_is_there(module: str, function: str) -> None:
+    tree: ast.AST = ast.parse((ROOT / "src" / "portfwd" / module).read_text())
+    for name in function.split("."):
+        found = [node for node in ast.walk(tree) if isinstance(node, DEFINITIONS) and node.name == name]
+        assert found, f"{module} has no {name}"
+        tree = found[0]
 
 
 def test_the_glossary_is_short() -> None:
