@@ -95,7 +95,7 @@ class Outbound(enum.StrEnum):
     PARTLY = "partly"
     """Refused for some of the forward's ports, protocols or IP versions."""
     UNKNOWN = "unknown"
-    """A rule with a host name or for the name servers decides, and dom0 does not know the addresses."""
+    """The deciding rule has a host name or is for the name servers, whose addresses dom0 does not know."""
 
 
 class ProblemKind(enum.StrEnum):

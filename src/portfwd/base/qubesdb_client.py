@@ -53,7 +53,7 @@ class SilentError(Error):
 
 
 class TooLongError(Error):
-    """There is more below a path than is read."""
+    """The answer is longer than the bound."""
 
 
 class Store(Protocol):
@@ -66,7 +66,7 @@ class Store(Protocol):
 
 
 class Database(Store, Protocol):
-    """What the client below, the tests' fake and the C module have in common.
+    """The interface that the client below, the tests' fake and the C module share.
 
     list and multiread take a prefix, not a folder: '/a' also finds '/ab'. rm of 'X/' removes what is below X but not
     X itself. watch('X/') is for everything below X, watch('X') for this key alone.
@@ -174,7 +174,7 @@ class QubesDB:
         self._drop()
 
     def leave(self) -> socket.socket | None:
-        """End the connection; while an answer is owed, the caller must keep what this returns until its end comes."""
+        """End the connection; while an answer is due, the caller must keep the returned socket until its end comes."""
         self._closed = True
         left = self._socket if self._owed else None
         if left is not None:

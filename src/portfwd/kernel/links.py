@@ -25,7 +25,7 @@ InterfaceAddress = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An interface as the kernel tells it. `below` is the index of the one it stands on, -1 in another namespace."""
+    """An interface as the kernel reports it. `below`: the index of its lower interface, -1 for another namespace."""
 
     index: int
     name: str

@@ -18,11 +18,11 @@ from portfwd.wire.acknowledgement import Why
 
 _XEN_GROUP, _DOWNSTREAM_GROUP = 1, 2
 _ON_ONE = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
-"""Kinds that stand on the interface that IFLA_LINK names."""
+"""Kinds whose lower interface is named by IFLA_LINK."""
 _ON_PORTS = frozenset({"bridge", "bond", "team"})
-"""Kinds that stand on those whose IFLA_MASTER they are."""
+"""Kinds whose lower interfaces name them as IFLA_MASTER."""
 _DEPTH_MAX = 8
-"""Of interfaces on interfaces; the kernel allows as many (MAX_NEST_DEV)."""
+"""Levels of interfaces on interfaces: as many as the kernel allows (MAX_NEST_DEV)."""
 
 # The kernel allows quotes in names; in nft text they would end the name early.
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
@@ -30,10 +30,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface that is up. `xen` is the uplink to a net qube; `tunnel` is what ends in this qube.
+    """An interface that is up. `xen`: the uplink to a net qube; `tunnel`: a tunnel that ends in this qube.
 
-    `downstream` leads to a qube behind us. Of what is none of these, `why` says why it is shut, and `what` is the kind,
-    or the interface on which it stands.
+    `downstream`: a vif to a qube behind us. For an interface that is shut `why` is the reason, and `what` its kind,
+    or the interface below it.
     """
 
     index: int
@@ -47,7 +47,7 @@ class Link:
 
     @property
     def outward(self) -> bool:
-        """Whether it leads away from the qubes behind us, be it open for clients or shut."""
+        """Whether it leads away from the qubes behind us, open for clients or shut."""
         return self.uplink or self.tunnel or self.why is not None
 
 
@@ -57,7 +57,7 @@ def read_links(netlink: Netlink) -> list[Link]:
 
 
 def links_of(devices: Iterable[Device]) -> list[Link]:
-    """What each interface that is up and not loopback is to us. PURE."""
+    """The role of each interface that is up and not loopback. PURE."""
     by_index = {device.index: device for device in devices}
     return [_link(device, by_index) for device in by_index.values() if device.carries]
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""A forward in a sentence: who can reach what, where, and until when; or what is in the way and what to do about it.
+"""A forward as a sentence: who can reach what, where, and until when; or what is in the way and what to do about it.
 
 Takes values, gives plain English in printable ASCII; does no I/O.
 """
@@ -98,7 +98,7 @@ _FAULTS = {
     ),
 }
 _UNKNOWN = _Explained("", "see the journal of qubesd in dom0")
-"""A reason that only dom0 knows; so are those with an empty sentence above: dom0 names the other one."""
+"""For a reason that this client does not know, and those with an empty sentence above: dom0's sentence explains it."""
 
 
 def clients(rule: ForwardRule, entrance: QubeName | None) -> str:
@@ -122,7 +122,7 @@ def clients(rule: ForwardRule, entrance: QubeName | None) -> str:
 def clients_short(rule: ForwardRule) -> str:
     """Who may connect, for a table: neighbours, any, a name, an address or a prefix."""
     source = rule.srchost
-    # A single address goes without its prefix length; of IPv6, /32 is a network.
+    # A single address is written without its prefix length; in IPv6 /32 is a network.
     return str(source) if isinstance(source, str) or _is_prefix(source) else str(source.network_address)
 
 
@@ -152,7 +152,7 @@ def entrances(rule: ForwardRule, addresses: Iterable[IPAddress], entrance: QubeN
 
 
 def until(rule: ForwardRule, qube: QubeName, now: float) -> str:
-    """The end of a rule, with a blank before it, or nothing: ' until 15:30', ' until work shuts down'."""
+    """The end of a rule with a leading space, or '': ' until 15:30', ' until work shuts down'."""
     if rule.expire is None:
         return ""
     if rule.expire is Lifetime.REBOOT:
@@ -163,9 +163,9 @@ def until(rule: ForwardRule, qube: QubeName, now: float) -> str:
 
 
 def local_time(moment: float, now: float) -> str:
-    """A time in local time, with as much of the date as it takes."""
+    """A time in local time, with as much of the date as is needed."""
     then, today = time.localtime(moment), time.localtime(now)
-    # Below a minute the end would look like the present.
+    # Within the present minute the time alone would look like now.
     clock = time.strftime("%H:%M" if abs(moment - now) >= 60 else "%H:%M:%S", then)
     if then[:3] == today[:3]:
         return clock
@@ -202,7 +202,7 @@ def opened(status: RuleStatus, now: float, can: str = "can now reach") -> str:
 
 
 def told(status: RuleStatus, now: float, can: str = "can reach") -> str:
-    """The whole truth about a forward in a sentence, with what to do where something is to be done."""
+    """The state of a forward in a sentence, with advice where something has to be done."""
     if status.in_doubt:
         return f"{_told(status, now, can)}; {unconfirmed(status.silent)}"
     return _told(status, now, can)
@@ -228,7 +228,7 @@ def _told(status: RuleStatus, now: float, can: str) -> str:
 
 
 def notes(found: Iterable[RuleStatus]) -> list[str]:
-    """What the entrances of these forwards leave out of account, each told once."""
+    """What the entrances of these forwards ignore, each sentence once."""
     told_by = {(status.entrance, status.note): None for status in found if status.note}
     return [f"Note: {entrance} says that {note}" for entrance, note in told_by]
 
@@ -242,7 +242,7 @@ def outcome(diagnosis: Diagnosis) -> str:
 
 
 def explained(status: RuleStatus, fault: Fault) -> tuple[str, str]:
-    """What is wrong, and what to do about it."""
+    """Two sentences: what is wrong, and what to do about it."""
     local = {hop.entry.family for hop in status.hops if hop.listening is Listening.LOCAL}
     only_ipv6 = local == {Family.V6}
     words = {

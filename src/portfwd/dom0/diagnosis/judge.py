@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Why one forward does not work: which hop, and what there. PURE: (case) -> findings, and the verdict from these.
+"""Judges why one forward does not work, and at which hop. PURE: (case) -> findings, and the verdict from these.
 
-What a probe has met counts more than what anybody believes: a fault that did not stop it is only a hint, and what comes
+What a probe has met counts more than what anybody reports: a fault that did not stop it is only a hint, and what comes
 behind the place where it was lost cannot be known from it.
 """
 
@@ -25,10 +25,10 @@ from portfwd.wire.values import Family, IPAddress, IPNetwork, Proto, QubeName, S
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Everything that is known about one forward of a qube.
+    """All that is known about one forward of a qube.
 
     `stored` is None when there is none with that id. `path` is that of the plan, `above` the qube and its net qubes.
-    `paused` are the qubes whose time stands still; `refused` those whose own rules keep them from an internal forward.
+    `paused` are paused qubes; `refused` are qubes whose own rules keep them from an internal forward.
     `client` is who could not connect, if that is known.
     """
 
@@ -48,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """Something that may stop a way, and how far along the way: the place of its hop, and 1 where it stops answers."""
+    """A fault that may stop a way, and where along it: the index of its hop, and 1 where it stops answers."""
 
     finding: Finding
     place: int
@@ -88,7 +88,7 @@ def _findings(case: Case) -> tuple[Finding, ...]:
 
 
 def _before_packets(case: Case) -> Finding | None:
-    """What makes every further look pointless."""
+    """A fault that makes every further look pointless."""
     if case.stored is None:
         return _bad(case.qube, Cause.GONE, texts.GONE)
     if case.over:
@@ -103,7 +103,7 @@ def _before_packets(case: Case) -> Finding | None:
 
 
 def _no_address(case: Case, rule: ForwardRule, problem: Problem) -> Finding:
-    """A qube has IPv6 only if its net qube has: the outermost one without it is where it was switched off."""
+    """Name the outermost qube without the address family: a qube has IPv6 only if its net qube has it."""
     only = source_family(rule.srchost)
     families = list(Family) if only is None else [only]
     inner = case.above[:-1] if rule.forwardtype is ForwardType.EXTERNAL else case.above[:1]
@@ -113,7 +113,7 @@ def _no_address(case: Case, rule: ForwardRule, problem: Problem) -> Finding:
 
 
 def _wrong_client(case: Case, hops: Sequence[QubeName]) -> Iterator[Finding]:
-    """Whether the rule is not for this client at all, as far as dom0 can know."""
+    """Findings about a client that the rule is not for, as far as dom0 can know."""
     if case.client is None or case.stored is None:
         return
     rule, entrance = case.stored.rule, hops[0]
@@ -162,7 +162,7 @@ def _judge(
         idle = others and fault.finding.cause in (Cause.NO_SERVER, Cause.LOCAL_ONLY)
         stopped = not passed and (lost is None or fault.place <= lost.place)
         yield fault.finding if stopped and not idle else replace(fault.finding, result=CheckResult.HINT)
-    # One that was ready to count and then told nothing is as silent as one that never spoke.
+    # A hop that was ready to count and then reported nothing is as silent as one that never answered.
     told = {name for name, hop in case.trace.hops.items() if key in hop.counts}
     silent = next((name for name in hops if name not in told), None)
     if silent is not None and case.trace.sent is Sent.YES and silent not in case.paused:
@@ -175,19 +175,19 @@ def _judge(
         return
     if lost.finding.cause is Cause.NOT_ARRIVED and _moved(case, lost.finding.hop):
         yield _bad(lost.finding.hop, Cause.RESTART_NEEDED, texts.restart_needed(lost.finding.hop))
-    # Where something was seen that explains it, that is the cause.
+    # A fault that explains the loss is the cause.
     elif not any(fault.place == lost.place for fault in faults):
         idle = others and lost.finding.cause is Cause.NO_SERVER
         yield replace(lost.finding, result=CheckResult.HINT) if idle else lost.finding
 
 
 def _moved(case: Case, hop: QubeName) -> bool:
-    """Whether a hop has to be restarted for what dom0 has changed, be it in the other family."""
+    """Whether a hop has to be restarted for a change in dom0, even if in the other family."""
     return any(case.look.state(name, entry) is HopState.RESTART for name, entry in case.path if name == hop)
 
 
 def _faults(case: Case, hops: Sequence[QubeName], place: int, key: WayKey, entry: Entry) -> Iterator[_Fault]:
-    """What is wrong at a hop without any packet."""
+    """The faults of a hop that are seen without a packet."""
     name = hops[place]
 
     def fault(cause: Cause, text: str) -> _Fault:
@@ -277,7 +277,7 @@ def _loss(count: Count, *, first: bool, target: bool) -> Cause | None:
 def _follow_back(
     trace: Trace, hops: Sequence[QubeName], key: WayKey, door: Entry, counts: Sequence[Count]
 ) -> tuple[bool, _Fault | None]:
-    """The same for the answer, from the target to the entrance."""
+    """Whether the answer came back, from the target to the entrance, and where it was lost."""
     last = len(hops) - 1
     answer = counts[last].answer
     sight = trace.hops[hops[last]].sights.get(key)
@@ -320,7 +320,7 @@ def _listening(case: Case, key: WayKey, target: QubeName) -> str | None:
 
 
 def _labelled(finding: Finding, keys: Sequence[WayKey], ways: int) -> Finding:
-    """With the ways that it concerns, where these are not all."""
+    """The finding, naming the ways that it concerns where these are not all."""
     if len(keys) == ways:
         return finding
     label = ", ".join(f"IPv{int(family)} {proto.value}" for family, proto in keys)
@@ -328,13 +328,13 @@ def _labelled(finding: Finding, keys: Sequence[WayKey], ways: int) -> Finding:
 
 
 def _only_the_worst(findings: Sequence[Finding]) -> list[Finding]:
-    """The same at the same hop is a fault for one way and a hint for another: it is a fault."""
+    """Merge equal findings of one hop: a fault for one way and a hint for another is a fault."""
     bad = {(finding.hop, finding.cause) for finding in findings if finding.result is CheckResult.BAD}
     return [f for f in findings if f.result is not CheckResult.HINT or (f.hop, f.cause) not in bad]
 
 
 def _fine(hops: Sequence[QubeName], found: Sequence[Finding], trace: Trace) -> list[Finding]:
-    """A line for each hop that the probe has passed and of which nothing bad was said."""
+    """A finding for each hop that the probe has passed and that has no bad finding."""
     spoken = {finding.hop for finding in found if finding.result is not CheckResult.HINT}
     first = min((hops.index(f.hop) for f in found if f.result is CheckResult.BAD and f.hop in hops), default=len(hops))
     fine = []

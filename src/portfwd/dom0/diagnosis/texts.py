@@ -46,22 +46,22 @@ def of_state(name: QubeName, state: HopState, entry: Entry) -> tuple[Cause, str]
 
 
 def restart_needed(name: QubeName) -> str:
-    """It runs with the address, or the feature net.fake-ip, of before."""
+    """The qube still uses its old address, or its old value of the feature net.fake-ip."""
     return _STATES[HopState.RESTART][1].format(name)
 
 
 def agent_dead(name: QubeName) -> str:
-    """No process is its agent."""
+    """No agent process runs."""
     return f"the port forwarding agent in '{name}' does not run; start its service qubes-port-forward"
 
 
 def no_address(name: QubeName, families: Sequence[Family]) -> str:
-    """The planner's sentence, for the hop where it begins."""
+    """The planner's sentence, for the first hop without the address."""
     return f"'{name}' has no {' or '.join(f'IPv{int(family)}' for family in families)} address"
 
 
 def qube_paused(name: QubeName) -> str:
-    """Its time stands still."""
+    """The qube is paused."""
     return f"'{name}' is paused; unpause it"
 
 
@@ -99,7 +99,7 @@ def no_server(name: QubeName, entry: Entry) -> str:
 
 
 def local_only(name: QubeName, entry: Entry) -> str:
-    """It listens on a loopback address."""
+    """The server listens on a loopback address only."""
     port = f"{entry.proto.value} port {entry.listen.short}"
     return f"the server on {port} in '{name}' listens on 127.0.0.1 or ::1 only; let it listen on 0.0.0.0 or ::"
 
@@ -110,17 +110,17 @@ def passed(name: QubeName, *, target: bool) -> str:
 
 
 def no_uplink(name: QubeName) -> str:
-    """No way in by which a client could come."""
+    """The entrance has no uplink by which a client could come."""
     return f"'{name}' has no uplink with an address by which clients of this rule could come; connect its network"
 
 
 def no_client(name: QubeName) -> str:
-    """Internal, and nobody there to speak for."""
+    """No qube is there that could be a client of an internal forward."""
     return f"no other qube runs behind '{name}' that could be a client, so no probe was sent"
 
 
 def not_probed(name: QubeName) -> str:
-    """It did not answer in time, or not with the words of a probe."""
+    """The hop did not answer in time, or not in the words of the probe."""
     return f"'{name}' does not answer the call for a probe; its part is known by looking only"
 
 
@@ -153,27 +153,27 @@ def of_loss(cause: Cause, hops: Sequence[QubeName], place: int, sight: Sight | N
 
 
 def wrong_source(client: IPAddress, allowed: IPNetwork) -> str:
-    """Not in the rule's prefix."""
+    """The client is not in the rule's prefix."""
     return f"the rule is for clients in {allowed}, and {client} is none"
 
 
 def wrong_family(client: IPAddress) -> str:
-    """No way of this family."""
+    """The forward has no way in the client's family."""
     return f"the forward has no IPv{client.version} way, so {client} cannot use it"
 
 
 def not_a_neighbour(client: IPAddress, entrance: QubeName) -> str:
-    """Not in a network of the uplinks."""
+    """The client is in no network of the uplinks."""
     return f"the rule is for neighbours, and {client} is in no network of '{entrance}'; give the rule a srchost"
 
 
 def sender_refused(name: QubeName) -> str:
-    """Its own ordinary rules."""
+    """The client qube's own ordinary rules refuse it."""
     return f"the firewall rules of '{name}' itself do not let it connect there"
 
 
 def sender_may_be_refused(name: QubeName, word: Outbound) -> str:
-    """The same for a qube that nobody has asked about."""
+    """Some qube's own ordinary rules refuse it, or may, where no client was named."""
     if word is Outbound.UNKNOWN:
         return f"whether the firewall rules of '{name}' let it connect there depends on host names"
     partly = " for all ports and protocols of this rule" if word is Outbound.PARTLY else ""
@@ -181,13 +181,13 @@ def sender_may_be_refused(name: QubeName, word: Outbound) -> str:
 
 
 def private_uplink(entrance: QubeName, address: IPAddress) -> str:
-    """Double NAT."""
+    """The uplink has a private address: there is another NAT in front of it."""
     text = f"the uplink of '{entrance}' has the private address {address}"
     return f"{text}: for clients beyond it your router must forward, too"
 
 
 def no_ipv6(name: QubeName) -> str:
-    """A chain with IPv4 only."""
+    """Some qube on the way has IPv4 only."""
     return f"'{name}' has no IPv6 address, so this forward is open for IPv4 only"
 
 

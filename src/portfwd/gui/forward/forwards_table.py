@@ -21,7 +21,7 @@ _NUMBERS = (Column.TARGET, Column.TRAFFIC, Column.CONNECTIONS)
 
 
 class ForwardsModel(QAbstractTableModel):
-    """The rows, in the order in which they came; sorting is the view's business."""
+    """The rows, in the order in which they came; the view sorts them."""
 
     def __init__(self, columns: Sequence[Column], parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -67,7 +67,7 @@ class ForwardsModel(QAbstractTableModel):
         return self._columns.index(column)
 
     def tick(self) -> None:
-        """Time has passed: what is left of each lifetime is another text now."""
+        """Refresh the lifetimes left, since time has passed."""
         if self._rows and Column.LEFT in self._columns:
             at = self.column_of(Column.LEFT)
             self.dataChanged.emit(self.index(0, at), self.index(len(self._rows) - 1, at))
@@ -195,4 +195,4 @@ _WIDTHS = {
     Column.CONNECTIONS: 11,
     Column.COMMENT: 16,
 }
-"""Of columns at first, in digits."""
+"""Initial widths of columns, in digits."""

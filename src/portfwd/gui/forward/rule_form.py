@@ -25,7 +25,7 @@ from portfwd.wire.values import Proto
 
 
 class RuleForm(QWidget):
-    """`checked` has come after each change; `rule` is what the fields amount to."""
+    """`checked`: after each change; `rule`: the rule of the fields."""
 
     checked = pyqtSignal(object)
 
@@ -63,7 +63,7 @@ class RuleForm(QWidget):
         self._check()
 
     def draft(self) -> Draft:
-        """What stands in the fields."""
+        """The content of the fields."""
         return Draft(
             ports=self.ports.text(),
             proto=self.proto.currentData(),
@@ -77,7 +77,7 @@ class RuleForm(QWidget):
         )
 
     def show_place(self, place: Place) -> None:
-        """The network or other forwards have changed meanwhile."""
+        """Check again, since the network or other forwards have changed."""
         self._place = place
         self._check()
 
@@ -169,7 +169,7 @@ class RuleForm(QWidget):
         self.address.setVisible(draft.reach is Reach.ADDRESS)
         self.date.setVisible(draft.lasting is Lasting.DATE)
         for field, label in self.errors.items():
-            # Nobody has done anything wrong by not having typed yet.
+            # An empty field is no error before anything was typed.
             text = self.state.errors.get(field, "")
             label.setText(text)
             label.setVisible(bool(text) and (field in self._touched or field in (Field.WHOLE, Field.ENTRANCE)))
