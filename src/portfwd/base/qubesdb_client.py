@@ -57,7 +57,11 @@ class TooLongError(Error):
 
 
 class Store(Protocol):
-    """Keys and values, without events."""
+    """Keys and values, without events.
+
+    read gives None for a missing key; multiread gives all keys that begin with `path`; rm of 'X/' removes what is
+    below X. All raise Error.
+    """
 
     def read(self, path: str, /) -> bytes | None: ...
     def multiread(self, path: str, /) -> dict[str, bytes]: ...
@@ -69,7 +73,8 @@ class Database(Store, Protocol):
     """The interface that the client below, the tests' fake and the C module share.
 
     list and multiread take a prefix, not a folder: '/a' also finds '/ab'. rm of 'X/' removes what is below X but not
-    X itself. watch('X/') is for everything below X, watch('X') for this key alone.
+    X itself. watch('X/') is for everything below X, watch('X') for this key alone. read_watch waits for the next event
+    and gives its path; watch_fd is readable when it would not wait. All raise Error.
     """
 
     def list(self, path: str, /) -> _Paths: ...

@@ -17,8 +17,11 @@ class Stream(Protocol):
     def read(self) -> bytes:
         """The next bytes; b'' at the end."""
 
-    def stop(self) -> None: ...
-    def close(self) -> None: ...
+    def stop(self) -> None:
+        """End read() from another thread."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 class SocketStream:

@@ -58,12 +58,15 @@ class ForwardsModel(QAbstractTableModel):
             self.endInsertRows()
 
     def at(self, row: int) -> RuleStatus:
+        """The forward of a row."""
         return self._rows[row]
 
     def row_of(self, key: Key) -> int | None:
+        """The row of a forward; None when it is not in the table."""
         return self._place.get(key)
 
     def column_of(self, column: Column) -> int:
+        """The place of a column."""
         return self._columns.index(column)
 
     def tick(self) -> None:
@@ -132,6 +135,7 @@ class Sorted(QSortFilterProxyModel):
         self.setSortRole(SORT_ROLE)
 
     def search(self, words: str) -> None:
+        """Show only the rows in which every word occurs; '' shows all."""
         self._search = words
         self.invalidateFilter()
 
@@ -175,6 +179,7 @@ class ForwardsTable(RowsTable):
         return tuple(self.forwards.at(self.sorted.mapToSource(self.sorted.index(row, 0)).row()) for row in rows)
 
     def select(self, key: Key) -> None:
+        """Select the row of a forward, if the search shows it, and scroll to it."""
         row = self.forwards.row_of(key)
         if row is not None:
             place = self.sorted.mapFromSource(self.forwards.index(row, 0))

@@ -98,6 +98,7 @@ class Overview:
         return tuple(self._seen.values())
 
     def get(self, key: Key) -> RuleStatus | None:
+        """The forward with this key; None when there is none (any more)."""
         return self._seen.get(key)
 
     def update(
