@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The answer of Get+forward.connections, and what Set+forward.kill is given. Their printers and parsers; no I/O.
+"""The answer of Get+forward.connections and the payload of Set+forward.kill: printers and parsers. No I/O.
 
     rule=ID family=4 proto=tcp client=192.168.1.20 port=50123 to=8443
     more=N                              so many are left out
@@ -35,14 +35,14 @@ class Client:
 
 
 class Clients(NamedTuple):
-    """Those that are told, and how many more there are."""
+    """The listed connections, and how many more there are."""
 
     told: tuple[Client, ...]
     more: int = 0
 
 
 def format_connections(clients: Clients) -> str:
-    """The answer."""
+    """The text of the answer."""
     return text_of(_lines(clients))
 
 
@@ -53,7 +53,7 @@ def _lines(clients: Clients) -> Iterator[str]:
 
 
 def parse_connections(text: str) -> Clients:
-    """The inverse of format_connections. Raises RefusedError. One of a new protocol counts among those left out."""
+    """The inverse of format_connections; connections of unknown protocols count as left out. Raises RefusedError."""
     found, more = [], 0
     for words in map(split, lines_of(text)):
         if "rule" in words:
@@ -68,7 +68,7 @@ def parse_connections(text: str) -> Clients:
 
 
 def format_kill(connection: Connection) -> str:
-    """What Set+forward.kill is given."""
+    """The payload of Set+forward.kill."""
     return text_of([str(connection)])
 
 

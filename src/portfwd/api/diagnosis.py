@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What Set+forward.check is given and answers: its words, printers and parsers; no I/O.
+"""The payload and the answer of Set+forward.check: words, printers and parsers. No I/O.
 
     rule=ID [client=ADDRESS]
 
@@ -27,7 +27,7 @@ _PAYLOAD_MAX = 128
 
 
 class CheckResult(enum.StrEnum):
-    """How one look of the diagnosis turned out. A hint is no fault of any hop."""
+    """The outcome of one look of the diagnosis. A hint is no fault of any hop."""
 
     OK = "ok"
     BAD = "bad"
@@ -36,14 +36,14 @@ class CheckResult(enum.StrEnum):
 
 
 class Cause(enum.StrEnum):
-    """What was found, in one word."""
+    """A finding in one word."""
 
     PASSED = "passed"
     # The rule itself.
     GONE = "gone"
     EXPIRED = "expired"
     PAUSED = "paused"
-    # The planner's problems, by the same words.
+    # The planner's problems, in the same words.
     NO_NET_QUBE = "no-net-qube"
     HALTED = "halted"
     NO_AGENT = "no-agent"
@@ -122,7 +122,7 @@ class CheckRequest:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was found at one hop, and the sentence for the user, or ''."""
+    """A finding at one hop; `text` is the sentence for the user, or ''."""
 
     hop: QubeName
     cause: Cause | NewWord
@@ -152,7 +152,7 @@ class Diagnosis:
 
 
 def format_check(diagnosis: Diagnosis) -> str:
-    """The answer."""
+    """The text of the answer."""
     return text_of(_lines(diagnosis))
 
 

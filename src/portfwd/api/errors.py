@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The words by which programs tell dom0's errors apart. Their texts are for people, and may be worded anew.
+"""The words by which programs tell dom0's errors apart; the texts are for people and may change.
 
 Source: the Admin API of Qubes OS. An error is the name of a class in qubesd and a text, nothing else. So the word is
 the class: it stands beside the text in every answer, and who does not know it shows the text alone. qubesadmin, and our
@@ -20,16 +20,16 @@ NO_QUBE = "QubesVMNotFoundError"
 
 
 class ErrorWord(enum.StrEnum):
-    """What a program may want to do something about. Nothing has changed, but for UNSTORED."""
+    """Errors that a program may react to. Nothing has changed, except with UNSTORED."""
 
     TAKEN = "ForwardsTakenError"
-    """Another forward holds a port that the list wants: with another port it may go."""
+    """Another forward holds a port that the list wants; another port may be free."""
     CHANGED = "ForwardsChangedError"
     """The list is no longer the one that the token names: read it again."""
     UNREADABLE = "ForwardsUnreadableError"
-    """The forwards of the qube cannot be read: only `anew` goes."""
+    """The forwards of the qube cannot be read; only `anew` is possible."""
     BUSY = "ForwardsBusyError"
-    """Too many ask at the same time: try again in some seconds."""
+    """Too many calls at the same time; try again in some seconds."""
     UNSTORED = "ForwardsUnstoredError"
     """What was to be shut is shut, but dom0 could not store it."""
 

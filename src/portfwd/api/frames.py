@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How qubesd frames what it answers: one content, one error, or events without end. Printers and parsers; no I/O.
+"""The frames of qubesd's answers: a content, an error, or endless events. Printers and parsers; no I/O.
 
     0 NUL CONTENT
     2 NUL CLASS NUL TRACEBACK NUL TEXT NUL
@@ -36,12 +36,12 @@ class Event:
 
 
 def format_content(content: str) -> bytes:
-    """An answer."""
+    """Frame a content."""
     return b"0\0" + content.encode()
 
 
 def format_error(error: ErrorFrame) -> bytes:
-    """An error. qubesd tells clients no traceback."""
+    """Frame an error. qubesd sends clients no traceback."""
     return f"2\0{error.kind}\0\0{error.text}\0".encode()
 
 
@@ -57,13 +57,13 @@ def parse_answer(answer: bytes) -> bytes | ErrorFrame:
 
 
 def format_event(event: Event, details: Mapping[str, str]) -> bytes:
-    """An event. No key may be empty."""
+    """Frame an event. No key may be empty."""
     fields = [event.subject, event.name, *(part for pair in details.items() for part in pair), ""]
     return EVENT + b"\0" + "\0".join(fields).encode("ascii") + b"\0"
 
 
 def parse_events(received: bytes) -> tuple[list[Event], bytes]:
-    """The whole events at its begin, without their details, and the rest. Raises RefusedError."""
+    """Split off the whole events, without their details; returns them and the rest. Raises RefusedError."""
     fields = received.split(b"\0")
     found: list[Event] = []
     place = used = 0

@@ -4,7 +4,7 @@
 
     hop=QUBE internal=yes|no confirmed=yes|no
 
-It is what tells whether a rule that is no longer listed is shut: it is when no hop says no.
+It tells whether a rule that is no longer listed is shut: it is when no hop says no.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from portfwd.wire.values import QubeName
 
 
 class Confirmation(NamedTuple):
-    """A qube that may hold something of a forward; whether it has confirmed what dom0 wants of it."""
+    """A qube that may hold entries of a forward, and whether it has confirmed what dom0 wants of it."""
 
     hop: QubeName
     confirmed: bool
@@ -30,14 +30,14 @@ class Confirmation(NamedTuple):
 
 
 def format_hops(hops: Iterable[Confirmation]) -> str:
-    """The answer."""
+    """The text of the answer."""
     return text_of(
         join({"hop": one.hop, "internal": said(one.internal), "confirmed": said(one.confirmed)}) for one in hops
     )
 
 
 def parse_hops(text: str) -> tuple[Confirmation, ...]:
-    """The inverse of format_hops. Raises RefusedError. Of words that are not known the worse is taken."""
+    """The inverse of format_hops; an unknown word means the worse. Raises RefusedError."""
     found: dict[QubeName, Confirmation] = {}
     for words in map(split, lines_of(text)):
         if "hop" not in words:

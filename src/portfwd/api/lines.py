@@ -3,8 +3,8 @@
 """The grammar that all answers of dom0 share: lines of words KEY=VALUE. Does no I/O.
 
 Words are parted by one blank, each key stands once in a line, and `action=`, `element=` and `text=` take the rest of
-it. Which keys a line has says of what kind it is. A client passes over keys and kinds that it does not know, so that a
-newer dom0 may say more; what is no such line is refused: what is shown to a user is never guessed.
+it. The keys of a line tell its kind. A client passes over keys and kinds that it does not know, so that a
+newer dom0 may say more. A malformed line is refused, since nothing that a user sees is guessed.
 """
 
 import enum
@@ -17,10 +17,10 @@ from portfwd.wire.entry import parse_number
 from portfwd.wire.errors import RefusedError, shown
 
 UNKNOWN = "-"
-"""In the place of a number that nobody has told."""
+"""Stands for a number that nobody has reported."""
 TAKE_THE_REST = frozenset(("action", "element", "text"))
 NewWord = NewType("NewWord", str)
-"""A word of a newer dom0, fit to be shown."""
+"""An unknown word of a newer dom0, fit to be shown."""
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
 _WORD = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _YES_NO = {"yes": True, "no": False}
@@ -66,17 +66,17 @@ def need(words: Mapping[str, str], key: str) -> str:
 
 
 def join(words: Mapping[str, object]) -> str:
-    """The line of these words, in their order; those that are None are left out."""
+    """The line of these words, in order; words with the value None are left out."""
     return " ".join(f"{key}={value}" for key, value in words.items() if value is not None)
 
 
 def choice(kind: type[Choice], text: str, otherwise: Choice) -> Choice:
-    """The word of an enum that this is; `otherwise` for one of a newer dom0. Raises RefusedError for no word at all."""
+    """The member of an enum; `otherwise` for an unknown word. Raises RefusedError for a malformed one."""
     return known if isinstance(known := choice_or_new(kind, text), kind) else otherwise
 
 
 def choice_or_new(kind: type[Choice], text: str) -> Choice | NewWord:
-    """The word of an enum that this is, or the word itself. Raises RefusedError for no word at all."""
+    """The member of an enum, or the word itself when it is unknown. Raises RefusedError for a malformed one."""
     try:
         return kind(text)
     except ValueError:
@@ -86,12 +86,12 @@ def choice_or_new(kind: type[Choice], text: str) -> Choice | NewWord:
 
 
 def yes_or_no(text: str, *, otherwise: bool) -> bool:
-    """What yes and no say; `otherwise` for a word of a newer dom0."""
+    """The value of yes or no; `otherwise` for an unknown word."""
     return _YES_NO.get(text, otherwise)
 
 
 def said(yes: bool) -> str:
-    """yes or no."""
+    """The word for a value: yes or no."""
     return "yes" if yes else "no"
 
 

@@ -7,8 +7,8 @@
     hop=QUBE element=... and N more
     hop=QUBE elements=unknown           its agent does not answer
 
-The rules come first, then the nft elements that the agent of each hop would load for them. That elements are left out
-is told in the place of one, so that clients from before this module show it, too.
+The rules come first, then the nft elements that the agent of each hop would load for them. A line in place of an
+element says that others are left out, so that older clients show that, too.
 """
 
 import re
@@ -27,14 +27,14 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class PlanAnswer:
-    """The whole answer; of a hop whose agent does not answer the elements are None."""
+    """The whole answer. Elements are None for a hop whose agent does not answer."""
 
     paths: Mapping[RuleId, PathStatus] = field(default_factory=dict)
     elements: Mapping[QubeName, Preview | None] = field(default_factory=dict)
 
 
 def format_plan(plan: PlanAnswer) -> str:
-    """The answer."""
+    """The text of the answer."""
     return text_of(_lines(plan))
 
 
@@ -51,7 +51,7 @@ def _lines(plan: PlanAnswer) -> Iterator[str]:
 
 
 def parse_plan(text: str) -> PlanAnswer:
-    """The inverse of format_plan; hops that load nothing, and say so, are not told of. Raises RefusedError."""
+    """The inverse of format_plan; hops that load no element are missing. Raises RefusedError."""
     told: dict[RuleId, list[dict[str, str]]] = {}
     elements: dict[QubeName, Preview | None] = {}
     for words in map(split, lines_of(text)):

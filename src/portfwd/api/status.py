@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The answer of Get+forward.status: how each forward fares, hop by hop. Its words, its printer, its parser; no I/O.
+"""The answer of Get+forward.status: the state of each forward, hop by hop. Words, printer and parser; no I/O.
 
     qube=QUBE rule=ID number=N action=forward ...
     rule=ID hop=QUBE family=4 proto=tcp kind=relay side=uplink ... state=applied [hits=N last=SECONDS]
@@ -13,7 +13,7 @@
     unread=QUBE text=SENTENCE
 
 The lines of a rule follow its head; hops stand in the order from the entrance to the qube. Entrances, and qubes whose
-forwards cannot be read, are told after all rules. What is told of a qube is printed anew, as numbers, addresses and
+forwards cannot be read, follow after all rules. Values that a qube reports are printed anew, as numbers, addresses and
 words of ours.
 """
 
@@ -49,7 +49,7 @@ _NOT_TOLD = "unknown"
 
 
 class HopState(enum.StrEnum):
-    """How far one entry has come at its hop: by dom0's own knowledge, else by a word of the agent."""
+    """How far one entry has come at its hop, by dom0's own knowledge or by the agent's word."""
 
     PLANNED = "planned"
     """Not in the qube's QubesDB yet."""
@@ -74,12 +74,12 @@ class HopState(enum.StrEnum):
 NOT_KNOWN = frozenset(
     (HopState.PLANNED, HopState.WRITTEN, HopState.INCOMPLETE, HopState.UNCLEAR, HopState.FAILED, HopState.UNKNOWN)
 )
-"""What says neither that an entry is in the kernel nor that it is not: its qube has to answer first."""
+"""States that do not tell whether the entry is in the kernel: its qube has to answer first."""
 _YES = {HopState.APPLIED}
 
 
 class Doors(enum.StrEnum):
-    """Whether clients can pass all hops of a forward. Open and shut are said on evidence only."""
+    """Whether clients can pass all hops of a forward; open and shut only on evidence."""
 
     OPEN = "open"
     SHUT = "shut"
@@ -90,7 +90,7 @@ class Outbound(enum.StrEnum):
     """What a sibling's own ordinary rules make of its packets to an internal forward."""
 
     OPEN = "open"
-    """Nothing: never said of a sibling."""
+    """Nothing is refused; no sibling line has this word."""
     REFUSED = "refused"
     PARTLY = "partly"
     """Refused for some of the forward's ports, protocols or IP versions."""
@@ -99,7 +99,7 @@ class Outbound(enum.StrEnum):
 
 
 class ProblemKind(enum.StrEnum):
-    """Why a forward opens nothing, whatever its qubes say."""
+    """The reason why a forward opens nothing, whatever its qubes report."""
 
     NO_NET_QUBE = "no-net-qube"
     OUTERMOST = "outermost"
@@ -118,9 +118,9 @@ class ProblemKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HopStatus:
-    """One entry at one hop. Counts are None where the qube has not told them; `last` is in seconds.
+    """One entry at one hop. Counts are None where the qube has not reported them; `last` is in seconds.
 
-    Only an entrance tells of `hits` and `last`, only a target of the others.
+    Only an entrance reports `hits` and `last`, only a target the others.
     """
 
     hop: QubeName
@@ -136,7 +136,7 @@ class HopStatus:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """What keeps a forward shut at one hop, by dom0's own knowledge: a word, and a sentence."""
+    """The reason why a forward is shut at one hop, by dom0's own knowledge: a word and a sentence."""
 
     hop: QubeName
     kind: ProblemKind | NewWord
@@ -145,9 +145,9 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class PathStatus:
-    """A forward hop by hop; or the qube where it is paused, or what keeps it shut.
+    """A forward hop by hop; or the qube where it is paused; or the obstacle that keeps it shut.
 
-    `passed_over`: the hops of which a newer dom0 tells what cannot be understood here.
+    `passed_over`: hops with an entry of a newer dom0 that is not understood here.
     """
 
     hops: tuple[HopStatus, ...] = ()
@@ -158,9 +158,9 @@ class PathStatus:
 
 @dataclass(frozen=True, slots=True)
 class ForwardStatus:
-    """One forward. `doors` and `server` are dom0's judgement on all its hops; dom0s before it existed have none.
+    """One forward. `doors` and `server` are dom0's judgement on all its hops, which an older dom0 does not give.
 
-    `silent`: whose answer is missing to know whether it is open. `siblings`: qubes behind the same net qube whose own
+    `silent`: qubes whose answer is missing to know whether it is open. `siblings`: qubes behind the same net qube whose
     ordinary rules may keep them from an internal forward.
     """
 
@@ -177,7 +177,7 @@ class ForwardStatus:
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """The addresses of a hop's uplinks, as far as it tells them, and what its agent leaves out of account, or ''."""
+    """The reported addresses of an entrance's uplinks; `text` says what its agent ignores, or ''."""
 
     uplinks: tuple[Interface, ...] = ()
     note: str = ""
@@ -193,9 +193,9 @@ class Status:
 
 
 def doors_of(states: Iterable[tuple[Hashable, HopState]]) -> Doors:
-    """The doors of a forward by the state of each entry, given with the way (family, protocol) that it is for.
+    """The doors of a forward, by the state of each entry and the way (family, protocol) that it is for.
 
-    One way that is open makes it open; one whose hops have all answered, and not all with yes, is shut.
+    One open way makes it open; a way whose hops have all answered, not all with yes, is shut.
     """
     ways: dict[Hashable, set[HopState]] = {}
     for way, state in states:
@@ -208,7 +208,7 @@ def doors_of(states: Iterable[tuple[Hashable, HopState]]) -> Doors:
 
 
 def format_status(status: Status) -> str:
-    """The answer."""
+    """The text of the answer."""
     return text_of(_lines(status))
 
 
@@ -227,7 +227,7 @@ def _lines(status: Status) -> Iterator[str]:
 
 
 def path_lines(rule: RuleId, path: PathStatus, *, told: bool) -> Iterator[str]:
-    """The lines of one rule's hops; `told`: with what these tell."""
+    """The lines of one rule's hops; `told`: with the values that the hops report."""
     if path.paused is not None:
         yield join({"rule": rule, "hop": path.paused, "state": _PAUSED})
     if (obstacle := path.obstacle) is not None:
@@ -280,7 +280,7 @@ def parse_status(text: str) -> Status:
 def _head(line: str, words: Mapping[str, str]) -> tuple[tuple[QubeName, RuleId], tuple[int, ForwardRule]]:
     rule = parse_forward(f"action={need(words, 'action')}", newer=True)
     qube, rule_id = QubeName(words["qube"]), RuleId(need(words, "rule"))
-    # The words of a newer dom0 are no part of the id.
+    # Unknown words of a newer dom0 are no part of the id.
     if rule.id(qube) != rule_id:
         raise RefusedError(f"{shown(line)}: the id does not fit the rule")
     return (qube, rule_id), (parse_number(need(words, "number")), rule)
@@ -306,7 +306,7 @@ def _forward(
 
 
 def parse_path(told: Iterable[Mapping[str, str]]) -> PathStatus:
-    """What the lines with hop= of one rule say. Raises RefusedError."""
+    """Read the lines with hop= of one rule. Raises RefusedError."""
     hops: list[HopStatus] = []
     obstacle: Obstacle | None = None
     paused: QubeName | None = None
@@ -328,7 +328,7 @@ def parse_path(told: Iterable[Mapping[str, str]]) -> PathStatus:
 
 
 def _hop(name: QubeName, state: str, words: Mapping[str, str]) -> HopStatus | None:
-    """None where the entry is of a kind that is not known here."""
+    """The entry of a line; None when its kind is unknown here."""
     if words["kind"] not in KINDS or need(words, "side") not in list(Side):
         return None
     return HopStatus(
@@ -349,7 +349,7 @@ def _hop(name: QubeName, state: str, words: Mapping[str, str]) -> HopStatus | No
 
 @functools.lru_cache(maxsize=1 << 15)
 def _entry(key: str, value: str) -> Entry:
-    """As Entry.decode; windows look every two seconds, and most of what they see is as it was."""
+    """Entry.decode with a cache: windows look every two seconds, and most entries are unchanged."""
     return Entry.decode(key, value)
 
 

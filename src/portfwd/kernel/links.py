@@ -42,7 +42,7 @@ class Device:
 
 
 class Address(NamedTuple):
-    """An address of an interface: our own, and the network that it stands in (of a point-to-point link: the peer's)."""
+    """An address of an interface: our own, and its network (on a point-to-point link: the peer's)."""
 
     link: int
     own: InterfaceAddress

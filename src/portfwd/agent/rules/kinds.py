@@ -16,11 +16,11 @@ from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.values import Family
 
 KINDS: Mapping[type[Entry], Kind[Any]] = {Relay: Relays(), Accept: Accepts()}
-"""What the agent does for each kind of entries (wire/entry.py)."""
+"""The agent's part for each kind of entry (wire/entry.py)."""
 
 
 def kind_of(entry: Entry) -> Kind[Any]:
-    """What is done for an entry."""
+    """The agent's part for an entry."""
     return KINDS[type(entry)]
 
 
@@ -33,7 +33,7 @@ def by_kind(entries: Iterable[Entry]) -> dict[Kind[Any], list[Entry]]:
 
 
 def build(entries: Iterable[Entry], around: Surroundings) -> tuple[Elements, Results]:
-    """All elements that the entries want, and how each entry fared."""
+    """Build all elements that the entries want, and the result of each entry (by entry key)."""
     elements: Elements = {}
     results: Results = {}
     for kind, own in by_kind(sorted(entries, key=operator.attrgetter("key"))).items():

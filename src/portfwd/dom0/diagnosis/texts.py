@@ -173,7 +173,7 @@ def sender_refused(name: QubeName) -> str:
 
 
 def sender_may_be_refused(name: QubeName, word: Outbound) -> str:
-    """Some qube's own ordinary rules refuse it, or may, where no client was named."""
+    """The own rules of a qube that could be a client refuse it, in part or whole, or depend on host names."""
     if word is Outbound.UNKNOWN:
         return f"whether the firewall rules of '{name}' let it connect there depends on host names"
     partly = " for all ports and protocols of this rule" if word is Outbound.PARTLY else ""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Plan, look and reports -> what Get+forward.plan, .status and .connections answer, as values of `api`. Pure.
+"""Plan, look and reports -> the answers of Get+forward.plan, .status and .connections, as values of `api`. Pure.
 
-What a qube says is passed on as numbers, addresses and words of ours; only nft elements are passed on as text, their
+A qube's report is passed on as numbers, addresses and words of ours; only nft elements are passed on as text, their
 form checked.
 """
 
@@ -44,7 +44,7 @@ _Problems = Mapping[tuple[QubeName, RuleId], Problem]
 def plan_answer(
     qube: Qube, stored: Iterable[StoredForward], planned: Plan, previews: Mapping[QubeName, Preview | None]
 ) -> PlanAnswer:
-    """What should stand where, and what the agent of each hop would load; None where it has not answered."""
+    """The entries of each hop, and the elements that its agent would load; None where it has not answered."""
     problems = _problems(planned)
 
     def hop(name: QubeName, entry: Entry) -> HopStatus:
@@ -91,7 +91,7 @@ def status_answer(
 
 
 def unread_qubes(snapshot: Snapshot, told_of: Callable[[QubeName], bool]) -> dict[QubeName, str]:
-    """The qubes whose forwards cannot be read, and why: none of them is open, and none is told of."""
+    """The qubes whose forwards cannot be read, none of which is open, with the reason."""
     told = {str(q.name): f"{q.damage}; {remedy(q.name)}" for q in snapshot.qubes.values() if q.damage}
     told |= dict.fromkeys(snapshot.unread, "the qube cannot be read, see the journal of qubesd in dom0")
     return {QubeName(name): text for name, text in told.items() if told_of(QubeName(name))}
@@ -140,7 +140,7 @@ def _hop(name: QubeName, entry: Entry, state: HopState, report: Report | None, *
 
 
 def _doors(path: _Path, look: Look, silent: Iterable[QubeName]) -> tuple[Doors, tuple[QubeName, ...]]:
-    """Open and shut on evidence only, otherwise who has to answer."""
+    """Open or shut on evidence only, otherwise unknown with the qubes that have to answer."""
     if not path:
         waiting = tuple(dict.fromkeys(silent))
         return Doors.UNKNOWN if waiting else Doors.SHUT, waiting
