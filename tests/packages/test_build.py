@@ -88,8 +88,10 @@ def machine(tmp_path: Path) -> Callable[[Release, list[Path]], str]:
         )
         rpm("rpmbuild", "--define", f"_topdir {folder}", "-bb", str(spec))
         (brought,) = folder.glob("RPMS/noarch/*.rpm")
-        # On Debian rpm wants to be asked twice.
-        options = ["--dbpath", str(folder / "db"), *(["--force-debian"] if shutil.which("dpkg") else [])]
+        # On Debian 12 rpm wants to be asked twice; elsewhere, and on Debian 13, it does not know the word.
+        twice = ["--force-debian"]
+        asked = subprocess.run(["rpm", *twice, "--version"], capture_output=True, check=False)
+        options = ["--dbpath", str(folder / "db"), *(twice if asked.returncode == 0 else [])]
         rpm("rpm", *options, "--install", "--justdb", "--nodeps", str(brought))
         done = subprocess.run(
             ["rpm", *options, "--install", "--test", *map(str, packages)], capture_output=True, text=True, check=False
