@@ -14,7 +14,7 @@ from lab.client import Lab, LabError
 from lab.events import FLUSHES, NotConvergedError
 from lab.qubesd.client import ApiError as CloneError
 from lab.screen import screen
-from portfwd.wire.errors import RefusedError
+from portfwd.wire.errors import RefusedError, shown
 
 _EPILOG = """examples:
   ./run lab up                              the default laboratory; --topology FILE for another
@@ -49,6 +49,11 @@ _EVENTS: dict[str, tuple[str, Callable[..., object], tuple[str, ...]]] = {
     "flush": (f"flush a qube's nftables as a user may: {', '.join(FLUSHES)}", Lab.flush, ("qube", "what")),
     "vpn": ("a VPN program in a qube comes up (also at its next starts) or down", Lab.vpn, ("qube", "action")),
     "stock-firewall": ("enforce ordinary rules in a net qube: on or off", Lab.stock_firewall, ("qube", "action")),
+    "slow": (
+        "a qube's scripts for vifs (vif), its network or its agent at its next starts come SECONDS late",
+        lambda lab, qube, what, seconds: lab.slow(qube, what, _number(seconds)),
+        ("qube", "what", "seconds"),
+    ),
     "unplug": ("pull a network card out", Lab.unplug, ("qube", "card")),
     "rename": ("give a network card another name", Lab.rename, ("qube", "card", "new")),
 }
@@ -70,6 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise RefusedError(f"{shown(word)} is not a number of seconds") from None
 
 
 def _parser() -> argparse.ArgumentParser:

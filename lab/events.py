@@ -171,8 +171,11 @@ class Events(abc.ABC):
         self.run(qube, ["nft", "-f", "-"], input=FLUSHES[what].encode(), check=True)
 
     def slow(self, qube: str, what: str, seconds: float) -> None:
-        """Scripts of a net qube for new vifs (what is `vif`) begin so many seconds late from now on."""
-        self.ask("slow", name=qube, what=what, seconds=float(seconds))
+        """Make a qube slow: its scripts for new vifs (what is `vif`) begin so many seconds late from now on.
+
+        Or, at its next starts, its own forwarding is set so late (`network`), or its agent begins so late (`agent`).
+        """
+        self.ask("slow", name=qube, what=what, seconds=seconds)
 
     def stock_firewall(self, qube: str, action: str) -> None:
         """Enforce ordinary rules in a net qube from now on and at each later start, or not: on, off."""

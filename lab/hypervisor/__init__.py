@@ -8,7 +8,7 @@ in dom0: a line of JSON {"op": OP, ...} is answered by a line {"ok": true, ...} 
 connection can ask many times, and gets its answers in order.
 
     create name type nics   a new domain, its first process waiting; type is the qube's class -> {"domid": N}
-    boot name               starts its services; answered when it is up
+    boot name               starts its services; answered when its network is up, before its agent is ready
     attach name backend ip ip6 gateway gateway6 mac visible_ip visible_gateway   the cable: eth0 of name to
                             vif<domid>.0 of backend, before or after boot; an address that there is not is null or
                             missing; with a visible_ip other than ip (net.fake-ip) it is translated on the way. Answered
@@ -16,7 +16,9 @@ connection can ask many times, and gets its answers in order.
     detach name [abandon]   takes the cable away; nothing happens when there is none. abandon: as if the net qube had
                             not answered in time, so the next one is vif<domid>.1
     settle                  answered when no such script runs
-    slow name what seconds  what is vif: such scripts in this net qube begin so late
+    slow name what seconds  what is vif: such scripts in this net qube begin so late; network or agent: at the qube's
+                            next starts its forwarding is set so late beside the agent, or its agent's program begins so
+                            late
     destroy name            ends the domain at once; answered when its processes are gone
     pause name, unpause name   stops all its processes, and every packet from, to and through it
     service name service action   start, stop, restart or kill (and so start again) a service: port-forward-agent or

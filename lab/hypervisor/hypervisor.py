@@ -55,6 +55,7 @@ class Hypervisor:
         self._listeners: dict[str, socket.socket] = {}  # also "control" and "xen"
         self._switchboard = Switchboard(fork)
         self._vifs = Vifs(loop)
+        self._late: dict[str, dict[str, float]] = {"network": {}, "agent": {}}
         self.over = False
         self.failed: str | None = None
         self._operations: dict[str, Callable[[Connection, Words], None]] = {
@@ -105,7 +106,7 @@ class Hypervisor:
     def ready(self) -> bool:
         """Whether dom0, the hosts and every qube that starts by itself are up."""
         wanted = {qube.name for qube in self._topology.qubes if qube.autostart}
-        up = all(m.state != "created" for m in self._machines.values())
+        up = all(machine.up for machine in self._machines.values())
         return up and wanted <= set(self._machines) and self._vifs.idle
 
     def reap(self) -> None:
@@ -206,7 +207,7 @@ class Hypervisor:
         machine.close()
         shutil.rmtree(self._vchan(machine.domid), ignore_errors=True)
         cards.remove_leftovers(machine)
-        self._unplug(machine)
+        self._unplug_dead(machine)
         for subscriber in list(self._subscribers):
             subscriber.send({"event": "died", "name": machine.name})
 
@@ -264,21 +265,29 @@ class Hypervisor:
 
     def _attach(self, connection: Connection, words: Words) -> None:
         machine, backend = self._find(words), self._find({"name": words.get("backend")})
+        if self._vifs.postpone(machine.name, lambda: self.handle(connection, words)):
+            return
         wire = cables.read_vif(machine.domid, machine.vif_index, words)
         self._unplug(machine)
         self._vifs.attach(machine, backend, wire, self._offload)
         connection.answer()
 
     def _detach(self, connection: Connection, words: Words) -> None:
-        self._unplug(self._find(words), abandon=bool(words.get("abandon")))
-        connection.answer()
+        machine = self._find(words)
+        if not self._vifs.postpone(machine.name, lambda: self.handle(connection, words)):
+            self._unplug(machine)
+            machine.vif_index += bool(words.get("abandon"))
+            connection.answer()
 
-    def _unplug(self, machine: Running, *, abandon: bool = False) -> None:
-        backend = None if machine.cable is None else self._machines.get(machine.cable.backend)
-        self._vifs.detach(machine, backend, abandon=abandon)
+    def _unplug(self, machine: Running) -> None:
+        cables.detach(machine, None if machine.cable is None else self._machines.get(machine.cable.backend))
+
+    def _unplug_dead(self, machine: Running) -> None:
+        if not self._vifs.postpone(machine.name, lambda: self._unplug_dead(machine)):
+            self._unplug(machine)
 
     def _slow(self, connection: Connection, words: Words) -> None:
-        set_delay(words, {"vif": self._vifs.delays})
+        set_delay(words, {"vif": self._vifs.delays, **self._late})
         connection.answer()
 
     def _destroy(self, connection: Connection, words: Words) -> None:
@@ -348,7 +357,8 @@ class Hypervisor:
         binds = {"/run/vchan": vchan, "/rw": private, **self._qrexec(name)}
         layout = replace(self._layout(name, "qube", binds, **root.QUBE_SERVICES), links=root.QUBE_LINKS)
         agent = name not in self._agentless
-        return init.Machine(name, "qube", layout, self._new_root(), self._cards_of(nics), agent)
+        late = {unit: seconds[name] for unit, seconds in self._late.items() if name in seconds}
+        return init.Machine(name, "qube", layout, self._new_root(), self._cards_of(nics), agent, late)
 
     def _vchan(self, domid: int) -> Path:
         """The folder of a domain's vchans, which dom0's QubesDB daemon takes for the domain's life."""

@@ -28,6 +28,7 @@ Reply = Callable[[str | None], None]
 # Seconds. A loaded machine is slow, and nobody waits this long when all is well.
 CREATE_DEADLINE = 60.0
 KILL_DEADLINE = 20.0
+AGENT_DEADLINE = 30.0
 # PF_EXITING of the kernel (linux/sched.h), in the flags of /proc/PID/stat.
 _EXITING = 0x4
 
@@ -40,28 +41,20 @@ table inet lab-paused {
 """
 
 
-@dataclass(frozen=True)
-class Script:
-    """The net qube's script for a new vif while it runs: its process, and a pipe that is closed with its end."""
-
-    pid: int
-    end: int
-
-
 @dataclass
 class Cable:
     """What connects a qube to its net qube."""
 
     backend: str
     vif: Vif
-    script: Script | None = None
 
 
 @dataclass
 class Running:
     """A machine that exists. state: created (not booted), running or paused.
 
-    cards: its network cards by their names inside; ports: the name of each one's other end, at a bridge.
+    cards: its network cards by their names inside; ports: the name of each one's other end, at a bridge; ready: the
+    services that have said so.
     """
 
     plan: init.Machine
@@ -76,6 +69,8 @@ class Running:
     ports: dict[str, str] = field(default_factory=dict)
     waiting: list[Reply] = field(default_factory=list)
     received: bytes = b""
+    ready: set[str] = field(default_factory=set)
+    born: float = field(default_factory=time.monotonic)
 
     @property
     def name(self) -> str:
@@ -85,6 +80,13 @@ class Running:
     def described(self) -> dict[str, str | int]:
         """As a client is told of it."""
         return {"name": self.name, "domid": self.domid, "state": self.state}
+
+    @property
+    def up(self) -> bool:
+        """Whether it has booted, and its agent is ready or has had its time (a paused one has none)."""
+        if self.state != "running" or not self.plan.agent:
+            return self.state != "created"
+        return init.AGENT in self.ready or time.monotonic() - self.born > AGENT_DEADLINE
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a function inside, now."""
@@ -112,6 +114,9 @@ class Running:
         while b"\n" in self.received:
             line, self.received = self.received.split(b"\n", 1)
             answer = json.loads(line)
+            if "ready" in answer:
+                self.ready.add(answer["ready"])
+                continue
             if answer["ok"] and self.state == "created":
                 self.state = "running"
             self.waiting.pop(0)(None if answer["ok"] else answer["error"])

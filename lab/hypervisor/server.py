@@ -8,6 +8,7 @@ import os
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ _LINE_MAX = 65536
 
 
 class Loop:
-    """Calls a function when its descriptor has something to read. Children that end wake it up."""
+    """Calls a function when its descriptor has something to read, or its time has come. Ending children wake it up."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, Callable[[], None]]] = []
         read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         self._wake = read_end
@@ -37,12 +39,20 @@ class Loop:
         if fd >= 0 and fd in self._selector.get_map():
             self._selector.unregister(fd)
 
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a function once, after so many seconds."""
+        self._timers.append((time.monotonic() + seconds, function))
+
     def step(self, timeout: float | None) -> None:
-        """Wait for the next descriptors and call their functions."""
-        for key, _ in self._selector.select(timeout):
+        """Wait for the next descriptors and times, and call their functions."""
+        waits = [max(0.0, due - time.monotonic()) for due, _ in self._timers]
+        for key, _ in self._selector.select(min(waits + ([] if timeout is None else [timeout]), default=None)):
             # One function may have removed the descriptor of the next.
             if self._selector.get_map().get(key.fd) is key:
                 key.data()
+        for timer in [timer for timer in self._timers if timer[0] <= time.monotonic()]:
+            self._timers.remove(timer)
+            timer[1]()
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):

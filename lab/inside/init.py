@@ -5,7 +5,8 @@
 Runs as PID 1 of the machine's PID namespace, forked from the hypervisor, in fresh namespaces. The hypervisor talks over
 a stream socket, a line of JSON each way: {"op": "boot"} or {"op": "service", "service": NAME, "action": WORD}
 -> {"ok": true} or {"ok": false, "error": TEXT}.
-The first line it sends, unasked, tells that root and network namespace are there.
+The first line it sends, unasked, tells that root and network namespace are there; {"ready": NAME} may come at any time
+after that, when a service is ready.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,14 +36,16 @@ BOOT_ID = "/run/boot_id"
 AGENT = "port-forward-agent"
 # Seconds. Generous: a loaded machine is slow, and nobody waits this long when all is well.
 SYNC_DEADLINE = 20.0
-AGENT_DEADLINE = 20.0
 STOCK_DEADLINE = 20.0
 QUBESD_DEADLINE = 60.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the hypervisor hands to a new machine. kind: qube, dom0, host or router."""
+    """What the hypervisor hands to a new machine. kind: qube, dom0, host or router.
+
+    late: how many seconds late a unit of a qube is done when the qube starts: `network` (its own forwarding), `agent`.
+    """
 
     name: str
     kind: str
@@ -49,6 +53,7 @@ class Machine:
     new_root: Path
     cards: tuple[network.Card, ...] = ()
     agent: bool = False
+    late: Mapping[str, float] = field(default_factory=dict)
 
 
 def main(machine: Machine, channel: socket.socket) -> NoReturn:
@@ -61,7 +66,7 @@ def main(machine: Machine, channel: socket.socket) -> NoReturn:
         root.enter(machine.new_root, machine.layout)
         socket.sethostname(machine.name)
         network.set_defaults()
-        services = Services()
+        services = Services(lambda name: _send(channel, {"ready": name}))
     except Exception as error:
         traceback.print_exc()
         _answer(channel, str(error) or repr(error))
@@ -71,8 +76,11 @@ def main(machine: Machine, channel: socket.socket) -> NoReturn:
 
 
 def _answer(channel: socket.socket, error: str | None) -> None:
-    answer = {"ok": True} if error is None else {"ok": False, "error": error}
-    channel.sendall(json.dumps(answer).encode() + b"\n")
+    _send(channel, {"ok": True} if error is None else {"ok": False, "error": error})
+
+
+def _send(channel: socket.socket, words: Mapping[str, object]) -> None:
+    channel.sendall(json.dumps(words).encode() + b"\n")
 
 
 def _obey(machine: Machine, channel: socket.socket, services: Services) -> NoReturn:
@@ -118,21 +126,23 @@ def _boot_qube(machine: Machine, services: Services) -> None:
         if key.startswith("/qubes-service/") and value == "1":
             Path("/run/qubes-service", key.rpartition("/")[2]).touch()
     network.load_base_firewall()
+    # From here on the units run side by side, up to network.target; the agent is not waited for at all.
     if keys.get("/qubes-service/qubes-firewall") == "1":
         stock = Service(firewall.SERVICE, argv=(sys.executable, "-I", "-m", "lab.inside.firewall"))
         (services.start if firewall.WANTED.exists() else services.add)(stock)
         services.wait(stock, STOCK_DEADLINE)
-    network.set_forwarding(keys)
+    agent = Service(AGENT, argv=(sys.executable, "-I", "-m", "portfwd.agent"))
+    if machine.agent:
+        services.start(agent, machine.late.get("agent", 0.0))
+    else:
+        services.add(agent)
     network.set_up_uplink(keys)
+    deadline = time.monotonic() + machine.late.get("network", 0.0)
+    while time.monotonic() < deadline:
+        services.step(deadline)
+    network.set_forwarding(keys)
     network.set_up_cards(machine.cards)
     _run_rc_local()
-    agent = Service(AGENT, argv=(sys.executable, "-I", "-m", "portfwd.agent"))
-    if not machine.agent:
-        services.add(agent)
-    else:
-        services.start(agent)
-        if not services.wait(agent, AGENT_DEADLINE):
-            log("the agent is not ready, the qube goes on without it")
     tunnel = Service(vpn.CLIENT, argv=(sys.executable, "-I", "-m", "lab.inside.vpn", "client"))
     (services.start if vpn.CONFIG.exists() else services.add)(tunnel)
     log("boot complete")

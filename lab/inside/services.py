@@ -51,7 +51,9 @@ class Service:
 class Services:
     """All services of this machine, and the reaping of every orphan in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_ready: Callable[[str], None]) -> None:
+        """on_ready is called with the name of each service that says that it is ready."""
+        self._on_ready = on_ready
         self._services: list[Service] = []
         Path(NOTIFY_SOCKET).unlink(missing_ok=True)
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -65,9 +67,10 @@ class Services:
         """Know a service without starting it."""
         self._services.append(service)
 
-    def start(self, service: Service) -> None:
+    def start(self, service: Service, late: float = 0.0) -> None:
+        """Know a service and start it; its program begins so many seconds late this time."""
         self.add(service)
-        self._launch(service)
+        self._launch(service, late)
 
     def control(self, name: str, action: str) -> None:
         """As systemctl does: start, stop and restart (with SIGTERM), kill (SIGKILL; it is then started again).
@@ -127,16 +130,16 @@ class Services:
                 self._launch(service)
         return channel in readable
 
-    def _launch(self, service: Service) -> None:
+    def _launch(self, service: Service, late: float = 0.0) -> None:
         service.due = None
         service.ready = False
         service.starts += 1
         service.started = time.monotonic()
         service.pid = os.fork()
         if service.pid == 0:
-            self._become(service)
+            self._become(service, late)
 
-    def _become(self, service: Service) -> NoReturn:
+    def _become(self, service: Service, late: float) -> NoReturn:
         # A forked service must hold nothing of its parent's, or the parent's death would not be seen by others.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -145,6 +148,7 @@ class Services:
         ns.set_process_name(service.name)
         env = environment({**service.env, "NOTIFY_SOCKET": NOTIFY_SOCKET})
         status = 1
+        time.sleep(late)
         try:
             if service.run is None:
                 os.execvpe(service.argv[0], service.argv, env)  # noqa: S606 - argv comes from this package
@@ -167,7 +171,9 @@ class Services:
                 ]
                 if b"READY=1" in message.split(b"\n"):
                     for service in self._services:
-                        service.ready = service.ready or (service.pid in pids)
+                        if service.pid in pids and not service.ready:
+                            service.ready = True
+                            self._on_ready(service.name)
 
     def _reap(self) -> None:
         while True:

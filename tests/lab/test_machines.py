@@ -104,6 +104,7 @@ def test_netvm_of_a_running_qube_changes(lab: Lab) -> None:
     with serving(lab, "laptop", "--tcp", "7100"):
         before = set(lab.call("sys-firewall", interfaces))
         lab.api("work", "admin.vm.property.Set", "netvm", "sys-vpn")
+        lab.ask("settle")
         vif = f"vif{domid(lab, 'work')}.0"
         try:
             assert vif in before
@@ -112,6 +113,7 @@ def test_netvm_of_a_running_qube_changes(lab: Lab) -> None:
             assert laptop_hears(lab, "work").startswith("laptop")
         finally:
             lab.api("work", "admin.vm.property.Set", "netvm", "sys-firewall")
+            lab.ask("settle")
         assert set(lab.call("sys-firewall", interfaces)) == before
         assert laptop_hears(lab, "work").startswith("laptop")
 

@@ -46,7 +46,7 @@ FORWARD_PAGE = Page(
             "no-server": "so it is, but nothing listens on the port in the qube.",
             "local-only": "so it is, but the server listens on a loopback address only.",
             "server-unknown": "so it is, but the qube does not tell whether anything listens.",
-            "pending": "a hop has not acknowledged yet.",
+            "pending": "a hop has not acknowledged, has no interface to the next qube, or forwards nothing yet.",
             "partly": "open for one protocol or IP version, not for another.",
             "paused": "kept, and shut.",
             "problem": "shut: the first hop in the way, and why.",
