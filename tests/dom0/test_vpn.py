@@ -5,10 +5,12 @@
 import pytest
 
 from portfwd.base.qubesdb_client import Error
-from portfwd.dom0.planning.tunnels import ABSENT_SECONDS
+from portfwd.dom0.planning.tunnels import ABSENT_SECONDS, Said
 from portfwd.wire import limits
+from portfwd.wire.values import QubeName
 from tests.dom0.asking import apply, plan
 from tests.fakes.app import FakeApp, FakeVM
+from tests.fakes.qubesdb import FakeQubesDB
 from tests.fakes.service import Service
 
 WEB = "action=forward forwardtype=external proto=tcp srcports=443\n"
@@ -213,4 +215,18 @@ def test_what_an_ordinary_qube_says_of_itself_is_not_asked_for(app: FakeApp, ser
     ordinary.provides_network = False
     ordinary.database.write(WAY_OUT, "tunnel")
     service.refresh()
+    assert open_hops(app) == [1, 2, 2]
+
+
+def test_f26_what_a_run_said_that_ended_while_it_was_asked_is_not_held_against_the_next_one(
+    app: FakeApp, service: Service
+) -> None:
+    """The answer arrives after the end of the qube, and after the user has taken the memory of the tunnel away."""
+    app.firewall.database.write(WAY_OUT, "tunnel")
+    sessions, said = service.sessions(), {QubeName("sys-firewall"): Said.TUNNEL}
+    service.stopped(app.firewall)
+    app.firewall.xid, app.firewall.database = 7, FakeQubesDB().connect()
+    service.hear(said, sessions)
+    service.refresh()
+    assert limits.FEATURE_VPN not in app.firewall.features
     assert open_hops(app) == [1, 2, 2]

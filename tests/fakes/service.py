@@ -42,7 +42,8 @@ class Service(ForwardService):
 
     def refresh(self) -> Plan | None:
         """Make every qube's QubesDB equal to the plan; what was planned."""
-        self.hear({name: hears_way_out(name, database) for name, database in self.speakers().items()})
+        sessions = self.sessions()
+        self.hear({name: hears_way_out(name, database) for name, database in self.speakers().items()}, sessions)
         work = self.prepare()
         if work is None:
             return None

@@ -153,12 +153,30 @@ def test_f27_entries_reach_the_daemon_of_the_new_run(
     publisher, work = Publisher(), QubeName("work")
     assert publisher.publish(work, registry.of([app.work])[work], (relay(443),)) == ""
     app.work.xid, app.work.start_time = 2, 2.0
-    assert publisher.publish(work, registry.of([app.work])[work], (relay(443),)) == ""
+    assert registry.of([app.work]) == {}
     _, after = outlived(daemons, tmp_path)
     assert publisher.publish(work, registry.of([app.work])[work], (relay(443),)) == ""
     database = daemons.dom0()
     assert database.read(limits.BASE) is not None
     assert len(database.multiread(limits.ENTRIES)) == 1
+    after.stop()
+
+
+def test_f27_what_a_qube_said_in_its_last_run_is_not_its_word_in_the_next(
+    daemons: DaemonPair, registry: Connections, app: FakeApp, tmp_path: Path
+) -> None:
+    """The daemon of the dead run serves on until that of the new one takes its place."""
+    work = QubeName("work")
+    registry.of([app.work])[work].write(f"{limits.STATUS}way-out", "tunnel")
+    registry.keep([])
+    app.work.xid, app.work.start_time = 2, 2.0
+    assert registry.of([app.work]) == {}
+    registry.keep([work])
+    assert registry.of([app.work]) == {}
+    _, after = outlived(daemons, tmp_path)
+    assert registry.of([app.work])[work].read(f"{limits.STATUS}way-out") is None
+    app.work.start_time = 3.0
+    assert list(registry.of([app.work])) == [work], "the time of the start becomes known later than the domain"
     after.stop()
 
 

@@ -238,8 +238,9 @@ class Running:
 
     async def _hear(self, name: str) -> None:
         """Ask one speaker. Everything is looked at anew only if its word changes what counts."""
+        sessions = self.service.sessions()
         databases = {n: database for n, database in self.service.speakers().items() if n == name}
-        if self.service.hear(await self._workers.each(hears_way_out, databases)):
+        if self.service.hear(await self._workers.each(hears_way_out, databases), sessions):
             self.ask()
         self._wake_for_silence()
 
@@ -255,7 +256,8 @@ class Running:
     async def _refresh(self) -> None:
         """Make every qube's QubesDB equal to the plan."""
         service = self.service
-        service.hear(await self._workers.each(hears_way_out, service.speakers()))
+        sessions = service.sessions()
+        service.hear(await self._workers.each(hears_way_out, service.speakers()), sessions)
         if not self._read_in:
             for _ in service.read_in():
                 await asyncio.sleep(0)

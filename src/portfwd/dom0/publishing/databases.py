@@ -51,6 +51,10 @@ class Identity(NamedTuple):
             return None
         return cls(session, found.st_dev, found.st_ino, found.st_ctime_ns)
 
+    def outlives(self, session: str) -> bool:
+        """Whether this daemon is of another domain than the qube has in that session (session_of)."""
+        return self.session.partition("@")[0] != session.partition("@")[0]
+
 
 class Connection:
     """A connection to one daemon, opened by the first command, never to another one. Safe for several threads.
@@ -140,20 +144,26 @@ class Connections:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._open: dict[QubeName, Connection] = {}
+        self._met: dict[QubeName, Identity] = {}
         self._left: list[socket.socket] = []
 
     def of(self, running: Iterable[Any]) -> dict[QubeName, Store]:
         """The databases of these running qubes, if they have one yet. Opens nothing, so it never waits.
 
-        A qube runs some time before its daemon is there; the event domain-qdb-create announces it.
+        A qube runs some time before its daemon is there, which domain-qdb-create tells. The one of its last run may
+        be there until then; what the qube said in that run is not its word now.
         """
         found: dict[QubeName, Store] = {}
         for vm in running:
             name = QubeName(str(vm.name))
-            path = self._run / f"qubesdb.{name}.sock"
+            path = self._socket(name)
             identity = Identity.of(path, session_of(vm))
             if identity is None:
                 continue
+            met = self._met.setdefault(name, identity)
+            if met[1:] == identity[1:] and met.outlives(identity.session):
+                continue
+            self._met[name] = identity
             known = self._open.get(name)
             if known is None or known.lost or known.identity != identity:
                 self.drop(name)
@@ -161,10 +171,15 @@ class Connections:
             found[name] = known
         return found
 
+    def _socket(self, name: QubeName) -> Path:
+        return self._run / f"qubesdb.{name}.sock"
+
     def keep(self, running: Container[QubeName]) -> None:
         """Close the connections of qubes that do not run any more."""
         for name in [name for name in self._open if name not in running]:
             self.drop(name)
+        for name in [name for name in self._met if name not in running and not self._socket(name).exists()]:
+            del self._met[name]
         for left in [left for left in self._left if _is_over(left)]:
             self._left.remove(left)
 

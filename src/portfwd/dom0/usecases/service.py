@@ -24,7 +24,7 @@ from portfwd.base.expiry import Ends
 from portfwd.base.qubesdb_client import Store
 from portfwd.dom0.planning.holders_file import HoldersFile
 from portfwd.dom0.planning.plan import Plan, is_over, plan
-from portfwd.dom0.planning.snapshot import Qube, Snapshot, may_run, speaks, take_snapshot
+from portfwd.dom0.planning.snapshot import Qube, Snapshot, may_run, sessions_of, speaks, take_snapshot
 from portfwd.dom0.planning.tunnels import Said, Tunnels
 from portfwd.dom0.publishing.publish import Publisher
 from portfwd.dom0.storage.forwards import UnstoredError, remedy
@@ -189,9 +189,18 @@ class ForwardService:
             log.exception("port forwarding: net qubes cannot be asked for tunnels")
             return {}
 
-    def hear(self, said: Mapping[QubeName, Said]) -> bool:
-        """What speakers have just said of a tunnel (planning/tunnels.py). Whether another plan may be right now."""
-        return self._tunnels.hear(said)
+    def sessions(self) -> Mapping[QubeName, str]:
+        """The runs that running net qubes are in, taken before one asks the speakers."""
+        return sessions_of(filter(speaks, self._app.domains))
+
+    def hear(self, said: Mapping[QubeName, Said], sessions: Mapping[QubeName, str]) -> bool:
+        """What speakers said of a tunnel in these sessions. Whether another plan may be right now.
+
+        An answer of a run that has ended meanwhile says nothing of the next one.
+        """
+        now = self.sessions()
+        same = {name: word for name, word in said.items() if name in now and sessions.get(name) == now[name]}
+        return self._tunnels.hear(same)
 
     def silence_due(self) -> float | None:
         """In how many seconds the speakers should be asked again, because one says that its tunnel is gone."""
