@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from portfwd.base.qubesdb_client import Database, Error, QubesDB
@@ -80,6 +80,7 @@ def converge(seconds: float, dead: frozenset[str]) -> list[str]:
 
 def _missing(dead: frozenset[str]) -> Iterator[str]:
     qubes = dict(list_qubes())
+    present = set(_addresses(name for name, state in qubes.items() if state != "Halted"))
     silent = dead | {name for name, state in qubes.items() if state == "Paused"}
     for name, state in qubes.items():
         # Not the status: for that dom0 asks every qube on the way what its programs do.
@@ -87,14 +88,24 @@ def _missing(dead: frozenset[str]) -> Iterator[str]:
             if not line.startswith("rule="):
                 continue
             words = dict(word.split("=", 1) for word in line.partition(" text=")[0].split(" "))
-            if words["state"] == "planned" and words["hop"] not in silent and not _open(words, line):
+            if words["state"] == "planned" and words["hop"] not in silent and not _open(words, line, present):
                 yield line
         if state != "Halted" and name not in silent and (late := _late(name)):
             yield f"hop={name} {late}"
 
 
-def _open(words: dict[str, str], line: str) -> bool:
-    """Whether the entry of a line of the plan stands in the hop's QubesDB, and the agent says ok."""
+def _addresses(names: Iterable[str]) -> Iterator[bytes]:
+    """Those that these qubes run with, which may be others than dom0 has for their next start."""
+    for name in names:
+        with contextlib.suppress(Error, OSError), contextlib.closing(open_database(name)) as database:
+            yield from (found for key in ("/qubes-ip", "/qubes-ip6") if (found := database.read(key)))
+
+
+def _open(words: dict[str, str], line: str, present: Container[bytes]) -> bool:
+    """Whether the entry of a line of the plan stands in the hop's QubesDB, and the agent says ok.
+
+    Or that it has no way to an address that no qube has before it is restarted.
+    """
     key = f"{words['rule']}.{words['family']}.{words['proto']}"
     value = line[line.index("kind=") : line.index(" state=")]
     try:
@@ -102,7 +113,8 @@ def _open(words: dict[str, str], line: str) -> bool:
             written, result = database.read(limits.ENTRIES + key), database.read(limits.STATUS + key)
     except (Error, OSError):
         return False
-    return written == value.encode() and result == Result.OK.value.encode()
+    waits = words.get("to", "").encode() not in present and result == Result.NO_ROUTE.value.encode()
+    return written == value.encode() and (waits or result == Result.OK.value.encode())
 
 
 def _late(name: str) -> str:

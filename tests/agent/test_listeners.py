@@ -22,7 +22,7 @@ from portfwd.wire.answers.report import Listening
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, Proto, Side
 from tests.agent.kernel_world import KernelWorld
-from tests.agent.machine import Machine
+from tests.agent.machine import Machine, write
 from tests.agent.process import RunningAgent
 from tests.agent.world import ENS6, LAPTOP, Attempt, accept, check, relay, through
 
@@ -236,6 +236,13 @@ def test_an_open_forward_is_not_torn_down_by_a_later_program(agent: RunningAgent
         agent.publish([work])
         assert word(agent, work.key) == b"ok"
         check(agent.world, {Attempt(LAPTOP, 443): 443})
+    for switch, told in (("0", b"not-forwarding"), ("1", b"ok")):
+        hop.call(write, "/proc/sys/net/ipv4/ip_forward", switch)
+        agent.world.wait_until(lambda told=told: word(agent, work.key) == told, 20)
+        agent.end(signal.SIGTERM)
+        agent.start()
+        agent.publish([work])
+        assert word(agent, work.key) == told, "it stood in the kernel all the time"
     agent.publish([])
     agent.publish([work])
     assert word(agent, work.key) == b"occupied", "the rule was taken away meanwhile, and is a new one"

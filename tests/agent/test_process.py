@@ -5,6 +5,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,24 @@ from portfwd.wire.answers.preview import Preview, format_request
 from portfwd.wire.answers.report import Report
 from portfwd.wire.values import Family, Proto
 from tests.agent.kernel_world import KernelWorld
-from tests.agent.machine import run
+from tests.agent.machine import run, write
 from tests.agent.process import RunningAgent
-from tests.agent.world import LAPTOP, PHONE, V4, WORK, Attempt, Life, Node, Reached, accept, check, relay, through
+from tests.agent.world import (
+    HOP,
+    LAPTOP,
+    PHONE,
+    SIBLING_AT,
+    V4,
+    WORK,
+    Attempt,
+    Life,
+    Node,
+    Reached,
+    accept,
+    check,
+    relay,
+    through,
+)
 
 RULE, TARGET = through(relay(443))
 NAMED, NAMED_TARGET = through(relay(80, source="name:phone.example.org"))
@@ -220,6 +236,67 @@ def test_flushed_chains_are_repaired_unasked(agent: RunningAgent) -> None:
     waits_for(agent, f"list chain ip {TABLE} entrance", "up-port")
     agent.world.nft(Node.HOP, f"delete table ip {TABLE}")
     agent.world.wait_until(lambda: is_open(agent), 20)
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_f28_a_forward_is_not_reported_open_before_there_is_an_interface_to_its_qube(
+    agent: RunningAgent, family: Family
+) -> None:
+    """The script for a vif runs beside the agent, and may fail."""
+    hop = agent.world.machine("hop")
+    route = [f"-{int(family)}", "route", "{}", str(WORK[family]), "dev", "vif1.0"]
+    hop.call(run, ["ip", *(word.format("del") for word in route)])
+    try:
+        entry, _ = through(relay(443, family=family))
+        agent.publish([entry])
+        key = limits.STATUS + entry.key
+        assert agent.dom0.read(key) == b"no-route"
+    finally:
+        hop.call(run, ["ip", *(word.format("add") for word in route)])
+    agent.world.wait_until(lambda: agent.dom0.read(key) == b"ok", 20)
+
+
+def test_f28_a_forward_whose_interface_goes_and_comes_in_steps_says_so(agent: RunningAgent) -> None:
+    """A qube that is restarted, or whose script failed: DOWN and in no group first."""
+    hop = agent.world.machine("hop")
+    four, last = through(relay(443))
+    six, _ = through(relay(443, family=Family.V6))
+    other = replace(relay(22), to=SIBLING_AT[V4])
+    agent.publish([four, six, other])
+    agent.open_target([last])
+
+    def words() -> list[bytes | None]:
+        return [agent.dom0.read(limits.STATUS + entry.key) for entry in (four, six, other)]
+
+    assert words() == [b"ok"] * 3
+    hop.call(run, ["ip", "link", "set", "vif1.0", "down", "group", "0"])
+    agent.world.wait_until(lambda: words() == [b"no-route", b"no-route", b"ok"], 20)
+    hop.call(run, ["ip", "link", "set", "vif1.0", "up"])
+    for family in Family:
+        ip = ["ip", f"-{int(family)}"]
+        hop.call(run, [*ip, "address", "replace", f"{HOP[family]}/{family.bits}", "dev", "vif1.0"])
+        hop.call(run, [*ip, "route", "replace", str(WORK[family]), "dev", "vif1.0"])
+    assert words() == [b"no-route", b"no-route", b"ok"], "it is no interface to a qube yet"
+    hop.call(run, ["ip", "link", "set", "vif1.0", "group", "2"])
+    agent.world.wait_until(lambda: words() == [b"ok"] * 3, 20)
+    check(agent.world, {OPEN: 443})
+
+
+@pytest.mark.parametrize(("family", "switch"), [(4, "ipv4/ip_forward"), (6, "ipv6/conf/all/forwarding")])
+def test_f28_a_forward_is_not_reported_open_before_its_net_qube_forwards(
+    agent: RunningAgent, family: int, switch: str
+) -> None:
+    """qubes-network runs beside the agent, and may come later."""
+    hop = agent.world.machine("hop")
+    entry, _ = through(relay(443, family=Family(family)))
+    hop.call(write, f"/proc/sys/net/{switch}", "0")
+    try:
+        agent.publish([entry])
+        key = limits.STATUS + entry.key
+        assert agent.dom0.read(key) == b"not-forwarding"
+    finally:
+        hop.call(write, f"/proc/sys/net/{switch}", "1")
+    agent.world.wait_until(lambda: agent.dom0.read(key) == b"ok", 20)
 
 
 def test_the_base_firewall_comes_back_after_a_flush_of_everything(agent: RunningAgent) -> None:

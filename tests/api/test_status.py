@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portfwd.api.status import (
+    NO_WAY,
     NOT_KNOWN,
     Doors,
     HopState,
@@ -148,5 +149,5 @@ def test_open_and_shut_are_said_on_evidence_only(states: list[tuple[str, HopStat
 
 @pytest.mark.parametrize("state", HopState)
 def test_each_state_says_yes_or_no_or_nothing(state: HopState) -> None:
-    expected = Doors.UNKNOWN if state in NOT_KNOWN else Doors.OPEN if state is HopState.APPLIED else Doors.SHUT
+    expected = Doors.UNKNOWN if state in NOT_KNOWN | NO_WAY else Doors.OPEN if state is HopState.APPLIED else Doors.SHUT
     assert doors_of([("a", state)]) is expected

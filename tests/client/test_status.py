@@ -37,6 +37,8 @@ def fare(rule: str = WEB, **dom0: object) -> RuleStatus:
         ({}, "local", State.LOCAL_ONLY, ("work", "local-only")),
         ({"sys-net": "planned"}, "yes", State.PENDING, ("sys-net", "planned")),
         ({"work": "written", "sys-firewall": "incomplete"}, "yes", State.PENDING, ("sys-firewall", "incomplete")),
+        ({"sys-net": "no-route", "work": "written"}, "yes", State.PENDING, ("sys-net", "no-route")),
+        ({"sys-net": "not-forwarding"}, "yes", State.PENDING, ("sys-net", "not-forwarding")),
         ({"sys-firewall": "unknown"}, "yes", State.UNKNOWN, ("sys-firewall", "unknown")),
         ({"sys-firewall": "unclear"}, "yes", State.UNCLEAR, ("sys-firewall", "unclear")),
         ({"sys-net": "occupied", "work": "failed"}, "yes", State.PROBLEM, ("sys-net", "occupied")),
@@ -142,6 +144,8 @@ def test_f8_words_of_a_newer_dom0_are_passed_over() -> None:
         ({"sys-net": "written", "work": "unknown"}, Doors.UNKNOWN, ("sys-net", "work")),
         ({"sys-net": "occupied", "work": "unknown"}, Doors.SHUT, ()),
         ({"work": "failed"}, Doors.UNKNOWN, ("work",)),
+        ({"sys-net": "no-route", "sys-firewall": "not-forwarding"}, Doors.UNKNOWN, ()),
+        ({"sys-net": "no-route", "sys-firewall": "occupied"}, Doors.SHUT, ()),
     ],
 )
 def test_f8_open_shut_and_not_known_are_three_things(
@@ -242,6 +246,8 @@ SAYS = [
     ("", {"states": {"work": PROBLEM.format("no-agent")}}, "work's port 8443 is not open: work has no port forwarding agent; install qubes-port-forwarding-agent in its template and restart work"),
     ("", {"states": {"sys-net": PROBLEM.format("conflict")}}, "work's port 8443 is not open: sys-net says why; choose another port (--pick-port), or remove the other one"),
     ("", {"states": {"sys-net": "written"}}, "work's port 8443 is not open yet: sys-net has not answered yet; look at its service: systemctl status qubes-port-forward in sys-net"),
+    ("", {"states": {"sys-net": "no-route"}}, "work's port 8443 is not open yet: sys-net has no interface to the qube behind it; if that lasts, set the netvm of that qube anew, or restart it"),
+    ("", {"states": {"sys-net": "not-forwarding"}}, "work's port 8443 is not open yet: sys-net does not forward packets; if that lasts, restart sys-net"),
     ("", {"states": {"sys-net": "unknown"}}, "work's port 8443 may be open or not: sys-net has not answered since its last change; look at its service: systemctl status qubes-port-forward in sys-net"),
     ("", {"listening": "unknown", "uplinks": "192.168.1.10/24"}, "LAN hosts can reach work's port 8443 at tcp 192.168.1.10:443, but whether anything listens on port 8443 is not known, since work does not tell; look at its service: systemctl status qubes-port-forward in work"),
     ("", {"states": {"sys-net": "occupied"}}, "work's port 8443 is not open: sys-net itself uses port 443; choose another port (--pick-port), or stop that program in sys-net"),

@@ -151,6 +151,18 @@ def test_without_a_probe_nothing_is_certain_but_what_was_seen() -> None:
     assert verdict(diagnose(replace(blind, look=Look(states, {})))) == "sys-firewall:unresolved"
 
 
+@pytest.mark.parametrize("word", ["no-route", "not-forwarding"])
+def test_f28_what_an_agent_says_of_the_way_gives_way_to_what_is_seen(word: str) -> None:
+    lost = counted(healthy(), {NET: HANDED_ON, FIREWALL: Count(arrived=1, passing=1)})
+    told = replace(lost, look=Look(dict(lost.look.states) | {(FIREWALL, KEY): HopState(word)}, {}))
+    assert verdict(diagnose(told)) == "sys-firewall:dropped", "its way is there by now"
+    assert verdict(diagnose(seen(told, FIREWALL, door=False))) == "sys-firewall:door-missing"
+    seen_too = {"no-route": {"route": RouteWord.UPLINK}, "not-forwarding": {"forwarding": False}}[word]
+    findings = [f for f in diagnose(seen(told, FIREWALL, **seen_too)).findings if f.result is CheckResult.BAD]
+    assert [(f.hop, f.cause.value) for f in findings] == [(FIREWALL, word)], "told once"
+    assert verdict(diagnose(replace(told, trace=Trace()))) == f"sys-firewall:{word}"
+
+
 texts = st.one_of(st.text(max_size=80), st.text("abcdeghilmnoprstuvwy=-0123456789. ", max_size=160))
 
 

@@ -73,6 +73,41 @@ def judged(app: FakeApp, service: Service, vm: FakeVM | None = None) -> list[str
     return [line.partition(" ")[2] for line in status(app, service, vm) if " doors=" in line]
 
 
+@pytest.mark.parametrize("word", ["no-route", "not-forwarding"])
+def test_f28_what_stood_in_the_kernel_without_a_way_may_have_come_open(
+    app: FakeApp, service: Service, word: str
+) -> None:
+    """The kernel does not wait for an agent when the interface comes."""
+    for vm in (app.net, app.firewall, app.work):
+        apply(vm)
+    apply(app.firewall, word)
+    assert states(app, service) == ["applied", word, "applied"]
+    assert judged(app, service, app.work)[0].startswith("doors=unknown ")
+    service.set(app.work, WEB + NEAR)
+    service.refresh()
+    for vm in (app.net, app.work):
+        apply(vm)
+    assert states(app, service)[:3] == ["applied", "unknown", "applied"]
+
+
+def test_f28_no_way_to_an_address_that_comes_with_a_restart_is_the_fault_of_nobody_else(
+    app: FakeApp, service: Service
+) -> None:
+    for vm in (app.net, app.firewall, app.work):
+        vm.database.write("/qubes-ip", vm.ip)
+        apply(vm)
+    apply(app.firewall, "no-route")
+    assert states(app, service) == ["applied", "no-route", "applied"]
+    apply(app.net, "not-forwarding")
+    assert states(app, service) == ["not-forwarding", "no-route", "applied"]
+    app.work.ip = "10.137.0.66"
+    service.refresh()
+    apply(app.work)
+    for vm in (app.net, app.firewall):
+        apply(vm, "no-route")
+    assert states(app, service) == ["no-route", "applied", "restart-needed"], "sys-firewall itself has not moved"
+
+
 def test_f8_another_port_does_not_shut_the_older_ones_while_an_agent_is_dead(app: FakeApp, service: Service) -> None:
     """Mistake: the new commit that sys-firewall does not answer makes all its forwards "not open yet"."""
     for vm in (app.net, app.firewall, app.work):

@@ -22,7 +22,7 @@ from portfwd.agent.desired import GATEWAYS, Desired, Reporter, read_desired, rea
 from portfwd.agent.network.names import REFRESH_SECONDS, RETRY_SECONDS, Resolver
 from portfwd.agent.network.networks import Networks
 from portfwd.agent.network.occupancy import Occupancy
-from portfwd.agent.network.reply_routes import Outcome, Routes
+from portfwd.agent.network.reply_routes import Outcome, Routes, without_way
 from portfwd.agent.rules.elements import Surroundings
 from portfwd.agent.rules.firewall import Firewall
 from portfwd.base.clock import ClockWatch, read_clocks
@@ -30,6 +30,7 @@ from portfwd.base.expiry import Ends
 from portfwd.base.qubesdb_client import Database, SilentError
 from portfwd.kernel.netlink import Listener, Message
 from portfwd.kernel.nft import NftError
+from portfwd.kernel.routes import forwards
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import Result, State, WayOut
 from portfwd.wire.entry import Relay
@@ -271,6 +272,7 @@ class Agent:
             state = State.FAILED
         self._occupancy.remember(results)
         results |= dict.fromkeys(unknown & results.keys(), Result.FAILED)
+        results |= self._stranded(results)
         failed = state is State.FAILED or Result.FAILED in results.values() or bool(self._unseen)
         again = [*(end for end in ends.values() if end > now), *([now + _RETRY_SECONDS] if failed else [])]
         if (guard := self._firewall.tend(now)) is not None:
@@ -279,6 +281,19 @@ class Agent:
         if again:
             self._deadlines["apply"] = min(again)
         self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED))
+
+    def _stranded(self, results: dict[str, Result]) -> dict[str, Result]:
+        """The relays that stand in the kernel and lead nowhere: a vif comes in steps, and qubes-network after us."""
+        entries = self._desired.entries
+        relays = [e for e in entries if isinstance(e, Relay) and results.get(e.key) is Result.OK]
+        if not relays:
+            return {}
+        lost = self._see("routes to the qubes behind", lambda: without_way({entry.to for entry in relays}))
+        if lost is None:
+            return {entry.key: Result.FAILED for entry in relays}
+        closed = {family for family in Family if not forwards(family)}
+        found = {entry.key: Result.NO_ROUTE for entry in relays if entry.to in lost}
+        return found | {entry.key: Result.NOT_FORWARDING for entry in relays if entry.family in closed}
 
     def _see(self, what: str, read: Callable[[], T]) -> T | None:
         """What the kernel says; None where it cannot be read: that is not known, and is looked at again soon."""

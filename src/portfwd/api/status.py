@@ -64,6 +64,9 @@ class HopState(enum.StrEnum):
     EXPIRED = "expired"
     UNRESOLVED = "unresolved"
     NO_BASE = "no-base-firewall"
+    NO_ROUTE = "no-route"
+    """In the kernel, but there is no interface to the next qube yet."""
+    NOT_FORWARDING = "not-forwarding"
     FAILED = "failed"
     RESTART = "restart-needed"
     """Applied, but the qube still has the address of its start."""
@@ -76,6 +79,8 @@ NOT_KNOWN = frozenset(
 )
 """States that do not tell whether the entry is in the kernel: its qube has to answer first."""
 _YES = {HopState.APPLIED}
+NO_WAY = frozenset((HopState.NO_ROUTE, HopState.NOT_FORWARDING))
+"""In a kernel that lets clients pass as soon as the way is there, before any agent tells of it."""
 
 
 class Doors(enum.StrEnum):
@@ -201,7 +206,7 @@ def doors_of(states: Iterable[tuple[Hashable, HopState]]) -> Doors:
     for way, state in states:
         ways.setdefault(way, set()).add(state)
     found = {
-        Doors.OPEN if said == _YES else Doors.SHUT if said - NOT_KNOWN - _YES else Doors.UNKNOWN
+        Doors.OPEN if said == _YES else Doors.SHUT if said - NOT_KNOWN - NO_WAY - _YES else Doors.UNKNOWN
         for said in ways.values()
     }
     return next((doors for doors in (Doors.OPEN, Doors.UNKNOWN, Doors.SHUT) if doors in found), Doors.UNKNOWN)

@@ -45,7 +45,7 @@ class State(enum.StrEnum):
     LOCAL_ONLY = "local-only"
     """Open on every hop, and the server listens on a loopback address only."""
     PENDING = "pending"
-    """Some hop has not acknowledged yet."""
+    """Some hop has not acknowledged yet, or its qube or the next one is still coming up."""
     PARTLY = "partly"
     """Open for one protocol or IP version, and not for another."""
     PAUSED = "paused"
@@ -63,7 +63,7 @@ class State(enum.StrEnum):
         return self in (State.OPEN, State.NO_SERVER, State.LOCAL_ONLY, State.SERVER_UNKNOWN)
 
 
-_PENDING = (HopState.PLANNED, HopState.WRITTEN, HopState.INCOMPLETE)
+_PENDING = (HopState.PLANNED, HopState.WRITTEN, HopState.INCOMPLETE, HopState.NO_ROUTE, HopState.NOT_FORWARDING)
 _OF_SERVER = {
     Listening.YES: State.OPEN,
     Listening.LOCAL: State.LOCAL_ONLY,

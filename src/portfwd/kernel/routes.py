@@ -16,9 +16,8 @@ from typing import NamedTuple
 from portfwd.kernel.netlink import NLM_F_NEW, Netlink, attribute, attributes
 from portfwd.wire.values import Family, IPAddress, IPNetwork, family_of
 
-GROUPS = (1, 5, 7, 8, 9, 11, 19)
-"""Who listens to these hears of what may change here and in links.py: RTNLGRP_LINK, and IFADDR, ROUTE, RULE of both
-families."""
+GROUPS = (1, 5, 7, 8, 9, 11, 19, 24, 25)
+"""RTNLGRP_LINK, and IFADDR, ROUTE, RULE, NETCONF of both families: what may change here and in links.py."""
 DEFAULT, MAIN, LOCAL = 253, 254, 255
 """The tables that the kernel's own rules look at."""
 

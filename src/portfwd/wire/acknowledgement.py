@@ -53,8 +53,15 @@ class Result(enum.StrEnum):
     EXPIRED = "expired"
     UNRESOLVED = "unresolved"
     NO_BASE = "no-base-firewall"
+    NO_ROUTE = "no-route"
+    """A relay that stands in the kernel, while there is no interface to the qube that it leads to."""
+    NOT_FORWARDING = "not-forwarding"
+    """A relay that stands in the kernel, while the qube forwards no packets of its family."""
     FAILED = "failed"
 
+
+IN_KERNEL = frozenset((Result.OK, Result.NO_ROUTE, Result.NOT_FORWARDING))
+"""What says that an entry is in the kernel: it opens there as soon as nothing else is in its way."""
 
 InterfaceName = NewType("InterfaceName", str)
 What = NewType("What", str)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from portfwd.agent.rules.kinds import kind_of
 from portfwd.kernel.netlink import NETLINK_SOCK_DIAG, Listener
 from portfwd.kernel.sockets import DESTROY_GROUPS, Socket, freed_ports, occupied, read_sockets
-from portfwd.wire.acknowledgement import Result
+from portfwd.wire.acknowledgement import IN_KERNEL, Result
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import PortRange
 
@@ -41,8 +41,8 @@ class Occupancy:
         return self._ended.fileno()
 
     def remember(self, results: Mapping[str, Result]) -> None:
-        """These are all entries there are, and how they fared: what is open stays open."""
-        self._open = {key for key, result in results.items() if result is Result.OK}
+        """These are all entries there are, and how they fared: what stands in the kernel stays there."""
+        self._open = {key for key, result in results.items() if result in IN_KERNEL}
 
     def check(self, entries: Iterable[Entry]) -> frozenset[str]:
         """The keys of the entries that must stay shut. One look at the qube's sockets if any may be."""

@@ -83,6 +83,11 @@ def ways_to(addresses: Collection[IPAddress]) -> dict[IPAddress, Reached]:
         netlink.close()
 
 
+def without_way(addresses: Collection[IPAddress]) -> frozenset[IPAddress]:
+    """Those of these addresses of qubes behind us that no interface to a qube leads to now. Raises as ways_to."""
+    return frozenset(to for to, way in ways_to(addresses).items() if way in (NO_ROUTE, UPLINK_ROUTE))
+
+
 def _way_to(netlink: Netlink, address: IPAddress, links: Mapping[int, Link]) -> Reached:
     found = next_hop(netlink, address)
     if found is None:

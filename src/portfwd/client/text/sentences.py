@@ -83,6 +83,10 @@ _FAULTS = {
         "{hop} finds no address for the client's name", "see the name and the DNS of {hop}, or give an address"
     ),
     HopState.NO_BASE: _Explained("the Qubes firewall of {hop} is not loaded", "restart {hop}"),
+    HopState.NO_ROUTE: _Explained(
+        "{hop} has no interface to the qube behind it", "if that lasts, set the netvm of that qube anew, or restart it"
+    ),
+    HopState.NOT_FORWARDING: _Explained("{hop} does not forward packets", "if that lasts, restart {hop}"),
     HopState.RESTART: _Explained("{hop} still has the address that it was started with", "restart {hop}"),
     HopState.FAILED: _Explained(
         "the kernel of {hop} refuses the forward", "see the journal: journalctl -u qubes-port-forward in {hop}"

@@ -209,10 +209,14 @@ def _faults(case: Case, hops: Sequence[QubeName], place: int, key: WayKey, entry
     elif state is HopState.RESTART:
         # The hop before it has no way to the new address.
         yield _Fault(_bad(name, Cause.RESTART_NEEDED, texts.restart_needed(name)), max(0, place - 1))
-    elif state is not HopState.APPLIED:
+    elif state is not HopState.APPLIED and (sight is None or state not in _SEEN):
         yield fault(*texts.of_state(name, state, entry))
     elif sight is not None and sight.base and not sight.door:
         yield fault(Cause.DOOR_MISSING, texts.door_missing(name))
+
+
+_SEEN = (HopState.NO_ROUTE, HopState.NOT_FORWARDING)
+"""Words of an agent on what a sight shows, too, and newer."""
 
 
 def _sight_faults(name: QubeName, entry: Entry, sight: Sight, state: HopState) -> Iterator[tuple[Cause, str]]:

@@ -41,6 +41,10 @@ def of_state(name: QubeName, state: HopState, entry: Entry) -> tuple[Cause, str]
     if state is HopState.OCCUPIED:
         text = f"a program in '{name}' itself uses port {entry.listen.short}; stop it, or take another port"
         return Cause.OCCUPIED, text
+    if state is HopState.NO_ROUTE and isinstance(entry, Relay):
+        return Cause.NO_ROUTE, no_route(name, entry, None)
+    if state is HopState.NOT_FORWARDING:
+        return Cause.NOT_FORWARDING, not_forwarding(name, entry.family)
     cause, text = _STATES.get(state, (Cause.UNCLEAR, "'{}' says what dom0 does not understand; update its agent"))
     return cause, text.format(name)
 

@@ -17,7 +17,16 @@ from portfwd.api.status import HopState, Interface
 from portfwd.base.qubesdb_client import Store
 from portfwd.dom0.planning.plan import Plan
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import IGNORED, IGNORED_MAX, UPLINKS, Acknowledgement, Ignored, Result, State
+from portfwd.wire.acknowledgement import (
+    IGNORED,
+    IGNORED_MAX,
+    IN_KERNEL,
+    UPLINKS,
+    Acknowledgement,
+    Ignored,
+    Result,
+    State,
+)
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
@@ -27,7 +36,7 @@ Place = tuple[QubeName, str]
 
 _OWN_ADDRESS = {Family.V4: "/qubes-ip", Family.V6: "/qubes-ip6"}
 _RESULTS = {r.value.encode(): HopState.APPLIED if r is Result.OK else HopState(r.value) for r in Result}
-_OK = Result.OK.value.encode()
+_IN_KERNEL = {result.value.encode() for result in IN_KERNEL}
 _UPLINKS_MAX = 64
 
 
@@ -62,16 +71,20 @@ def look_at(
     not be written. `told`: whether a qube may have been told of the entry with that key before.
     """
     wanted: dict[QubeName, list[Entry]] = {}
-    behind: dict[QubeName, set[Place]] = {}
     entrances = set()
+    before: dict[Place, Place] = {}
     for rule in rules:
         path = planned.paths.get(rule, ())
+        last: dict[str, Place] = {}
         for name, entry in path:
             wanted.setdefault(name, []).append(entry)
+            place = (name, entry.key)
             if name == path[0][0]:
                 entrances.add(name)
             else:
-                behind.setdefault(name, set()).add((name, entry.key))
+                before[place] = last[entry.key]
+            last[entry.key] = place
+    moved: set[Place] = set()
     states: dict[Place, HopState] = {}
     uplinks: dict[QubeName, tuple[Interface, ...]] = {}
     ignored: dict[QubeName, tuple[Ignored, ...]] = {}
@@ -87,15 +100,17 @@ def look_at(
                 continue
             for entry, state in _entry_states(database, entries, planned.entries[name]):
                 states[name, entry.key] = state
-            for family in {entry.family for entry in entries} if name in behind else ():
-                if _moved(database, family, addresses.get(name, {})):
-                    _mark(states, (place for place in behind[name] if f".{int(family)}." in place[1]))
+            inner = [entry for entry in entries if (name, entry.key) in before]
+            families = {entry.family for entry in inner}
+            old = {family for family in families if _moved(database, family, addresses.get(name, {}))}
+            moved |= {(name, entry.key) for entry in inner if entry.family in old}
             if name in entrances:
                 ignored[name] = _ignored(database)
                 if found := _uplinks(database):
                     uplinks[name] = found
         except (RuntimeError, OSError):
             continue
+    _tell_restarts(states, moved, before)
     return Look(states, uplinks, ignored)
 
 
@@ -129,11 +144,16 @@ def _words(database: Store) -> tuple[Commit | None, Acknowledgement | None]:
     )
 
 
-def _mark(states: dict[Place, HopState], places: Iterable[Place]) -> None:
-    """What arrives at these places is for an address that their qube does not have."""
-    for place in places:
+def _tell_restarts(states: dict[Place, HopState], moved: Iterable[Place], before: Mapping[Place, Place]) -> None:
+    """What arrives at places that have moved is for an address that their qube gets with its restart.
+
+    Until then the place before each of them has no way there, which is not that one's fault.
+    """
+    for place in moved:
         if states.get(place) is HopState.APPLIED:
             states[place] = HopState.RESTART
+        if states.get(before[place]) is HopState.NO_ROUTE:
+            states[before[place]] = HopState.APPLIED
 
 
 Standing = Callable[[Iterable[str]], bool]
@@ -194,11 +214,11 @@ def _entry_states(
 
 
 def _since_before(database: Store, entry: Entry, new: HopState) -> HopState:
-    """The state of an entry of a commit that its qube has not answered: `new`, unless it was open before.
+    """The state of an entry of a commit that its qube has not answered: `new`, unless it stood in the kernel before.
 
     Agents keep a word for each entry of the last commit that they have applied, and only for those.
     """
-    return HopState.UNKNOWN if database.read(limits.STATUS + entry.key) == _OK else new
+    return HopState.UNKNOWN if database.read(limits.STATUS + entry.key) in _IN_KERNEL else new
 
 
 def _moved(database: Store, family: Family, addresses: Mapping[Family, str]) -> bool:
