@@ -16,7 +16,6 @@ from portfwd.base.clock import Moment
 from portfwd.kernel.conntrack import Flow
 from portfwd.kernel.nft import Nft, NftError
 from portfwd.kernel.sockets import Socket
-from portfwd.wire.answers.report import UPLINK_ROUTE
 from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.values import Family, HostName, IPAddress, Proto
 from tests.agent.world import (
@@ -127,7 +126,6 @@ class FakeWorld:
             self._flows[node],
             self._agents[node],
             sockets=lambda: frozenset(served if node is Node.WORK else ()),
-            ways=lambda addresses: {a: "vif1.0" if a in WORK.values() else UPLINK_ROUTE for a in addresses},
             # The guard does the work of the kernel's resets.
             destroy_socket=lambda _flow: False,
         )

@@ -93,9 +93,6 @@ class Told:
         self.asked.append((family, names))
         return self._counts
 
-    def ways(self, _: object) -> dict[object, object]:
-        raise AssertionError("an accept leads nowhere")
-
 
 def test_an_accept_reports_its_server_its_traffic_and_its_connections() -> None:
     one, other = accept(1, "443-444"), accept(2, "445-445")

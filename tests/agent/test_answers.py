@@ -227,29 +227,6 @@ def test_what_is_not_ours_is_not_ended(world: World) -> None:
     assert len(listed(world)) == 1
 
 
-def test_rules_of_the_owner_before_ours_are_told(world: World) -> None:
-    world.apply(through(relay(443)))
-    assert {str(base) for base in report(world, Node.HOP).bases.values()} == {
-        "base=yes before-forward=0 before-input=0"
-    }
-    world.nft(
-        Node.HOP, "flush chain ip qubes custom-forward\nadd rule ip qubes custom-forward tcp dport { 22, 23 } drop\n"
-    )
-    world.nft(Node.HOP, "add rule ip qubes custom-forward tcp dport 25 drop\n")
-    world.nft(Node.HOP, "add rule ip6 qubes custom-input udp dport 25 drop\n")
-    world.apply(through(relay(443)))
-    bases = report(world, Node.HOP).bases
-    assert (bases[V4].before_forward, bases[V4].before_input) == (2, 0)
-    assert (bases[V6].before_forward, bases[V6].before_input) == (0, 0)
-
-
-def test_a_base_firewall_that_is_not_there_is_told(world: World) -> None:
-    world.nft(Node.HOP, "delete table ip6 qubes\n")
-    world.apply(through(relay(443)))
-    bases = report(world, Node.HOP).bases
-    assert (bases[V4].there, bases[V6].there) == (True, False)
-
-
 def test_a_preview_is_what_will_be_loaded_and_loads_nothing(world: World) -> None:
     standing = through(relay(22))
     entries = [

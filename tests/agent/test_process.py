@@ -93,7 +93,7 @@ def test_dom0_asks_the_running_agent(agent: RunningAgent) -> None:
             agent.start()
         told = Report.parse(agent.ask(limits.REPORT_SERVICE)).relay(RULE.key)
         assert told is not None
-        assert (told.hits, told.route) == (2, "vif1.0")
+        assert told.hits == 2
     agent.publish([])
     assert Report.parse(agent.ask(f"{limits.REPORT_SERVICE}+")).entries == {}
     assert parse_result(agent.ask(limits.KILL_SERVICE, "nonsense")) is Ended.REFUSED

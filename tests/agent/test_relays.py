@@ -13,7 +13,7 @@ from portfwd.agent.rules.relays import Relays
 from portfwd.agent.rules.skeleton import HITS_SECONDS, MARK_DOWN, MARK_UP
 from portfwd.kernel.conntrack import Flow
 from portfwd.wire.acknowledgement import Result
-from portfwd.wire.answers.report import NO_ROUTE, Reached, RelayReport
+from portfwd.wire.answers.report import RelayReport
 from portfwd.wire.entry import Entry, Relay
 from portfwd.wire.limits import SHIFTED_ELEMENTS_MAX, SHIFTED_PORTS_MAX
 from portfwd.wire.values import Family, PortRange, Proto, Side
@@ -126,9 +126,6 @@ class Told:
         self.asked.append((family, names))
         return self._counts
 
-    def ways(self, _: object) -> dict[object, Reached]:
-        return {ipaddress.ip_address("10.137.0.20"): Reached("vif1.0")}
-
 
 def test_a_relay_reports_its_hits() -> None:
     one, other = relay(1, "443-444", "443-444"), replace(relay(2), to=ipaddress.ip_address("10.0.0.1"))
@@ -136,7 +133,7 @@ def test_a_relay_reports_its_hits() -> None:
     counts = Counts([Count(Proto.TCP, PortRange(port, port), n, 0, HITS_SECONDS - port) for port, n in hits])
     told = Told(counts)
     found = RELAYS.report([one, other], told)  # type: ignore[arg-type]
-    assert found == {one.key: RelayReport(7, 443, Reached("vif1.0")), other.key: RelayReport(2, 443, NO_ROUTE)}
+    assert found == {one.key: RelayReport(7, 443), other.key: RelayReport(2, 443)}
     assert told.asked == [(Family.V4, ("up-hits",))]
-    assert RELAYS.report([one], Told(None)) == {one.key: RelayReport(None, None, Reached("vif1.0"))}  # type: ignore[arg-type]
+    assert RELAYS.report([one], Told(None)) == {one.key: RelayReport(None, None)}  # type: ignore[arg-type]
     assert RELAYS.report([], Told(None)) == {}  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ SERVICES = (
 )
 _ESCAPES = f"\\033[2J\\033]0;{MARK}\\007\\r"
 _HEADS = {
-    limits.REPORT_SERVICE: "version=1 entries=1\\nfamily=4 base=yes before-forward=0 before-input=0\\n",
+    limits.REPORT_SERVICE: "version=1 entries=1\\n",
     limits.CONNECTIONS_SERVICE: "version=1 connections=2 more=0\\n",
     limits.PREVIEW_SERVICE: "version=1 elements=2 more=0\\n",
     limits.KILL_SERVICE: "version=1 result=en",
@@ -60,12 +60,8 @@ MOST = 10**20 - 1
 def lies(target: bool, rules: Sequence[str]) -> dict[str, str]:
     """Answers in the right form about these rules: the largest numbers, and as many lines as there may be."""
     keys = [f"{rule}.{family}.tcp" for rule in rules for family in (4, 6)]
-    accept, relay = (
-        f"listening=yes packets={MOST} bytes={MOST} connections={MOST}",
-        f"hits={MOST} last={MOST} route=none",
-    )
+    accept, relay = f"listening=yes packets={MOST} bytes={MOST} connections={MOST}", f"hits={MOST} last={MOST}"
     report = [f"version=1 entries={len(keys)}"]
-    report += [f"family={family} base=no before-forward={MOST} before-input={MOST}" for family in (4, 6)]
     report += [f"{key} {accept if target else relay}" for key in keys]
     count = limits.REPORT_CONNECTIONS_MAX
     clients = [f"{rules[n % len(rules)]}.4.tcp client=192.168.1.20 port={n} to=8443" for n in range(count)]

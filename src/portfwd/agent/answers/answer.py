@@ -9,7 +9,6 @@ import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from portfwd.agent.network.reply_routes import ways_to
 from portfwd.agent.rules import counters
 from portfwd.agent.rules.diff import lines
 from portfwd.agent.rules.firewall import Firewall
@@ -23,10 +22,10 @@ from portfwd.kernel.sockets import Socket, destroy, occupied, read_sockets
 from portfwd.wire import limits
 from portfwd.wire.answers.connections import Connection, Connections, Ended, format_result
 from portfwd.wire.answers.preview import Preview, parse_request
-from portfwd.wire.answers.report import EntryReport, Reached, Report
+from portfwd.wire.answers.report import EntryReport, Report
 from portfwd.wire.entry import Entry
 from portfwd.wire.errors import RefusedError
-from portfwd.wire.values import Family, IPAddress
+from portfwd.wire.values import Family
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +33,6 @@ WITH_INPUT = frozenset({limits.PREVIEW_SERVICE, limits.KILL_SERVICE})
 """The services whose answer depends on what the caller sends."""
 _REQUEST_MAX = 200
 """Bytes of a request to end a connection."""
-
-Ways = Callable[[Collection[IPAddress]], dict[IPAddress, Reached]]
 
 
 class Answers:
@@ -47,11 +44,10 @@ class Answers:
         flows: FlowTable,
         firewall: Firewall,
         sockets: Callable[[], frozenset[Socket]] = read_sockets,
-        ways: Ways = ways_to,
         destroy_socket: Callable[[Flow], bool] = destroy,
     ) -> None:
         self._nft, self._flows, self._firewall = nft, flows, firewall
-        self._sockets, self._ways, self._destroy = sockets, ways, destroy_socket
+        self._sockets, self._destroy = sockets, destroy_socket
 
     def answer(self, service: str, payload: bytes, entries: Iterable[Entry], moment: Moment) -> str:
         """The answer of a qrexec service about these entries; '' when there is none. Never raises."""
@@ -75,15 +71,11 @@ class Answers:
         told: dict[str, EntryReport] = {}
         for kind, own in by_kind(wanted).items():
             told |= kind.report(own, self)
-        return Report(told, {family: self._firewall.base(family) for family in Family})
+        return Report(told)
 
     def sockets(self) -> Collection[Socket]:
         """The listening sockets of the qube. Raises OSError."""
         return self._sockets()
-
-    def ways(self, addresses: Collection[IPAddress]) -> Mapping[IPAddress, Reached]:
-        """By what these are reached."""
-        return self._ways(addresses)
 
     def connections_by_entry(self) -> Mapping[str, int] | None:
         """The open connections, by the key of each entry that lets them in; None when they cannot be counted."""

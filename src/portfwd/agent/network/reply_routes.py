@@ -7,12 +7,11 @@ Only routes and rules with our protocol number, in our tables, are ever removed.
 
 import contextlib
 import logging
-import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from portfwd.agent.network.uplinks import Link, links_of, read_links
+from portfwd.agent.network.uplinks import links_of, read_links
 from portfwd.agent.network.ways import TABLES, Ways, is_ours, leaves_by_tunnel, plan_ways
 from portfwd.kernel.links import read_devices
 from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink
@@ -27,7 +26,6 @@ from portfwd.kernel.routes import (
     remove_route,
     remove_rule,
 )
-from portfwd.wire.answers.report import NO_ROUTE, UPLINK_ROUTE, Reached
 from portfwd.wire.values import Family, IPAddress
 
 log = logging.getLogger(__name__)
@@ -70,30 +68,18 @@ class Routes:
         return Outcome(names, leaves_by_tunnel(links, routes, rules))
 
 
-def ways_to(addresses: Collection[IPAddress]) -> dict[IPAddress, Reached]:
-    """By what each address is reached now: the name of an interface to a qube behind us, or a word of wire.report.
+def without_way(addresses: Collection[IPAddress]) -> frozenset[IPAddress]:
+    """Those of these addresses of qubes behind us that no interface to a qube leads to now.
 
     Raises OSError when the kernel cannot be asked.
     """
     netlink = Netlink(NETLINK_ROUTE)
     try:
-        links = {link.index: link for link in read_links(netlink)}
-        return {address: _way_to(netlink, address, links) for address in addresses}
+        downstream = {link.index for link in read_links(netlink) if link.downstream}
+        hops = {address: next_hop(netlink, address) for address in addresses}
     finally:
         netlink.close()
-
-
-def without_way(addresses: Collection[IPAddress]) -> frozenset[IPAddress]:
-    """Those of these addresses of qubes behind us that no interface to a qube leads to now. Raises as ways_to."""
-    return frozenset(to for to, way in ways_to(addresses).items() if way in (NO_ROUTE, UPLINK_ROUTE))
-
-
-def _way_to(netlink: Netlink, address: IPAddress, links: Mapping[int, Link]) -> Reached:
-    found = next_hop(netlink, address)
-    if found is None:
-        return NO_ROUTE
-    link = links.get(found.link)
-    return Reached(re.sub(r"[^A-Za-z0-9_.@-]", "_", link.name)[:15]) if link and link.downstream else UPLINK_ROUTE
+    return frozenset(address for address, hop in hops.items() if hop is None or hop.link not in downstream)
 
 
 def _change(netlink: Netlink, ways: Ways, routes: set[Route], rules: set[Rule]) -> None:

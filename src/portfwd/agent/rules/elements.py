@@ -13,7 +13,7 @@ from portfwd.agent.rules.skeleton import LATE_SECONDS
 from portfwd.kernel.conntrack import Flow
 from portfwd.kernel.sockets import Socket
 from portfwd.wire.acknowledgement import Result
-from portfwd.wire.answers.report import EntryReport, Reached
+from portfwd.wire.answers.report import EntryReport
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import (
     Family,
@@ -86,9 +86,6 @@ class Facts(Protocol):
 
     def connections_by_entry(self) -> Mapping[str, int] | None:
         """The open connections, by the key of each entry that lets them in; None when they cannot be counted."""
-
-    def ways(self, addresses: Collection[IPAddress]) -> Mapping[IPAddress, Reached]:
-        """By what these are reached."""
 
 
 class Kind(ABC, Generic[Own]):

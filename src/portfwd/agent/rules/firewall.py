@@ -19,7 +19,6 @@ from portfwd.agent.rules.sweep import GUARD_SECONDS, divide, lingers, mourning
 from portfwd.kernel.conntrack import Flow, FlowTable, Which
 from portfwd.kernel.nft import Nft, NftError
 from portfwd.wire.acknowledgement import Result
-from portfwd.wire.answers.report import BaseReport
 from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, Proto
 
@@ -118,20 +117,6 @@ class Firewall:
     def forget(self) -> None:
         """Someone else changed our table: trust nothing of what we believe stands there."""
         self._applied = None
-
-    def base(self, family: Family) -> BaseReport:
-        """Whether the base firewall is there, and how many rules its owner has put before ours."""
-        before = [self._before_ours(family, chain) for chain in ("custom-forward", "custom-input")]
-        return BaseReport(None not in before, *(count or 0 for count in before))
-
-    def _before_ours(self, family: Family, chain: str) -> int | None:
-        listed = self._try(f"list chain {nft_family(family)} {BASE_TABLE} {chain}")
-        if listed is None:
-            return None
-        # The chain's own line has a handle, too.
-        rules = [line for line in listed.splitlines() if " # handle " in line and "{ # handle " not in line]
-        ours = (place for place, line in enumerate(rules) if f'comment "{COMMENT}"' in line)
-        return next(ours, len(rules))
 
     def tend(self, now: float) -> float | None:
         """Remove guards whose time is over. Returns when to come again (as Surroundings.now), or None."""

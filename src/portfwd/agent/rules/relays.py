@@ -20,7 +20,7 @@ from portfwd.agent.rules.elements import (
 from portfwd.agent.rules.skeleton import HITS, MARK_DOWN, MARK_UP, RELAY_SIDES
 from portfwd.kernel.conntrack import Flow
 from portfwd.wire.acknowledgement import Result
-from portfwd.wire.answers.report import NO_ROUTE, EntryReport, RelayReport
+from portfwd.wire.answers.report import EntryReport, RelayReport
 from portfwd.wire.entry import Relay
 from portfwd.wire.limits import PORT_MAX, SHIFTED_ELEMENTS_MAX, SHIFTED_PORTS_MAX
 from portfwd.wire.values import Family, HostName, IPAddress, Proto, Side
@@ -76,10 +76,9 @@ class Relays(Kind[Relay]):
         return not homes or interface in homes
 
     def report(self, entries: Sequence[Relay], facts: Facts) -> dict[str, EntryReport]:
-        """Connections that came in by each, and by what the next hop is reached."""
+        """Connections that came in by each."""
         if not entries:
             return {}
-        ways = facts.ways({entry.to for entry in entries})
         places = {(entry.family, self.side(entry)) for entry in entries}
         counts = {place: facts.counts(place[0], (f"{place[1]}-{HITS}",)) for place in places}
         found: dict[str, EntryReport] = {}
@@ -88,7 +87,7 @@ class Relays(Kind[Relay]):
             if (of_side := counts[entry.family, self.side(entry)]) is not None:
                 ports = of_side.within(entry)
                 hits, last = sum(port.packets for port in ports), min((port.last for port in ports), default=None)
-            found[entry.key] = RelayReport(hits, last, ways.get(entry.to, NO_ROUTE))
+            found[entry.key] = RelayReport(hits, last)
         return found
 
 

@@ -3,37 +3,27 @@
 """What a qube answers when dom0 asks how its forwards fare (qrexec service qubes.PortForwardStatus). Pure text.
 
     version=1 entries=COUNT
-    family=4 base=yes|no before-forward=N before-input=N          the base firewall; a line for each family
-    family=6 base=yes|no before-forward=N before-input=N
-    RULE.FAMILY.PROTO hits=N last=N|- route=IFACE|uplink|none      one line per relay entry
+    RULE.FAMILY.PROTO hits=N last=N|-                                             one line per relay entry
     RULE.FAMILY.PROTO listening=yes|no|local packets=N bytes=N connections=N      one line per accept entry
 
 COUNT lines of entries tell a whole report from one that broke off. A number that the qube cannot tell is `-`. dom0
-treats every byte as untrusted: a report is read as a whole or refused as a whole.
+treats every byte as untrusted: a report is read as a whole or refused as a whole. It passes over words that it does not
+know, and over lines that begin with such a word, so that the agents of other versions may tell more (those before the
+first release told `route=` of a relay entry, and of the base firewall in lines that began with `family=`).
 """
 
 import enum
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NewType, Self
+from typing import Self
 
 from portfwd.wire import limits
 from portfwd.wire.entry import parse_key, parse_number, parse_words
 from portfwd.wire.errors import RefusedError, shown
-from portfwd.wire.values import Family
 
-_ROUTE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _HEAD = ("version", "entries")
-_BASE = ("family", "base", "before-forward", "before-input")
-_RELAY = ("hits", "last", "route")
+_RELAY = ("hits", "last")
 _ACCEPT = ("listening", "packets", "bytes", "connections")
-_YES_NO = {"yes": True, "no": False}
-
-Reached = NewType("Reached", str)
-"""An interface of a qube, or one of the two words below. Only parse() makes one of a stranger's word."""
-UPLINK_ROUTE = Reached("uplink")
-NO_ROUTE = Reached("none")
 
 
 class Listening(enum.StrEnum):
@@ -49,24 +39,20 @@ class Listening(enum.StrEnum):
 class RelayReport:
     """What a qube says of a relay entry.
 
-    `hits`: connections that came in by it; `last`: seconds since the newest, None for never. `route`: the interface in
-    group 2 by which its destination is reached, UPLINK_ROUTE for any other interface, NO_ROUTE for none.
+    `hits`: connections that came in by it; `last`: seconds since the newest, None for never.
     """
 
     hits: int | None
     last: int | None
-    route: Reached
 
     @classmethod
     def parse(cls, untrusted_text: str) -> Self:
         """Read the words behind the key; raises RefusedError."""
-        words = parse_words(untrusted_text, _RELAY, _RELAY)
-        if not _ROUTE.fullmatch(words["route"]):
-            raise RefusedError(f"{shown(words['route'])} is not an interface")
-        return cls(_parse_count(words["hits"]), _parse_count(words["last"]), Reached(words["route"]))
+        words = parse_words(_known(untrusted_text, _RELAY), _RELAY, _RELAY)
+        return cls(_parse_count(words["hits"]), _parse_count(words["last"]))
 
     def __str__(self) -> str:
-        return f"hits={_count(self.hits)} last={_count(self.last)} route={self.route}"
+        return f"hits={_count(self.hits)} last={_count(self.last)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +71,7 @@ class AcceptReport:
     @classmethod
     def parse(cls, untrusted_text: str) -> Self:
         """Read the words behind the key; raises RefusedError."""
-        words = parse_words(untrusted_text, _ACCEPT, _ACCEPT)
+        words = parse_words(_known(untrusted_text, _ACCEPT), _ACCEPT, _ACCEPT)
         if words["listening"] not in list(Listening):
             raise RefusedError(f"{shown(words['listening'])} is not yes, no or local")
         counts = (_parse_count(words[name]) for name in ("packets", "bytes", "connections"))
@@ -100,27 +86,10 @@ EntryReport = RelayReport | AcceptReport
 
 
 @dataclass(frozen=True, slots=True)
-class BaseReport:
-    """The base firewall of a family: whether it is there, and how many rules of others stand before ours."""
-
-    there: bool
-    before_forward: int = 0
-    before_input: int = 0
-
-    def __str__(self) -> str:
-        there = "yes" if self.there else "no"
-        return f"base={there} before-forward={self.before_forward} before-input={self.before_input}"
-
-
-NO_BASES: Mapping[Family, BaseReport] = dict.fromkeys(Family, BaseReport(there=False))
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """What a qube says of its entries, by entry key. Entries beyond the limit are left out."""
 
     entries: Mapping[str, EntryReport]
-    bases: Mapping[Family, BaseReport]
 
     def relay(self, key: str) -> RelayReport | None:
         """What it says of a relay entry; None when it does not speak of it as one."""
@@ -131,24 +100,20 @@ class Report:
         return found if isinstance(found := self.entries.get(key), AcceptReport) else None
 
     def __str__(self) -> str:
-        bases = "".join(f"family={int(family)} {self.bases[family]}\n" for family in Family)
         lines = [f"{key} {told}\n" for key, told in sorted(self.entries.items())[: limits.REPORT_LINES_MAX]]
-        return f"version={limits.PROTOCOL_VERSION} entries={len(lines)}\n{bases}{''.join(lines)}"
+        return f"version={limits.PROTOCOL_VERSION} entries={len(lines)}\n{''.join(lines)}"
 
     @classmethod
     def parse(cls, untrusted_report: bytes) -> Self:
         """Read it in dom0; raises RefusedError for anything that a report of this version is not."""
         words, lines = read_lines(untrusted_report, _HEAD)
-        if len(lines) < len(Family):
-            raise RefusedError("a report tells of both families")
-        bases = dict(map(_parse_base, Family, lines))
-        del lines[: len(Family)]
+        lines = [line for line in lines if "=" not in line.partition(" ")[0]]
         if parse_number(words["entries"]) != len(lines) or len(lines) > limits.REPORT_LINES_MAX:
             raise RefusedError(f"entries={shown(words['entries'])} does not match the lines of the report")
         entries = dict(_parse_line(line) for line in lines)
         if len(entries) != len(lines):
             raise RefusedError("a report names an entry twice")
-        return cls(entries, bases)
+        return cls(entries)
 
 
 def read_lines(untrusted: bytes, head: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
@@ -171,12 +136,10 @@ def read_lines(untrusted: bytes, head: tuple[str, ...]) -> tuple[dict[str, str],
     return words, lines
 
 
-def _parse_base(family: Family, untrusted_line: str) -> tuple[Family, BaseReport]:
-    words = parse_words(untrusted_line, _BASE, _BASE)
-    if words["family"] != str(int(family)) or words["base"] not in _YES_NO:
-        raise RefusedError(f"{shown(untrusted_line)} does not tell of the base firewall of IPv{int(family)}")
-    counts = (parse_number(words[name]) for name in ("before-forward", "before-input"))
-    return family, BaseReport(_YES_NO[words["base"]], *counts)
+def _known(untrusted_text: str, known: tuple[str, ...]) -> str:
+    """Without the words that are not known here."""
+    untrusted_words = (word for word in untrusted_text.split(" ") if word.partition("=")[0] in known)
+    return " ".join(untrusted_words)
 
 
 def _parse_line(untrusted_line: str) -> tuple[str, EntryReport]:
