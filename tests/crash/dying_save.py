@@ -10,28 +10,46 @@ import signal
 import sys
 from pathlib import Path
 
-from portfwd.dom0.storage import store
-from portfwd.dom0.storage.store import Contents, StoredForward, load, save
+from lab.qubesd.base.firewall_file import properties_of, read_rules
+from portfwd.dom0.storage import forwards, store
+from portfwd.dom0.storage.forwards import Forwards
+from portfwd.dom0.storage.store import StoredForward, read_forwards
 from portfwd.model.forward import parse_forward
-from portfwd.model.ordinary import parse_ordinary
+from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from tests.crash.dying import die_at_line
 
+Contents = tuple[tuple[OrdinaryRule, ...], tuple[StoredForward, ...]]
 WEB = StoredForward(parse_forward("action=forward forwardtype=external proto=tcp srcports=443-443"), 1)
 SSH = StoredForward(parse_forward("action=forward forwardtype=external proto=tcp srcports=22-22"), 2)
-BEFORE = Contents((parse_ordinary("action=accept"),), (WEB,))
-AFTER = Contents((parse_ordinary("action=drop"),), (WEB, SSH))
+BEFORE: Contents = ((parse_ordinary("action=accept"),), (WEB,))
+AFTER: Contents = ((parse_ordinary("action=drop"),), (WEB, SSH))
+
+
+def save(path: Path, contents: Contents) -> None:
+    """As qubesd with the extension does it."""
+    held = Forwards(path, lambda: properties_of(contents[0]), path.parents[1] / "notes")
+    held.read()
+    held.save(contents[1])
+
+
+def load(path: Path) -> Contents:
+    """What a qubesd finds that starts then."""
+    found = read_forwards(path)
+    assert not found.damage, found.damage
+    return read_rules(path), found.forwards
 
 
 def main() -> int:
     """Until the save outlives its lines."""
-    path = Path(sys.argv[1]) / "firewall.xml"
+    path = Path(sys.argv[1]) / "work" / "firewall.xml"
+    path.parent.mkdir()
     number = 0
     while True:
         number += 1
         save(path, BEFORE)
         child = os.fork()
         if child == 0:
-            die_at_line(number, {store.__file__})
+            die_at_line(number, {store.__file__, forwards.__file__})
             save(path, AFTER)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from portfwd.dom0.views.queries import StatusService
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import WAY_OUT
-from portfwd.wire.answers.report import NO_BASES, EntryReport, Report
+from portfwd.wire.answers.report import EntryReport, Report
 from portfwd.wire.entry import Accept, Commit, Entry
 from tests.fakes.app import FakeApp, FakeVM
 from tests.fakes.service import Service
@@ -111,7 +111,7 @@ def give(vm: FakeVM, service: str, text: str) -> None:
 
 def report(vm: FakeVM, told: dict[str, EntryReport]) -> None:
     """Have a qube report this."""
-    give(vm, limits.REPORT_SERVICE, str(Report(told, NO_BASES)))
+    give(vm, limits.REPORT_SERVICE, str(Report(told)))
 
 
 def accept(vm: FakeVM) -> str:

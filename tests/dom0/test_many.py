@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from lab.qubesd.base.firewall_file import properties_of
 from portfwd.api.forwards import parse_forwards
 from portfwd.dom0 import running
 from portfwd.dom0.running import Running
-from portfwd.dom0.storage.store import Contents, StoredForward, StoreError, load, save
+from portfwd.dom0.storage.store import StoredForward, StoreError, check, read_forwards, replace
 from portfwd.dom0.usecases.caller import DOM0
 from portfwd.model.errors import RuleError
 from portfwd.model.ordinary import parse_ordinary
@@ -38,9 +39,10 @@ def lines(first: int, number: int, kind: str = "external") -> str:
     )
 
 
-def contents(first: int, number: int, kind: str = "external") -> Contents:
-    stored = (StoredForward(rule, 1_000_000 + n) for n, rule in enumerate(parse_forwards(lines(first, number, kind))))
-    return Contents((parse_ordinary("action=accept"),), tuple(stored))
+def stored(first: int, number: int, kind: str = "external") -> tuple[StoredForward, ...]:
+    return tuple(
+        StoredForward(rule, 1_000_000 + n) for n, rule in enumerate(parse_forwards(lines(first, number, kind)))
+    )
 
 
 def fastest(work: Callable[[], object]) -> float:
@@ -60,13 +62,13 @@ def test_f18_a_qube_has_at_most_500_forwards_and_the_one_too_many_is_named(tmp_p
     with pytest.raises(RuleError, match=r"line 501: .*srcports=1500.*at most 500 forwards, these are 501"):
         parse_forwards(lines(1000, 501))
     path = tmp_path / "firewall.xml"
-    save(path, contents(1000, 500))
+    replace(path, (), stored(1000, 500))
     text = path.read_text()
     one = text[text.rindex("<rule ") : text.index("</forwards>")]
     path.write_text(text.replace("</forwards>", one.replace("1499", "1500") + "</forwards>"))
-    assert "forward 500: a qube has at most 500 forwards, this has 501" in load(path).damage
+    assert "forward 500: a qube has at most 500 forwards, this has 501" in read_forwards(path).damage
     with pytest.raises(StoreError, match="at most 500"):
-        save(path, contents(1000, 1))
+        check(path)
 
 
 @pytest.mark.parametrize("what", ["parse", "load", "save"])
@@ -75,12 +77,12 @@ def test_f18_twice_as_many_forwards_take_about_twice_as_long(tmp_path: Path, wha
     path = tmp_path / "firewall.xml"
 
     def run(number: int) -> float:
-        held, text = contents(1000, number), lines(1000, number)
-        save(path, held)
+        held, text = stored(1000, number), lines(1000, number)
+        replace(path, (), held)
         works: dict[str, Callable[[], object]] = {
             "parse": lambda: parse_forwards(text),
-            "load": lambda: load(path),
-            "save": lambda: save(path, held),
+            "load": lambda: read_forwards(path),
+            "save": lambda: replace(path, (), held),
         }
         return fastest(works[what])
 
@@ -118,7 +120,8 @@ def many(tmp_path: Path, request: pytest.FixtureRequest) -> FakeApp:
     for number in range(QUBES):
         folder = tmp_path / f"qube-{number}"
         folder.mkdir()
-        save(folder / "firewall.xml", contents(1000 + number * EACH, EACH, request.param))
+        rules = properties_of([parse_ordinary("action=accept")])
+        replace(folder / "firewall.xml", rules, stored(1000 + number * EACH, EACH, request.param))
         qubes.append(FakeVM(folder, f"qube-{number}", far, f"10.137.1.{number + 1}"))
         qubes[-1].provides_network = False
     app.domains = [app.net, app.firewall, far, *qubes]

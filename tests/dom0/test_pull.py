@@ -8,12 +8,12 @@ from typing import Any
 
 from portfwd.dom0.asking.pull import PULL_SECONDS, Puller, ask
 from portfwd.wire import limits
-from portfwd.wire.answers.report import NO_BASES, AcceptReport, Listening, Report
+from portfwd.wire.answers.report import AcceptReport, Listening, Report
 from tests.dom0.asking import run
 
 SOME = "some.Service"
 KEY = "0123456789abcdef.4.tcp"
-REPORT = Report({KEY: AcceptReport(Listening.YES)}, NO_BASES)
+REPORT = Report({KEY: AcceptReport(Listening.YES)})
 GOOD = f"printf '%s' '{REPORT}'"
 HOSTILE = {
     "silent": "exec sleep 1000",

@@ -7,7 +7,7 @@ import pytest
 from portfwd.api.forwards import parse_forwards
 from portfwd.base.qubesdb import HEADER_SIZE
 from portfwd.base.qubesdb_client import ANSWER_MAX
-from portfwd.dom0.storage.store import Contents, StoredForward, save
+from portfwd.dom0.storage.store import StoredForward, replace
 from portfwd.model.forward import parse_forward
 from portfwd.wire import limits
 from portfwd.wire.errors import RefusedError
@@ -25,7 +25,7 @@ def shifted(first: int, ports: int, words: str = "external proto=tcp", by: int =
 def store(vm: FakeVM, *lines: str) -> None:
     """As an earlier version of the add-on, or a restored backup, has left it there."""
     forwards = (StoredForward(parse_forward(line.rstrip("\n")), number) for number, line in enumerate(lines, start=1))
-    save(vm.firewall.path, Contents((), tuple(forwards)))
+    replace(vm.firewall.path, (), forwards)
 
 
 @pytest.mark.parametrize("words", ["external proto=tcp", "external proto=udp", "internal", "external"])
@@ -100,7 +100,7 @@ def fill(app: FakeApp, rules: int, qubes: int = 10) -> list[FakeVM]:
         vm = FakeVM(app.work.firewall.path.parents[1] / f"q{number}", f"q{number}", app.firewall, f"10.137.1.{number}")
         lines = (f"{START}external srcports={next(ports)} srchost={NAME}" for _ in range(rules // qubes))
         forwards = (StoredForward(parse_forward(line), n) for n, line in enumerate(lines, start=1 + number * 1000))
-        save(vm.firewall.path, Contents((), tuple(forwards)))
+        replace(vm.firewall.path, (), forwards)
         made.append(vm)
     app.domains += made
     return made

@@ -74,7 +74,7 @@ def test_a_forward_is_told_hop_by_hop_with_what_its_ends_tell(app: FakeApp, serv
     for vm in (app.net, app.firewall, app.work):
         (entry,) = apply(vm)
     app.net.database.write(limits.STATUS + "uplinks", "192.168.1.10/24 2001:db8:1::a/64")
-    report(app.net, {entry.key: RelayReport(12, 3, "vif1.0")})
+    report(app.net, {entry.key: RelayReport(12, 3)})
     report(app.work, {entry.key: AcceptReport(Listening.LOCAL, 9, 4711, 1)})
     rule, paused = entry.rule, PAUSED.strip()
     lines = status(app, service, app.work)
@@ -132,7 +132,7 @@ def test_a_hostile_qube_costs_its_own_words_only(app: FakeApp, service: Service,
     if name in HOSTILE:
         app.personal.services[limits.REPORT_SERVICE] = HOSTILE[name]
     else:
-        lie: dict[str, EntryReport] = {bad: RelayReport(1, 1, "vif1.0"), good: AcceptReport(Listening.NO, 1, 1, 1)}
+        lie: dict[str, EntryReport] = {bad: RelayReport(1, 1), good: AcceptReport(Listening.NO, 1, 1, 1)}
         report(app.personal, lie if name == "a relay" else {good: AcceptReport(Listening.NO, 1, 1, 1)})
     begin = time.monotonic()
     lines = status(app, service)

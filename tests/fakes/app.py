@@ -6,9 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from lab.qubesd.base.firewall_file import properties_of, read_rules
 from portfwd.dom0.storage.forwards import NOTES, Forwards
-from portfwd.dom0.storage.store import StoredForward, load, properties_of
-from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
+from portfwd.dom0.storage.store import StoredForward
+from portfwd.model.ordinary import OrdinaryRule
 from tests.fakes.qubesdb import FakeConnection, FakeQubesDB
 
 
@@ -25,7 +26,7 @@ class FakeFirewall:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.saves = 0
-        self._rules = load(path).rules if path.exists() else (parse_ordinary("action=accept"),)
+        self._rules = read_rules(path)
         self._kept = Forwards(path, lambda: properties_of(self._rules), path.parent / NOTES)
         self._kept.read()
 

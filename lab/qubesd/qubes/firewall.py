@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lab.qubesd.base.firewall_file import properties_of, read_rules
 from portfwd.dom0.storage.forwards import Forwards, UnstoredError, remedy
-from portfwd.dom0.storage.store import DamageError, StoredForward, StoreError, load, properties_of
+from portfwd.dom0.storage.store import DamageError, StoredForward, StoreError
 from portfwd.model.ordinary import OrdinaryRule
 
 
@@ -32,7 +33,7 @@ class Firewall:
         self._kept.read()
         self._timer: asyncio.TimerHandle | None = None
         self._saving = False
-        self.rules: list[OrdinaryRule] = list(load(path).rules)
+        self.rules: list[OrdinaryRule] = list(read_rules(path))
 
     @property
     def forwards(self) -> tuple[StoredForward, ...]:

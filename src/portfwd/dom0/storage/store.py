@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""firewall.xml: the ordinary rules and the forwards of one qube, read and written together.
+"""firewall.xml: the forwards of one qube, read and written beside its ordinary rules.
 
-load takes a path and gives Contents; save writes both lists as one file, at once and durably. Between words and XML
-there are only `key=value` words of the wire line, so this module knows no key of the rule language. What is in force
-while a file cannot be written or read is the business of forwards.py.
+The ordinary rules are somebody else's (the stock's own class): their <properties> are written as they are given, in the
+same file and the same step, durably. Between words and XML there are only `key=value` words of the wire line, so this
+module knows no key of the rule language. What is in force while a file cannot be written or read is the business of
+forwards.py.
 
     <firewall version="2">
       <rules><rule><properties><property name="action">accept</property>...</properties></rule></rules>
       <forwards><rule added="EPOCH" session="WORD"><properties>...</properties></rule></forwards>
     </firewall>
 
-Also read: version 1 (Qubes before 4.0), and forward rules among the ordinary ones, which the next save moves.
+Also read: forward rules among the ordinary ones, which the next save moves. A file of version 1 holds no forwards.
 
-Damage closes. When the ordinary rules cannot be read, load raises. When one forward cannot, its neighbours in the file
-are in doubt as well (nobody knows what else was changed): the ordinary rules are returned for reading, there is no
-forward, and `Contents.damage` says what is wrong. In both cases save refuses, so nothing in a file is ever overwritten
-before somebody has repaired it or has had it set aside.
+Damage closes. When one forward cannot be read, its neighbours in the file are in doubt as well (nobody knows what else
+was changed): there is no forward, and `Beside.damage` says what is wrong. check() refuses such a file, so nothing in it
+is ever overwritten before somebody has repaired it or has had it set aside.
 """
 
 import contextlib
@@ -31,9 +31,7 @@ from typing import Any, NamedTuple
 
 from lxml import etree
 
-from portfwd.dom0.storage.store_v1 import lines_v1
 from portfwd.model.forward import ForwardRule, parse_forward
-from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
 from portfwd.wire import limits
 from portfwd.wire.entry import parse_number
 from portfwd.wire.errors import RefusedError, shown
@@ -47,11 +45,6 @@ _VALUE = re.compile(r"[!-<>-~]*")
 _COMMENT = re.compile(r"[ -~]*")
 _SESSION = re.compile(r"[A-Za-z0-9@._:-]{0,64}")
 _SINGLE_PORT = re.compile(r"(\d+)-\1")
-# The order in which qubesd itself writes the properties of a rule (qubes.property: order, then name).
-_STOCK_ORDER = ("action", "comment", "expire", "dsthost", "proto", "specialtarget", "dstports", "icmptype")
-# qubesd keeps every kind of destination in one property.
-_FILE_KEY = {"dst4": "dsthost", "dst6": "dsthost", "dstname": "dsthost"}
-_FORWARD = "action=forward"
 
 
 class StoreError(RefusedError):
@@ -88,55 +81,6 @@ class StoredForward:
     def since(self) -> int:
         """The age of the rule for comparison: what has no date is the youngest."""
         return self.added or limits.ADDED_MAX + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What one file holds. `damage` is '' or says why the forwards of the file cannot be read."""
-
-    rules: tuple[OrdinaryRule, ...]
-    forwards: tuple[StoredForward, ...] = ()
-    damage: str = ""
-
-
-def load(path: Path) -> Contents:
-    """Read a firewall file; a file that does not exist means one `action=accept`.
-
-    Raises StoreError, with the file and the rule, when the ordinary rules cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return Contents((parse_ordinary("action=accept"),))
-    except OSError as error:
-        raise StoreError(f"firewall file {shown(path)} cannot be read: {shown(error.strerror)}") from None
-    root = _parse(path, data)
-    version = root.get("version", "1")
-    if version == "1":
-        with _placed(path, "version 1"):
-            lines = list(lines_v1(root))
-        return Contents(_read(path, lines))
-    if version == "2":
-        return _load_v2(path, root)
-    raise StoreError(f"firewall file {shown(path)}: version {shown(version)} is not known")
-
-
-def save(path: Path, contents: Contents) -> None:
-    """Write both lists as version 2, in one step: after a crash there is the old file or the new one.
-
-    Raises StoreError, with the present file untouched, when that file is damaged or the new one cannot be written.
-    """
-    damage = contents.damage or load(path).damage
-    if damage:
-        raise DamageError(damage)
-    replace(path, properties_of(contents.rules), contents.forwards)
-
-
-def properties_of(rules: Iterable[OrdinaryRule]) -> Iterator[etree._Element]:
-    """The <properties> of ordinary rules, in the stock's order."""
-    for ordinary in rules:
-        words = dict(_words(ordinary.api_line()))
-        yield _properties(sorted(words.items(), key=lambda word: _STOCK_ORDER.index(word[0])))
 
 
 class Beside(NamedTuple):
@@ -242,20 +186,6 @@ def _parse(path: Path, data: bytes) -> etree._Element:
     return root
 
 
-def _load_v2(path: Path, root: etree._Element) -> Contents:
-    among_rules = root.find("rules")
-    if among_rules is None:
-        raise StoreError(f"firewall file {shown(path)} has no list of rules")
-    ordinary: list[tuple[int, str]] = []
-    for number, element in enumerate(_elements(among_rules)):
-        if not _is_forward(element):
-            with _placed(path, f"rule {number}"):
-                ordinary.append((number, _line(element)))
-    rules = _read(path, ordinary)
-    stored, damage = _forwards(path, root)
-    return Contents(rules, stored, damage)
-
-
 def _forwards(path: Path, root: etree._Element) -> tuple[tuple[StoredForward, ...], str]:
     """Those among the rules and those beside them; none, and what is wrong, when one cannot be read."""
     among_rules = root.find("rules")
@@ -311,14 +241,6 @@ def _line(element: etree._Element) -> str:
     return " ".join([*words, f"comment={comment}"] if comment else words)
 
 
-def _read(path: Path, lines: Iterable[tuple[int, str]]) -> tuple[OrdinaryRule, ...]:
-    rules: list[OrdinaryRule] = []
-    for number, line in lines:
-        with _placed(path, f"rule {number}"):
-            rules.append(parse_ordinary(line))
-    return tuple(rules)
-
-
 @contextlib.contextmanager
 def _placed(path: Path, place: str) -> Iterator[None]:
     """Put the file and the rule before the reason of an error."""
@@ -345,7 +267,7 @@ def _words(line: str) -> Iterator[tuple[str, str]]:
     for word in options.split():
         key, _, value = word.partition("=")
         single = _SINGLE_PORT.fullmatch(value) if key.endswith("ports") else None
-        yield _FILE_KEY.get(key, key), single[1] if single else value
+        yield key, single[1] if single else value
     if comment:
         yield "comment", comment
 
