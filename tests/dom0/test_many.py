@@ -17,6 +17,7 @@ import pytest
 from lab.qubesd.base.firewall_file import properties_of
 from portfwd.api.forwards import parse_forwards
 from portfwd.dom0 import running
+from portfwd.dom0.calls import Call
 from portfwd.dom0.running import Running
 from portfwd.dom0.storage.store import StoredForward, StoreError, check, read_forwards, replace
 from portfwd.dom0.usecases.caller import DOM0
@@ -151,23 +152,24 @@ def test_f18_nobody_waits_while_5000_forwards_are_read_changed_and_listed(
 
     async def use() -> None:
         ours = Running(many, asyncio.get_running_loop(), "boot-1", tmp_path, tmp_path)
+        calls = ours.calls
         try:
             ours.ask()
             assert ours._task is not None
             await ours._task
             assert len(many.domains[2].database.multiread(limits.ENTRIES)) == QUBES * EACH
             loop.held("the start")
-            present = await ours.get(last, "forward", b"", DOM0)
+            present = await calls.get(Call(DOM0, last, "forward"))
             more = f"{present}action=forward forwardtype=external proto=udp srcports=53\n"
-            await ours.set(last, "forward", more.encode(), DOM0)
+            await calls.set(Call(DOM0, last, "forward", more.encode()))
             loop.held("an addition")
-            await ours.set(last, "forward", present.encode(), DOM0)
+            await calls.set(Call(DOM0, last, "forward", present.encode()))
             loop.held("a removal")
-            told = await ours.get(None, "forward.status", b"", DOM0)
+            told = await calls.get(Call(DOM0, None, "forward.status"))
             assert told.count("\nqube=") == QUBES * EACH - 1
             loop.held("the list of all")
-            await ours.get(last, "forward.plan", more.encode(), DOM0)
-            await ours.get(last, "forward.hops", b"", DOM0)
+            await calls.get(Call(DOM0, last, "forward.plan", more.encode()))
+            await calls.get(Call(DOM0, last, "forward.hops"))
             loop.held("a preview")
         finally:
             ours.close()

@@ -19,7 +19,9 @@ from lab.qubesd.base.errors import ProtocolError, QubesValueError
 from lab.qubesd.base.events import Level
 from lab.qubesd.qubes.app import App
 from portfwd.api.errors import WordedError
-from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running, UnexpectedError
+from portfwd.dom0 import calls
+from portfwd.dom0.calls import UnexpectedError
+from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running
 from portfwd.dom0.usecases.caller import RESTORES_TAG, Caller
 from portfwd.wire.errors import RefusedError
 
@@ -72,8 +74,7 @@ class PortForwardExtension:
                 raise ProtocolError("expected destination to not be AdminVM")
             return await self._stock["Get"](call)
         try:
-            vm = None if call.dest.klass == "AdminVM" else call.dest
-            return await self._running.get(vm, call.arg, call.untrusted_payload, _caller(call))
+            return await self._running.calls.get(_value(call))
         except UnexpectedError as error:
             raise ProtocolError(str(error)) from None
         except WordedError as error:
@@ -87,7 +88,7 @@ class PortForwardExtension:
                 raise ProtocolError("expected payload")
             return await self._stock["Set"](call)
         try:
-            return await self._running.set(call.dest, call.arg, call.untrusted_payload, _caller(call))
+            return await self._running.calls.set(_value(call))
         except UnexpectedError as error:
             raise ProtocolError(str(error)) from None
         except WordedError as error:
@@ -96,6 +97,7 @@ class PortForwardExtension:
             raise QubesValueError(str(error)) from None
 
 
-def _caller(call: Call) -> Caller:
-    restores = RESTORES_TAG in call.src.tags
-    return Caller(call.src.name, call.permissions.forwards(call.src), restores)
+def _value(call: Call) -> calls.Call:
+    caller = Caller(call.src.name, call.permissions.forwards(call.src), RESTORES_TAG in call.src.tags)
+    vm = None if call.dest.klass == "AdminVM" else call.dest
+    return calls.Call(caller, vm, call.arg, call.untrusted_payload)

@@ -11,7 +11,7 @@ dom0 with their rule, and gives them back with the list: so that it can show, an
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import NamedTuple, NewType, Self
 
 from portfwd.api.lines import lines_of, split, text_of
@@ -69,7 +69,7 @@ def parse_forwards(text: str, *, newer: bool = False) -> tuple[ForwardRule, ...]
     return tuple(rules.values())
 
 
-def format_kept(path: PurePosixPath) -> str:
+def format_kept(path: PurePath) -> str:
     """The answer to a list that begins anew."""
     return text_of([f"kept={path}"])
 

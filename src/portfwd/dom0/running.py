@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Port forwarding as long as one qubesd runs: events ask for a refresh, timers end rules, API calls are answered.
 
-Whoever knows qubesd's own objects (dom0/qubesd, the laboratory's stand-in) registers the handlers and answers the API
-with what stands here. Nothing here raises into a handler.
+Whoever knows qubesd's own objects (dom0/qubesd, the laboratory's stand-in) registers the handlers, and answers the API
+with `calls`. Nothing here raises into a handler.
 """
 
 import asyncio
@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from portfwd.base.clock import ClockWatch
+from portfwd.dom0.calls import Calls
 from portfwd.dom0.diagnosis.checking import CheckService
 from portfwd.dom0.planning.snapshot import hears_way_out
 from portfwd.dom0.publishing.databases import Connections, Workers
-from portfwd.dom0.storage.forwards import UnstoredError
-from portfwd.dom0.usecases.caller import Caller
 from portfwd.dom0.usecases.service import ForwardService
 from portfwd.dom0.views.queries import StatusService
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import WAY_OUT
-from portfwd.wire.errors import RefusedError
 
-ARGUMENT = "forward"
 WATCHED = (limits.STATUS + WAY_OUT, limits.STATUS_BASE)
 """Of a net qube's QubesDB: the words of its agent that dom0 watches, by which way it sends and that it is at work."""
 QUBE_EVENTS = (
@@ -50,20 +47,12 @@ APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "prop
 _ENDS = "port-forward-ends"
 """Ends of rules on a clock that cannot be set; outlives qubesd, not the host."""
 _HOLDERS = "port-forward-holders"
-_KILL = "kill"
-_ANEW = "anew"
-_CHECK = "check"
-_OLD_CHECK = (
-    "a check sends packets, so it is admin.vm.firewall.Set+forward.check now; update the programs that ask for it"
-)
 _SLEEP_MIN = 1.0
 """Seconds until the next try when a rule that has ended could not be removed."""
 _RETRY_SECONDS = 5.0
 """Seconds until the next try when some qube could not be told, unless an event comes before."""
 _STORE_SECONDS_MAX = 80.0
 """Seconds between two tries to write a file for which there was no room, once they have failed for long."""
-_CHANGES_MAX = 5
-"""Tries to change a list that something else changes at the same time."""
 _TOLD_SECONDS = 5.0
 """Seconds that the answer to a change waits for qubes to be told: two commands to a daemon that hangs."""
 _WORD_SECONDS = 0.2
@@ -72,10 +61,6 @@ _WORDS_SECONDS = 0.5
 """A qube may write its word as often as it likes; it is looked at once in this time."""
 
 log = logging.getLogger(__name__)
-
-
-class UnexpectedError(Exception):
-    """A call that qubesd's own rules do not allow; its text is as qubesd words such things."""
 
 
 class Running:
@@ -99,15 +84,14 @@ class Running:
         self.service = ForwardService(
             app, boot_id=boot_id, now=now, kept=run / _ENDS, holders=lib / _HOLDERS, databases_of=self._databases.of
         )
-        self.status = StatusService(app, self.service, self._workers.run, self._workers.compute)
-        self.check = CheckService(self.status)
+        status = StatusService(app, self.service, self._workers.run, self._workers.compute)
+        self.calls = Calls(self.service, status, CheckService(status), self._workers, self._settle)
         self._now = now
         self._clock = ClockWatch()
         self._loop = loop
         loop.add_reader(self._clock, self._on_clock)
         self._asked = self._read_in = False
         self._store_wait = _RETRY_SECONDS
-        self._changing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looks: dict[str, asyncio.TimerHandle] = {}
@@ -124,6 +108,10 @@ class Running:
         """Wait until every qube has been told of what was asked for, but no longer than that can take."""
         if self._task is not None:
             await asyncio.wait((self._task,), timeout=_TOLD_SECONDS)
+
+    async def _settle(self) -> None:
+        self.ask()
+        await self.told()
 
     def on_status(self, vm: Any) -> None:
         """An agent has written a word that is watched, maybe the same one again: it alone is looked at."""
@@ -157,76 +145,6 @@ class Running:
                 pending.cancel()
         self._workers.close()
         self._databases.close()
-
-    async def get(self, vm: Any, arg: str, untrusted_payload: bytes, caller: Caller) -> str:
-        """admin.vm.firewall.Get+ARG. `vm` is None for dom0. Raises UnexpectedError, RefusedError."""
-        name = arg.removeprefix(f"{ARGUMENT}.")
-        if arg.split(".")[:2] == [ARGUMENT, _CHECK]:
-            raise RefusedError(_OLD_CHECK)
-        if untrusted_payload and name != "plan":
-            raise UnexpectedError("unexpected payload")
-        if vm is None and name != "status":
-            raise UnexpectedError("expected destination to not be AdminVM")
-        with self._workers.turns:
-            return await self._told_of(vm, arg, untrusted_payload, caller)
-
-    async def _told_of(self, vm: Any, arg: str, untrusted_payload: bytes, caller: Caller) -> str:
-        if arg == ARGUMENT:
-            return self.service.get(vm)
-        if arg == f"{ARGUMENT}.status":
-            return await self.status.status(vm, caller)
-        if arg == f"{ARGUMENT}.hops":
-            return await self.status.hops(vm)
-        if arg == f"{ARGUMENT}.plan":
-            return await self.status.plan(vm, _text(untrusted_payload), caller)
-        if arg == f"{ARGUMENT}.connections":
-            return await self.status.connections(vm)
-        raise UnexpectedError("unexpected argument")
-
-    async def set(self, vm: Any, arg: str, untrusted_payload: bytes, caller: Caller) -> str:
-        """admin.vm.firewall.Set+ARG: what changes something, or sends something. Raises UnexpectedError, RefusedError.
-
-        The answer is empty but for the diagnosis of a check, and the name of a file that is kept.
-        """
-        name, dot, untrusted_token = arg.partition(".")
-        if name != ARGUMENT:
-            raise UnexpectedError("unexpected argument")
-        if untrusted_token == _KILL:
-            await self.status.kill(vm, _text(untrusted_payload))
-            return ""
-        if untrusted_token == _CHECK:
-            return await self.check.check(vm, _text(untrusted_payload), caller)
-        answer = ""
-        try:
-            async with self._changing:
-                with self._workers.turns:
-                    answer = await self._store(vm, _text(untrusted_payload), untrusted_token if dot else None, caller)
-        except UnstoredError:
-            # What is shut is to be shut everywhere before that is said.
-            self.ask()
-            await self.told()
-            raise
-        except RuntimeError as error:
-            # The list is stored by now. qubesd's own handler of firewall-changed failed: some QubesDB is gone.
-            log.warning("port forwarding: a QubesDB could not be told: %s", error)
-        self.ask()
-        await self.told()
-        return answer
-
-    async def _store(self, vm: Any, untrusted_text: str, untrusted_token: str | None, caller: Caller) -> str:
-        if untrusted_token == _ANEW:
-            change = self.service.asked_anew(vm, untrusted_text, caller)
-            with caller.naming():
-                forwards = await self._workers.compute(change.settled)
-            return self.service.begin_anew(vm, forwards)
-        for _ in range(_CHANGES_MAX):
-            change = self.service.asked(vm, untrusted_text, untrusted_token, caller)
-            # To hold a list against thousands of others takes long: not on qubesd's loop.
-            with caller.naming():
-                forwards = await self._workers.compute(change.settled)
-            if self.service.store(vm, change, forwards):
-                return ""
-        raise RefusedError("forwards are being changed all the time; nothing was done")
 
     def _look_at(self, name: str) -> None:
         now = self._loop.time()
@@ -299,10 +217,3 @@ class Running:
     def _on_deadline(self) -> None:
         self._timer = None
         self.ask()
-
-
-def _text(untrusted_payload: bytes) -> str:
-    try:
-        return untrusted_payload.decode("ascii")
-    except UnicodeDecodeError:
-        raise RefusedError("the payload is not ASCII text") from None

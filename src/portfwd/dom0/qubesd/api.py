@@ -16,19 +16,19 @@ import qubes.api.admin
 import qubes.exc
 
 from portfwd.api.errors import WordedError
+from portfwd.dom0.calls import ARGUMENT, Call, Calls, UnexpectedError
 from portfwd.dom0.qubesd.callers import caller_of
-from portfwd.dom0.running import ARGUMENT, Running, UnexpectedError
 from portfwd.wire.errors import RefusedError
 
 log = logging.getLogger("qubes.ext.port-forward")
 
 _EXTENDED = "port_forward_extended"
 Handler = Callable[..., Coroutine[Any, Any, str | None]]
-RunningOf = Callable[[Any], Running | None]
+CallsOf = Callable[[Any], Calls | None]
 
 
-def extend(running_of: RunningOf) -> None:
-    """Extend the class, once. `running_of(app)` gives what answers, or None while that is off."""
+def extend(calls_of: CallsOf) -> None:
+    """Extend the class, once. `calls_of(app)` gives what answers, or None while that is off."""
     admin = qubes.api.admin.QubesAdminAPI
     if hasattr(admin, _EXTENDED):
         return
@@ -37,21 +37,18 @@ def extend(running_of: RunningOf) -> None:
     async def vm_firewall_get(self: Any, untrusted_payload: bytes = b"") -> str | None:
         if not _is_ours(self.arg):
             _as_stock(stock_get, self, untrusted_payload)
-            return await _call(stock_get, self, untrusted_payload)
-        caller = caller_of(self, self.fire_event_for_permission())
-        running, vm = _running(running_of, self), None if self.dest.klass == "AdminVM" else self.dest
+            return await _stock(stock_get, self, untrusted_payload)
+        call = _call(self, self.fire_event_for_permission(), untrusted_payload)
         with _told():
-            return await running.get(vm, self.arg, untrusted_payload, caller)
+            return await _calls(calls_of, self).get(call)
 
     async def vm_firewall_set(self: Any, untrusted_payload: bytes = b"") -> str | None:
         if not _is_ours(self.arg):
             _as_stock(stock_set, self, untrusted_payload)
-            return await _call(stock_set, self, untrusted_payload)
-        if self.dest.klass == "AdminVM":
-            raise _protocol_error("expected destination to not be AdminVM")
-        caller = caller_of(self, self.fire_event_for_permission(forwards=untrusted_payload))
+            return await _stock(stock_set, self, untrusted_payload)
+        call = _call(self, self.fire_event_for_permission(forwards=untrusted_payload), untrusted_payload)
         with _told():
-            return await _running(running_of, self).set(self.dest, self.arg, untrusted_payload, caller)
+            return await _calls(calls_of, self).set(call)
 
     admin.vm_firewall_get = _declare("admin.vm.firewall.Get", read=True)(vm_firewall_get)
     admin.vm_firewall_set = _declare("admin.vm.firewall.Set", write=True)(vm_firewall_set)
@@ -88,18 +85,24 @@ def _as_stock(stock: Any, call: Any, untrusted_payload: bytes) -> None:
         raise _protocol_error("expected destination to not be AdminVM")
 
 
-async def _call(stock: Any, call: Any, untrusted_payload: bytes) -> str | None:
+async def _stock(stock: Any, call: Any, untrusted_payload: bytes) -> str | None:
     # Before R4.4 every method takes the payload.
     takes = getattr(stock, "api_wants_payload", True) is not False
     answer: str | None = await (stock(call, untrusted_payload=untrusted_payload) if takes else stock(call))
     return answer
 
 
-def _running(running_of: RunningOf, call: Any) -> Running:
-    running = running_of(call.app)
-    if running is None:
+def _call(call: Any, selectors: Any, untrusted_payload: bytes) -> Call:
+    """The stock's object of a call as a value of ours."""
+    vm = None if call.dest.klass == "AdminVM" else call.dest
+    return Call(caller_of(call, selectors), vm, call.arg, untrusted_payload)
+
+
+def _calls(calls_of: CallsOf, call: Any) -> Calls:
+    calls = calls_of(call.app)
+    if calls is None:
         raise qubes.exc.QubesValueError("port forwarding is off; see the journal of qubesd in dom0")
-    return running
+    return calls
 
 
 def _protocol_error(text: str) -> Exception:

@@ -13,6 +13,7 @@ import qubes
 import qubes.ext
 import qubes.vm.qubesvm
 
+from portfwd.dom0.calls import Calls
 from portfwd.dom0.qubesd import api, stock_firewall
 from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running
 from portfwd.dom0.storage.forwards import NOTES
@@ -45,7 +46,7 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         stock_firewall.extend(_RUN / NOTES)
-        api.extend(ready)
+        api.extend(calls_of)
 
     # The first parameter is not called vm: some events have a word of that name.
     @qubes.ext.handler(*QUBE_EVENTS, vm=_QUBE)  # type: ignore[untyped-decorator, unused-ignore]
@@ -94,11 +95,12 @@ def running_of(app: Any) -> Running | None:
     return running
 
 
-def ready(app: Any) -> Running | None:
-    """The same for a call of the API, which is made where the loop runs: started now if no event has come before."""
+def calls_of(app: Any) -> Calls | None:
+    """What answers a call of the API, which is made where the loop runs: started now if no event has come before."""
     if running_of(app) is None and not app.vmm.offline_mode:
         _start(app, asyncio.get_running_loop())
-    return running_of(app)
+    running = running_of(app)
+    return None if running is None else running.calls
 
 
 def _awake(app: Any) -> Running | None:

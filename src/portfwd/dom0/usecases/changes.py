@@ -14,6 +14,7 @@ from portfwd.dom0.planning.plan import claim_of, claims, doubtful, entrances_of,
 from portfwd.dom0.planning.room import Room
 from portfwd.dom0.planning.snapshot import Qube, Snapshot
 from portfwd.dom0.storage.forwards import remedy
+from portfwd.dom0.storage.origin import Origin
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.model.errors import RuleError
 from portfwd.model.forward import ForwardRule, Lifetime, too_wide
@@ -33,11 +34,12 @@ class TakenError(WordedError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """The list that a qube is to have, and everything as it was when that was asked for."""
+    """The list that a qube is to have, everything as it was when that was asked for, and who asks."""
 
     qube: Qube
     rules: tuple[ForwardRule, ...]
     snapshot: Snapshot
+    origin: Origin
 
     def settled(self) -> tuple[StoredForward, ...]:
         """The list as it is to be stored. Raises RefusedError for one that wants what is taken, or too much."""

@@ -28,6 +28,7 @@ from portfwd.dom0.planning.snapshot import Qube, Snapshot, may_run, sessions_of,
 from portfwd.dom0.planning.tunnels import Said, Tunnels
 from portfwd.dom0.publishing.publish import Publisher
 from portfwd.dom0.storage.forwards import UnstoredError, remedy
+from portfwd.dom0.storage.origin import Origin, Reason, save
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.dom0.usecases.caller import DOM0, Caller
 from portfwd.dom0.usecases.changes import Change, alive, dates_after, qube_of
@@ -131,17 +132,18 @@ class ForwardService:
             text = "forwards were changed by someone else meanwhile; nothing was done, list them again"
             raise WordedError(ErrorWord.CHANGED, text)
         known = {stored.rule.id(qube.name) for stored in alive(qube, snapshot) if stored.rule.enabled}
-        return Change(qube, caller.bringing(rules, qube.name, known), snapshot)
+        return Change(qube, caller.bringing(rules, qube.name, known), snapshot, Origin(caller.name, Reason.ASKED))
 
-    def store(self, vm: Any, change: Change, forwards: tuple[StoredForward, ...]) -> bool:
+    def store(self, vm: Any, change: Change, forwards: tuple[StoredForward, ...]) -> str | None:
         """The last third: store what Change.settled, the second one, has made of it.
 
-        False, with nothing done, when the state is another one by now. Raises StoreError, UnstoredError.
+        The answer to the caller, which names a file that is kept; None, with nothing done, when the state is another
+        one by now. Raises StoreError, UnstoredError.
         """
-        if tuple(vm.firewall.forwards) != change.qube.forwards:
-            return False
-        vm.firewall.save_forwards(forwards)
-        return True
+        if change.origin.reason is not Reason.ANEW and tuple(vm.firewall.forwards) != change.qube.forwards:
+            return None
+        kept = save(vm, forwards, change.origin)
+        return "" if kept is None else format_kept(kept)
 
     def asked_anew(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
         """A list in place of forwards that cannot be read. Raises RefusedError, also where they can be."""
@@ -153,12 +155,7 @@ class ForwardService:
             raise RefusedError(f"'{vm.name}' cannot be read")
         if not qube.damage:
             raise RefusedError(f"forwards of '{vm.name}' can be read; there is nothing to begin anew")
-        return Change(qube, caller.bringing(rules, qube.name, ()), snapshot)
-
-    def begin_anew(self, vm: Any, forwards: tuple[StoredForward, ...]) -> str:
-        """Store that list; the file is kept, its new name is the answer. Raises StoreError, with nothing changed."""
-        kept = vm.firewall.begin_anew(forwards)
-        return format_kept(kept) if kept is not None else ""
+        return Change(qube, caller.bringing(rules, qube.name, ()), snapshot, Origin(caller.name, Reason.ANEW))
 
     def candidate(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
         """What the qube would have with that list; stores nothing. Raises RefusedError."""
@@ -257,7 +254,7 @@ class ForwardService:
         """End the rules of a qube that live until its shutdown, and forget what its agent said. Never raises."""
         self._tunnels.forget(QubeName(str(vm.name)))
         self._publisher.ended(QubeName(str(vm.name)))
-        self._drop(vm, lambda stored: stored.rule.expire is Lifetime.SHUTDOWN)
+        self._drop(vm, lambda stored: stored.rule.expire is Lifetime.SHUTDOWN, Reason.SHUTDOWN)
 
     def next_deadline(self) -> float | None:
         """When the next rule ends, in epoch seconds by the present clock, or None."""
@@ -276,7 +273,7 @@ class ForwardService:
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
             if qube is not None and len(alive(qube, snapshot)) != len(qube.forwards):
-                dropped |= self._drop(vm, functools.partial(is_over, qube=qube, snapshot=snapshot))
+                dropped |= self._drop(vm, functools.partial(is_over, qube=qube, snapshot=snapshot), Reason.OVER)
         return dropped
 
     def snapshot(self) -> Snapshot:
@@ -320,7 +317,7 @@ class ForwardService:
                 continue
             forwards = tuple(_adopted(stored, qube, later) for stored in qube.forwards)
             if forwards != qube.forwards:
-                adopted |= self._save(vm, forwards)
+                adopted |= self._save(vm, forwards, Reason.BEGUN)
         return adopted
 
     def _note_damage(self, snapshot: Snapshot) -> None:
@@ -356,19 +353,19 @@ class ForwardService:
             except Exception:
                 log.exception("port forwarding: that %s is a VPN qube could not be remembered", vm.name)
 
-    def _drop(self, vm: Any, over: Callable[[StoredForward], bool]) -> bool:
+    def _drop(self, vm: Any, over: Callable[[StoredForward], bool], reason: Reason) -> bool:
         try:
             forwards = vm.firewall.forwards
         except RefusedError as error:
             log.warning("port forwarding: rules of %s cannot be read: %s", vm.name, error)
             return False
         kept = tuple(stored for stored in forwards if not over(stored))
-        return len(kept) != len(forwards) and self._save(vm, kept)
+        return len(kept) != len(forwards) and self._save(vm, kept, reason)
 
-    def _save(self, vm: Any, forwards: tuple[StoredForward, ...]) -> bool:
+    def _save(self, vm: Any, forwards: tuple[StoredForward, ...], reason: Reason) -> bool:
         """Whether that counts now; what could not be saved is tried again at the next event."""
         try:
-            vm.firewall.save_forwards(forwards)
+            save(vm, forwards, Origin(DOM0.name, reason))
         except UnstoredError as error:
             log.warning("port forwarding: rules of %s that have begun or ended: %s", vm.name, error)
             self._unstored = True
