@@ -3,6 +3,7 @@
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,18 @@ from portfwd.client.adminapi import (
     NoExtensionError,
     QrexecTransport,
     SocketTransport,
+    UnstoredError,
     parse_answer,
 )
 from portfwd.model.forward import parse_forward
 from portfwd.model.ordinary import parse_ordinary
+from portfwd.wire.answers.connections import Connection
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 from tests.client.conftest import Flavour, Qubesd
 
 WEB = parse_forward("action=forward forwardtype=external srcports=443")
+CONNECTION = Connection.parse("family=4 proto=tcp client=192.168.1.20 port=50123 to=8443")
 
 
 def test_an_answer_is_its_content() -> None:
@@ -108,7 +112,7 @@ def test_a_qubesd_that_hangs_up_early_gave_no_answer(tmp_path: Path) -> None:
         thread = threading.Thread(target=lambda: listener.accept()[0].close())
         thread.start()
         with pytest.raises(EmptyAnswerError):
-            AdminClient(SocketTransport(tmp_path / "sock", timeout=10)).qubes()
+            SocketTransport(tmp_path / "sock", timeout=10).call("dom0", "admin.vm.List")
         thread.join()
 
 
@@ -160,3 +164,74 @@ class TestFromAQube:
         transport = qrexec(tmp_path, "out.write(b'0\\0'); out.flush(); os.close(1); time.sleep(3600)", timeout=0.5)
         with pytest.raises(CallError, match="no answer within"):
             transport.call("work", "admin.vm.firewall.Get")
+
+
+class Lost:
+    """qubesd takes the call, and no answer comes."""
+
+    def __init__(self, error: CallError) -> None:
+        self._error = error
+
+    def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:  # noqa: ARG002
+        raise self._error
+
+
+CHANGES: dict[str, Callable[[AdminClient, QubeName], object]] = {
+    "the ordinary rules": lambda client, qube: client.set_rules(qube, ()),
+    "the forwards": lambda client, qube: client.set_forwards(qube, (), token("")),
+    "anew": lambda client, qube: client.begin_anew(qube),
+    "the end of a connection": lambda client, qube: client.kill(qube, CONNECTION),
+    "reload": lambda client, qube: client.reload(qube),
+}
+LOOKS: dict[str, Callable[[AdminClient, QubeName], object]] = {
+    "qubes": lambda client, _: client.qubes(),
+    "properties": lambda client, qube: client.properties(qube),
+    "the ordinary rules": lambda client, qube: client.rules(qube),
+    "the forwards": lambda client, qube: client.forwards(qube),
+    "the status": lambda client, qube: client.status(qube),
+    "hops": lambda client, qube: client.hops(qube),
+    "the plan": lambda client, qube: client.plan(qube),
+    "a check": lambda client, qube: client.check(qube, WEB.id(qube)),
+    "connections": lambda client, qube: client.connections(qube),
+}
+NO_ANSWER = [CallError("no answer within 120 seconds"), EmptyAnswerError(), UnstoredError("it counts, but")]
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("error", NO_ANSWER, ids=lambda error: type(error).__name__)
+def test_a_change_without_answer_is_never_taken_for_a_refusal(
+    work: QubeName, change: Callable[[AdminClient, QubeName], object], error: CallError
+) -> None:
+    """Mistake: whoever caught refusals alone said that nothing had changed."""
+    with pytest.raises(CallError) as found:
+        change(AdminClient(Lost(error)), work)
+    assert not isinstance(found.value, RefusedError)
+    assert isinstance(found.value, UnstoredError) == isinstance(error, UnstoredError)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_that_dom0_refuses_or_that_was_not_sent_is_a_refusal(
+    work: QubeName, change: Callable[[AdminClient, QubeName], object], tmp_path: Path
+) -> None:
+    for transport in (Lost(ApiError("QubesValueError", "no")), SocketTransport(tmp_path / "none")):
+        with pytest.raises(RefusedError):
+            change(AdminClient(transport), work)
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+@pytest.mark.parametrize("error", NO_ANSWER[:2], ids=lambda error: type(error).__name__)
+def test_a_look_without_answer_has_changed_nothing(
+    work: QubeName, look: Callable[[AdminClient, QubeName], object], error: CallError
+) -> None:
+    with pytest.raises(RefusedError):
+        look(AdminClient(Lost(error)), work)
+
+
+def test_an_answer_to_a_change_that_makes_no_sense_is_no_refusal(work: QubeName) -> None:
+    class Odd:
+        def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:  # noqa: ARG002
+            return b"\xff"
+
+    with pytest.raises(CallError) as found:
+        AdminClient(Odd()).begin_anew(work)
+    assert not isinstance(found.value, RefusedError)

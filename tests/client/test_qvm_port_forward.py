@@ -284,6 +284,24 @@ class TestChanges:
         assert code == 0
         assert err == "Stored as forward f0, but work's port 8443 is not open: the forward is paused\n"
 
+    def test_a_kill_whose_answer_is_lost_is_no_refusal(
+        self, dom0: Dom0, tool: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Mistake: exit code 1, which says that nothing has changed."""
+        dom0.connections = f"{dom0.status('work').split()[1]} {CONNECTION}\n"
+        call = dom0.call
+
+        def lose(dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
+            answer = call(dest, method, arg, payload)
+            if arg == "forward.kill":
+                raise CallError("qubesd gave no answer within 120 seconds")
+            return answer
+
+        monkeypatch.setattr(dom0, "call", lose)
+        code, out, err = tool("kill", "work", "192.168.1.20:50123")
+        assert (code, out) == (5, "")
+        assert "no answer to the change" in err
+
     def test_kill_ends_the_connections_of_that_client(self, dom0: Dom0, tool: Run) -> None:
         rule = dom0.status("work").split()[1]
         dom0.connections = f"{rule} {CONNECTION}\n{rule} family=4 proto=tcp client=192.168.1.20 port=9 to=8443\n"

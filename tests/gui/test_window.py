@@ -2,20 +2,20 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The window of one qube's firewall: ordinary rules above, as many and as odd as the command line can make them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from PyQt6.QtCore import Qt
 from PyQt6.QtWidgets import QDialogButtonBox, QMessageBox
 from pytestqt.qtbot import QtBot
 
-from portfwd.client.adminapi import AdminClient
+from portfwd.client.adminapi import AdminClient, CallError
 from portfwd.gui.qube.outbound_dialog import OutboundDialog
 from portfwd.gui.qube.window import QubeWindow
 from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state.outbound_draft import OutField, Target
 from portfwd.model.forward import parse_forward
-from portfwd.model.ordinary import Protocol, parse_ordinary
+from portfwd.model.ordinary import OrdinaryRule, Protocol, parse_ordinary
 from portfwd.wire.values import QubeName
 
 WORK = QubeName("work")
@@ -149,6 +149,25 @@ def test_saving_ordinary_rules_keeps_the_forwards(
     press(window, qtbot, QDialogButtonBox.StandardButton.Apply)
     until(lambda: client.rules(WORK) == (ACCEPT,))
     assert client.forwards(WORK).rules == (forward,)
+
+
+def test_rules_whose_saving_was_not_answered_are_not_said_to_be_unsaved(
+    window: QubeWindow, qtbot: QtBot, client: AdminClient, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistake: "Nothing was saved", while dom0 had stored them."""
+    store = AdminClient.set_rules
+
+    def lose(self: AdminClient, qube: QubeName, rules: Iterable[OrdinaryRule]) -> None:
+        store(self, qube, rules)
+        raise CallError("no answer to the change")
+
+    monkeypatch.setattr(AdminClient, "set_rules", lose)
+    window.outbound.table.selectRow(0)
+    qtbot.mouseClick(window.outbound.remove, Qt.MouseButton.LeftButton)
+    press(window, qtbot, QDialogButtonBox.StandardButton.Apply)
+    until(lambda: "no answer to the change" in window.message.text())
+    assert window.message.text().startswith("It is not known whether the rules were saved")
+    assert client.rules(WORK) == (ACCEPT,)
 
 
 def test_both_halves_can_be_used(window: QubeWindow) -> None:

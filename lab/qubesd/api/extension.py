@@ -22,6 +22,7 @@ from portfwd.api.errors import WordedError
 from portfwd.dom0 import calls
 from portfwd.dom0.calls import UnexpectedError
 from portfwd.dom0.running import APP_EVENTS, QUBE_EVENTS, WATCHED, Running
+from portfwd.dom0.storage.forwards import UnstoredError
 from portfwd.dom0.usecases.caller import RESTORES_TAG, Caller
 from portfwd.wire.errors import RefusedError
 
@@ -91,7 +92,7 @@ class PortForwardExtension:
             return await self._running.calls.set(_value(call))
         except UnexpectedError as error:
             raise ProtocolError(str(error)) from None
-        except WordedError as error:
+        except (WordedError, UnstoredError) as error:
             raise type(error.word.value, (QubesValueError,), {})(str(error)) from None
         except RefusedError as error:
             raise QubesValueError(str(error)) from None

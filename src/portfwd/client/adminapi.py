@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from portfwd.api.connections import Clients, format_kill, parse_connections
 from portfwd.api.diagnosis import CheckRequest, Diagnosis, parse_check
@@ -31,13 +31,11 @@ from portfwd.wire.answers.connections import Connection
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import IPAddress, QubeName, RuleId
 
-if TYPE_CHECKING:
-    pass
-
 QUBESD_SOCKET = Path("/var/run/qubesd.sock")
 QREXEC_CLIENT_VM = Path("/usr/bin/qrexec-client-vm")
 _RELEASE = Path("/etc/qubes-release")
 _DOM0 = "dom0"
+_GET, _SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"
 _FORWARD = "forward"
 _ANSWER_MAX = 16 * 1024 * 1024
 """Bytes of an answer: qubesd has no limit, and no answer that is asked for here comes near this one."""
@@ -48,8 +46,27 @@ Change = Callable[[tuple[ForwardRule, ...]], tuple[ForwardRule, ...]]
 """From the present forwards of a qube to the wanted ones; may refuse. Can be asked again for a newer list."""
 
 
-class CallError(RefusedError):
-    """A call without a usable answer. What it asked for may have been done nevertheless."""
+class CallError(Exception):
+    """A call failed. What it asked for may have been done, unless the error is a RefusedError as well."""
+
+
+class NotDoneError(CallError, RefusedError):
+    """A call that failed and has done nothing: it was not sent, or only looks."""
+
+
+class ApiError(CallError, RefusedError):
+    """qubesd refused. The text is its own; `exception` is the name of its class in qubesd."""
+
+    def __init__(self, exception: str, message: str) -> None:
+        self.exception = exception
+        super().__init__(message or exception)
+
+
+class NoExtensionError(NotDoneError):
+    """qubesd knows nothing of forwards."""
+
+    def __init__(self) -> None:
+        super().__init__("dom0 has no port forwarding: the extension of qubesd is not installed or does not run")
 
 
 class EmptyAnswerError(CallError):
@@ -59,31 +76,8 @@ class EmptyAnswerError(CallError):
         super().__init__("Got empty response from qubesd. See journalctl in dom0 for details.")
 
 
-class ApiError(CallError):
-    """qubesd refused. The text is its own; `exception` is the name of its class in qubesd."""
-
-    def __init__(self, exception: str, message: str) -> None:
-        self.exception = exception
-        super().__init__(message or exception)
-
-
-class UnstoredError(ApiError):
+class UnstoredError(CallError):
     """What the change shuts is shut, but dom0 could not store it: the text says what follows from that."""
-
-
-class NoExtensionError(CallError):
-    """qubesd knows nothing of forwards."""
-
-    def __init__(self) -> None:
-        super().__init__("dom0 has no port forwarding: the extension of qubesd is not installed or does not run")
-
-
-class LostAnswerError(CallError):
-    """A change was sent, and no answer came: it may have been made or not."""
-
-
-class TooLongError(CallError):
-    """The request is longer than qubesd takes; it was not sent."""
 
 
 class Transport(Protocol):
@@ -110,7 +104,7 @@ class SocketTransport:
             try:
                 connection.connect(os.fspath(self._path))
             except OSError as error:
-                raise CallError(f"Failed to connect to qubesd service: {error}") from None
+                raise NotDoneError(f"Failed to connect to qubesd service: {error}") from None
             try:
                 connection.sendall(request)
                 connection.shutdown(socket.SHUT_WR)
@@ -130,7 +124,7 @@ class SocketTransport:
             connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             connection.close()
-            raise CallError(f"Failed to connect to qubesd service: {error}") from None
+            raise NotDoneError(f"Failed to connect to qubesd service: {error}") from None
         return SocketStream(connection)
 
 
@@ -158,7 +152,7 @@ class QrexecTransport:
             try:
                 process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
             except OSError as error:
-                raise CallError(f"Service call error: {error}") from None
+                raise NotDoneError(f"Service call error: {error}") from None
             with process:
                 assert process.stdout is not None  # noqa: S101 - asked for above
                 try:
@@ -183,7 +177,7 @@ class QrexecTransport:
         try:
             return ProcessStream(subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null))
         except OSError as error:
-            raise CallError(f"Service call error: {error}") from None
+            raise NotDoneError(f"Service call error: {error}") from None
 
 
 def connect() -> "SocketTransport | QrexecTransport":
@@ -200,13 +194,17 @@ def parse_answer(answer: bytes) -> bytes:
     except RefusedError as error:
         raise CallError(str(error)) from None
     if isinstance(content, ErrorFrame):
-        kind_of_error = UnstoredError if content.kind == ErrorWord.UNSTORED else ApiError
-        raise kind_of_error(exception=content.kind, message=content.text)
+        if content.kind == ErrorWord.UNSTORED:
+            raise UnstoredError(content.text)
+        raise ApiError(exception=content.kind, message=content.text)
     return content
 
 
 class AdminClient:
-    """The calls that have types. All of them raise CallError, and RefusedError for an answer that is not understood."""
+    """The calls that have types. A look raises RefusedError, also for an answer that is not understood.
+
+    A change raises RefusedError, with nothing changed, and CallErrors that are none when it may have been made.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -217,43 +215,34 @@ class AdminClient:
 
     def listed(self) -> dict[QubeName, dict[str, str]]:
         """What admin.vm.List says of each qube that this client may see: class and state."""
-        answer = _text(self._transport.call(_DOM0, "admin.vm.List"))
+        answer = _text(self._look(_DOM0, "admin.vm.List"))
         told = (line.split(" ") for line in answer.splitlines())
         return {QubeName(name): dict(word.partition("=")[::2] for word in words) for name, *words in told}
 
     def properties(self, qube: QubeName) -> dict[str, str]:
         """All properties of a qube that have a value. Raises ApiError."""
         # Text that users wrote may be among them, in any alphabet.
-        answer = self._transport.call(qube, "admin.vm.property.GetAll").decode("utf-8", "replace")
+        answer = self._look(qube, "admin.vm.property.GetAll").decode("utf-8", "replace")
         told = (line.split(" ", 3) for line in answer.splitlines())
         return {words[0]: words[3] for words in told if len(words) == 4}
 
     def rules(self, qube: QubeName) -> tuple[OrdinaryRule, ...]:
         """The ordinary rules."""
-        answer = self._transport.call(qube, "admin.vm.firewall.Get")
+        answer = self._look(qube, _GET)
         return tuple(parse_ordinary(line) for line in _text(answer).splitlines())
 
     def set_rules(self, qube: QubeName, rules: Iterable[OrdinaryRule]) -> None:
         """Replace the ordinary rules; the forwards stay. The API knows no token here: the last writer wins."""
         payload = "".join(f"{rule.line(everything=True)}\n" for rule in rules)
-        self._transport.call(qube, "admin.vm.firewall.Set", payload=payload.encode())
+        self._change(qube, _SET, payload=payload.encode())
 
     def forwards(self, qube: QubeName) -> Forwards:
         """The forwards and their token. Raises NoExtensionError where dom0 knows none."""
         return Forwards.parse(_text(self._known(qube, _FORWARD)))
 
     def set_forwards(self, qube: QubeName, rules: Iterable[ForwardRule], known: Token) -> None:
-        """Replace the forwards. Raises ApiError, with nothing changed, when they are no longer those of the token.
-
-        Raises LostAnswerError when the change may have been made.
-        """
-        payload = format_forwards(rules).encode()
-        try:
-            self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.{known}", payload)
-        except (ApiError, TooLongError):
-            raise
-        except CallError as error:
-            raise LostAnswerError(f"no answer to the change: {error}") from None
+        """Replace the forwards. Raises ApiError, with nothing changed, when they are no longer those of the token."""
+        self._change(qube, _SET, f"{_FORWARD}.{known}", format_forwards(rules).encode())
 
     def edit_forwards(self, qube: QubeName, change: Change, attempts: int = _EDIT_ATTEMPTS) -> None:
         """Read, change, write; again when someone else wrote in between, at most `attempts` times."""
@@ -262,8 +251,6 @@ class AdminClient:
             attempts -= 1
             try:
                 return self.set_forwards(qube, change(present.rules), present.token)
-            except UnstoredError:
-                raise
             except ApiError:
                 newer = self.forwards(qube)
                 # Only a list that has changed can be the reason that a second attempt would remove.
@@ -276,7 +263,11 @@ class AdminClient:
 
         Raises ApiError, with nothing changed, also where they can be read.
         """
-        kept = parse_kept(_text(self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.anew")))
+        answer = self._change(qube, _SET, f"{_FORWARD}.anew")
+        try:
+            kept = parse_kept(_text(answer))
+        except RefusedError as error:
+            raise CallError(str(error)) from None
         return "" if kept is None else str(kept)
 
     def problem(self, qube: QubeName, rule: ForwardRule) -> str | None:
@@ -300,7 +291,7 @@ class AdminClient:
     def check(self, qube: QubeName, rule: RuleId, client: IPAddress | None = None) -> Diagnosis:
         """The diagnosis of one forward; `client` is who could not connect. It sends packets."""
         payload = str(CheckRequest(rule, client)).encode()
-        return parse_check(_text(self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.check", payload)))
+        return parse_check(_text(self._look(qube, _SET, f"{_FORWARD}.check", payload)))
 
     def connections(self, qube: QubeName) -> Clients:
         """The open connections that came to the qube through its forwards."""
@@ -308,29 +299,52 @@ class AdminClient:
 
     def kill(self, qube: QubeName, connection: Connection) -> None:
         """End this connection."""
-        self._transport.call(qube, "admin.vm.firewall.Set", f"{_FORWARD}.kill", format_kill(connection).encode())
+        self._change(qube, _SET, f"{_FORWARD}.kill", format_kill(connection).encode())
 
     def _known(self, dest: str, arg: str) -> bytes:
         try:
-            return self._transport.call(dest, "admin.vm.firewall.Get", arg)
+            return self._transport.call(dest, _GET, arg)
         except EmptyAnswerError:
             raise NoExtensionError from None
         except ApiError as error:
             if error.exception == UNEXPECTED:
                 raise NoExtensionError from None
             raise
+        except CallError as error:
+            raise nothing_done(error) from None
 
     def _view(self, dest: str, name: str, payload: bytes = b"") -> bytes:
-        return self._transport.call(dest, "admin.vm.firewall.Get", f"{_FORWARD}.{name}", payload)
+        return self._look(dest, _GET, f"{_FORWARD}.{name}", payload)
+
+    def _look(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
+        """A call that changes nothing. Raises NotDoneError, ApiError."""
+        try:
+            return self._transport.call(dest, method, arg, payload)
+        except CallError as error:
+            raise nothing_done(error) from None
+
+    def _change(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
+        """A call that changes something. Raises CallError."""
+        try:
+            return self._transport.call(dest, method, arg, payload)
+        except (RefusedError, UnstoredError):
+            raise
+        except CallError as error:
+            raise CallError(f"no answer to the change: {error}") from None
 
     def reload(self, qube: QubeName) -> None:
         """Have the rules applied anew, even though nothing has changed; host names are resolved again."""
-        self._transport.call(qube, "admin.vm.firewall.Reload")
+        self._change(qube, "admin.vm.firewall.Reload")
+
+
+def nothing_done(error: CallError) -> CallError:
+    """The error of a call that only looks."""
+    return error if isinstance(error, RefusedError) else NotDoneError(str(error))
 
 
 def _check_size(request: bytes) -> None:
     if len(request) > limits.API_REQUEST_MAX:
-        raise TooLongError(f"the request has {len(request)} bytes, qubesd takes {limits.API_REQUEST_MAX}")
+        raise NotDoneError(f"the request has {len(request)} bytes, qubesd takes {limits.API_REQUEST_MAX}")
 
 
 def _read_all(descriptor: int, deadline: float) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from portfwd.api.frames import EVENT, Event, parse_events
-from portfwd.client.adminapi import CallError, Transport, parse_answer
+from portfwd.client.adminapi import CallError, NotDoneError, Transport, nothing_done, parse_answer
 from portfwd.client.streams import Stream
 from portfwd.wire.errors import RefusedError
 
@@ -25,15 +25,18 @@ class EventTransport(Transport, Protocol):
 
 
 def events(stream: Stream) -> Iterator[Event]:
-    """Every event until the stream ends. Raises CallError when it is refused, RefusedError for what is no event."""
+    """Every event until the stream ends. Raises RefusedError, also for what is no event."""
     received = b""
     while chunk := stream.read():
         received += chunk
         if received[:2] not in (EVENT, EVENT + b"\0"):
             while chunk := stream.read():
                 received += chunk
-            parse_answer(received)
-            raise CallError("the answer to admin.Events is not a stream of events")
+            try:
+                parse_answer(received)
+            except CallError as error:
+                raise nothing_done(error) from None
+            raise NotDoneError("the answer to admin.Events is not a stream of events")
         found, received = parse_events(received)
         yield from found
         if len(received) > _EVENT_MAX:

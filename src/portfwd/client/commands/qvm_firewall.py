@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from portfwd.client.adminapi import AdminClient, NoExtensionError, Transport, connect
+from portfwd.client.adminapi import AdminClient, CallError, NoExtensionError, Transport, connect
 from portfwd.client.edits import Number, UsageError, add_forward, add_ordinary, delete, remove_all, reset
 from portfwd.client.text.rule_table import forwards_table, ordinary_table
 from portfwd.model.command import Rule, parse_match
@@ -131,8 +131,8 @@ def main(argv: Sequence[str] | None = None, transport: Transport | None = None) 
         return _run(client, qube, args, match, now)
     except UsageError as error:
         user.error(str(error))
-    except RefusedError as error:
-        return _refused(error)
+    except (CallError, RefusedError) as error:
+        return _failed(error)
     except KeyboardInterrupt:
         if args.command in ("add", "del", "reset"):
             seen = f"{_PROGRAM} {args.VMNAME[0]} list"
@@ -226,7 +226,7 @@ def _list(client: AdminClient, qube: QubeName, now: float, *, raw: bool) -> int:
     except NoExtensionError:
         return 0
     except RefusedError as error:
-        return _refused(error)
+        return _failed(error)
     if raw:
         sys.stdout.write("".join(f"{rule}\n" for rule in forwards))
     elif forwards:
@@ -234,7 +234,7 @@ def _list(client: AdminClient, qube: QubeName, now: float, *, raw: bool) -> int:
     return 0
 
 
-def _refused(error: RefusedError) -> int:
+def _failed(error: Exception) -> int:
     print("Error:", error, file=sys.stderr)
     return 1
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from portfwd.client.adminapi import AdminClient, ApiError, LostAnswerError, Transport, connect
+from portfwd.client.adminapi import AdminClient, ApiError, CallError, Transport, UnstoredError, connect
 from portfwd.client.commands.codes import Exit
 from portfwd.client.edits import UsageError
 from portfwd.client.text.terminal import complain
@@ -34,15 +34,18 @@ def main(argv: Sequence[str] | None = None, transport: Transport | None = None) 
     except UsageError as error:
         complain(f"{PROGRAM} {args.command}: error: {error}")
         return Exit.USAGE
-    except LostAnswerError as error:
-        complain(f"Error: {error}; see whether it was made: {PROGRAM} list")
-        return Exit.LOST
     except ApiError as error:
         complain(f"Error: {error}")
         return Exit.USAGE if error.exception == "QubesVMNotFoundError" else Exit.REFUSED
     except RefusedError as error:
         complain(f"Error: {error}")
         return Exit.REFUSED
+    except UnstoredError as error:
+        complain(f"Note: {error}")
+        return Exit.NOT_OPEN
+    except CallError as error:
+        complain(f"Error: {error}; see whether it was made: {PROGRAM} list")
+        return Exit.LOST
     except KeyboardInterrupt as interrupt:
         if args.command not in _LOOKS:
             complain(f"Interrupted: {str(interrupt) or f'a change may have been made, see {PROGRAM} list'}")

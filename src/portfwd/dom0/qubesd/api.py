@@ -18,6 +18,7 @@ import qubes.exc
 from portfwd.api.errors import WordedError
 from portfwd.dom0.calls import ARGUMENT, Call, Calls, UnexpectedError
 from portfwd.dom0.qubesd.callers import caller_of
+from portfwd.dom0.storage.forwards import UnstoredError
 from portfwd.wire.errors import RefusedError
 
 log = logging.getLogger("qubes.ext.port-forward")
@@ -117,7 +118,7 @@ def _told() -> Iterator[None]:
         yield
     except UnexpectedError as error:
         raise _protocol_error(str(error)) from None
-    except WordedError as error:
+    except (WordedError, UnstoredError) as error:
         # Clients that do not know the class show its text.
         raise type(error.word.value, (qubes.exc.QubesValueError,), {})(str(error)) from None
     except RefusedError as error:

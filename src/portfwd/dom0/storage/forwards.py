@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lxml import etree
 
-from portfwd.api.errors import ErrorWord, WordedError
+from portfwd.api.errors import ErrorWord
 from portfwd.dom0.storage.store import (
     Beside,
     DamageError,
@@ -40,11 +40,10 @@ NOTES = "port-forward-unstored"
 """The folder of the notes, below that of the QubesDB sockets: a tmpfs, which outlives qubesd, but not the host."""
 
 
-class UnstoredError(WordedError):
-    """What was to be shut is shut, but the file that says so could not be written."""
+class UnstoredError(Exception):
+    """What was to be shut is shut, but the file that says so could not be written: no refusal, the change counts."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(ErrorWord.UNSTORED, text)
+    word = ErrorWord.UNSTORED
 
 
 class Forwards:

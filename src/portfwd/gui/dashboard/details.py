@@ -11,9 +11,9 @@ from portfwd.api.connections import Clients
 from portfwd.client.forward_state import RuleStatus
 from portfwd.gui.dashboard.sparkline import Sparkline
 from portfwd.gui.shared.appearance import plain_label
+from portfwd.gui.shared.tasks import Failure
 from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state.overview import Key, closely, key_of
-from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
 _CONNECTION = Qt.ItemDataRole.UserRole
@@ -73,7 +73,7 @@ class Details(QWidget):
             if key == self._key:
                 self._show_clients(key, found)
 
-        def failed(error: RefusedError) -> None:
+        def failed(error: Failure) -> None:
             self._asked = False
             self._clients_title.setText(self.tr("Connections are not known: {0}").format(error))
 

@@ -18,6 +18,7 @@ from portfwd.gui.forward.forwards_table import ForwardsTable
 from portfwd.gui.forward.rule_dialog import RuleDialog
 from portfwd.gui.shared.appearance import plain_label
 from portfwd.gui.shared.fields import button
+from portfwd.gui.shared.tasks import Failure
 from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state import saving
 from portfwd.gui.state.draft import Place
@@ -25,7 +26,6 @@ from portfwd.gui.state.overview import by_qube
 from portfwd.gui.state.places import place_of
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.answers.connections import Connection
-from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
 _TICK = 10_000
@@ -157,7 +157,7 @@ class Actions(QObject):
             self.watch.look()
             done(result)
 
-        def failed(error: RefusedError) -> None:
+        def failed(error: Failure) -> None:
             self.watch.look()
             self._say(str(error))
 

@@ -8,8 +8,7 @@ from PyQt6.QtWidgets import QLabel, QWidget
 from portfwd.api.diagnosis import CheckResult, Diagnosis
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.text.sentences import outcome
-from portfwd.gui.shared.tasks import Tasks
-from portfwd.wire.errors import RefusedError
+from portfwd.gui.shared.tasks import Failure, Tasks
 from portfwd.wire.values import QubeName, RuleId
 
 _MARKS = {CheckResult.OK: "\N{CHECK MARK}", CheckResult.BAD: "\N{BALLOT X}", CheckResult.HINT: "i"}
@@ -39,7 +38,7 @@ class Findings(QLabel):
         self.setText("\n".join(lines(diagnosis)))
         self.ended.emit()
 
-    def _failed(self, error: RefusedError) -> None:
+    def _failed(self, error: Failure) -> None:
         self.setText(self.tr("The check could not be made: {0}").format(error))
         self.ended.emit()
 

@@ -11,14 +11,14 @@ from PyQt6.QtGui import QGuiApplication
 from PyQt6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from portfwd.api.status import HopState, HopStatus
-from portfwd.client.adminapi import AdminClient, LostAnswerError
+from portfwd.client.adminapi import AdminClient, CallError, UnstoredError
 from portfwd.client.following import Followed, follow, shut
 from portfwd.client.forward_state import RuleStatus
 from portfwd.client.text.sentences import place, target, told
 from portfwd.client.text.terminal import complain
 from portfwd.gui.forward.findings import Findings
 from portfwd.gui.shared.appearance import address_text, has_qr_codes, plain_label, qr_code
-from portfwd.gui.shared.tasks import Tasks
+from portfwd.gui.shared.tasks import Failure, Tasks
 from portfwd.gui.state import saving
 from portfwd.model.forward import ForwardRule
 from portfwd.wire.errors import RefusedError
@@ -105,16 +105,18 @@ class OutcomeView(QWidget):
                     saving.add(client, qube, rule)
                 else:
                     saving.replace(client, qube, before, rule)
-            except LostAnswerError:
+            except RefusedError:
+                raise
+            except CallError:
                 if not leaving():
                     raise
             stored.set()
             followed = follow(client, qube, rule.id(qube), _WAIT, tell, leaving)
             return self._take_back(client) if leaving() else followed
 
-        def refused(error: RefusedError) -> None:
+        def refused(error: Failure) -> None:
             self._working = False
-            if isinstance(error, LostAnswerError):
+            if not isinstance(error, RefusedError):
                 self._on_lost(error)
             elif not given_up.is_set():
                 failed(error)
@@ -136,7 +138,7 @@ class OutcomeView(QWidget):
         if not self._working:
             self._start_undo()
 
-    def _on_lost(self, error: LostAnswerError) -> None:
+    def _on_lost(self, error: CallError) -> None:
         """dom0 may have stored it or not."""
         if self._given_up.is_set():
             self._start_undo()
@@ -156,10 +158,12 @@ class OutcomeView(QWidget):
             return ""
         try:
             saving.undo(client, qube, self._before, rule)
-        except LostAnswerError as error:
-            problem = f"it is not known whether the forward was taken back: {error}"
         except RefusedError as error:
             problem = f"the forward could not be taken back, and stands: {error}"
+        except UnstoredError as error:
+            problem = str(error)
+        except CallError as error:
+            problem = f"it is not known whether the forward was taken back: {error}"
         else:
             doubt = "" if self._tasks.ending else shut(client, qube, (rule,), _SHUT_WAIT).doubt
             problem = f"the forward was taken back, but {doubt}" if doubt else ""

@@ -484,6 +484,10 @@
         <translation type="unfinished" />
     </message>
     <message>
+        <source>It is not known whether the rules were saved: {0}</source>
+        <translation type="unfinished" />
+    </message>
+    <message>
         <source>Somebody else has changed the firewall rules of {0} meanwhile.</source>
         <translation type="unfinished" />
     </message>

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from PyQt6.QtCore import QSize, Qt
 from PyQt6.QtWidgets import QDialogButtonBox, QMessageBox, QSplitter, QTabWidget, QVBoxLayout, QWidget
 
-from portfwd.client.adminapi import AdminClient
+from portfwd.client.adminapi import AdminClient, CallError
 from portfwd.gui.qube.outbound_view import OutboundView
 from portfwd.gui.qube.panel import Panel
 from portfwd.gui.shared.appearance import plain_label
+from portfwd.gui.shared.tasks import Failure
 from portfwd.gui.shared.watch import Watch
 from portfwd.gui.state.outbound_draft import Rules
 from portfwd.wire.errors import RefusedError
@@ -72,7 +73,7 @@ class QubeWindow(QWidget):
         self._say("")
         self._enable()
 
-    def _on_unreadable(self, error: RefusedError) -> None:
+    def _on_unreadable(self, error: Failure) -> None:
         self._say(self.tr("The firewall rules cannot be read: {0}").format(error))
 
     def _save(self, after: Callable[[], object]) -> None:
@@ -86,7 +87,10 @@ class QubeWindow(QWidget):
             if present not in (edited.read, edited.rules):
                 raise ChangedError(present)
             client.set_rules(qube, edited.rules)
-            return client.rules(qube)
+            try:
+                return client.rules(qube)
+            except RefusedError as error:
+                raise CallError(f"they cannot be read again: {error}") from None
 
         def done(rules: Rules) -> None:
             self._show(rules)
@@ -95,15 +99,17 @@ class QubeWindow(QWidget):
         # The answer would discard edits made now.
         self.outbound.setEnabled(False)
         self.buttons.setEnabled(False)
-        self._watch.tasks.run(self, lambda _: work(self._watch.client), done, self._on_refused)
+        self._watch.tasks.run(self, lambda _: work(self._watch.client), done, self._on_failed)
 
-    def _on_refused(self, error: RefusedError) -> None:
+    def _on_failed(self, error: Failure) -> None:
         self.outbound.setEnabled(True)
         self._enable()
         if isinstance(error, ChangedError):
             self._ask_which(error.newer)
-        else:
+        elif isinstance(error, RefusedError):
             self._say(self.tr("Nothing was saved: {0}").format(error))
+        else:
+            self._say(self.tr("It is not known whether the rules were saved: {0}").format(error))
 
     def _ask_which(self, newer: Rules) -> None:
         """Ask which version to keep: two editors have changed the list, and neither version is lost silently."""

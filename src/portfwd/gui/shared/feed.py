@@ -7,6 +7,7 @@ import threading
 from PyQt6.QtCore import QObject, pyqtSignal
 
 from portfwd.api.frames import ESTABLISHED
+from portfwd.client.adminapi import CallError
 from portfwd.client.events import EventTransport, events
 from portfwd.client.streams import Stream
 from portfwd.wire.errors import RefusedError
@@ -65,7 +66,7 @@ class Feed(QObject):
                         self._stream = None
                     stream.close()
                 reason = "dom0 has ended the stream of events"
-            except (RefusedError, OSError) as error:
+            except (CallError, RefusedError, OSError) as error:
                 reason = str(error)
             self._tell("lost", reason)
             self._over.wait(pause)

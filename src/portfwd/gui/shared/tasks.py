@@ -8,9 +8,12 @@ from typing import TypeVar
 
 from PyQt6.QtCore import QObject, QRunnable, QThreadPool, pyqtSignal
 
+from portfwd.client.adminapi import CallError
 from portfwd.wire.errors import RefusedError
 
 T = TypeVar("T")
+Failure = CallError | RefusedError
+"""Why work has failed. With a RefusedError nothing has changed; with any other that is not known."""
 _THREADS = 4
 
 
@@ -30,11 +33,11 @@ class _Job(QRunnable):
     def run(self) -> None:
         try:
             result = self._work()
-        except RefusedError as error:
+        except (CallError, RefusedError) as error:
             self._emit(self._signals.failed, error)
         except Exception as error:
             # Any error must reach the window that waits.
-            self._emit(self._signals.failed, RefusedError(f"{type(error).__name__}: {error}"))
+            self._emit(self._signals.failed, CallError(f"{type(error).__name__}: {error}"))
         else:
             self._emit(self._signals.done, result)
 
@@ -74,7 +77,7 @@ class Tasks(QObject):
         owner: QObject,
         work: Callable[[Callable[[object], None]], T],
         done: Callable[[T], None],
-        failed: Callable[[RefusedError], None],
+        failed: Callable[[Failure], None],
         told: Callable[[object], None] | None = None,
     ) -> None:
         """Run work(tell) in another thread; then done(result) or failed(error) here, unless `owner` is gone by then.

@@ -13,10 +13,9 @@ from portfwd.client.events import EventTransport
 from portfwd.client.gathering import Gathered, gather, gather_each
 from portfwd.client.network import Qube, read_qubes
 from portfwd.gui.shared.feed import Feed
-from portfwd.gui.shared.tasks import Tasks
+from portfwd.gui.shared.tasks import Failure, Tasks
 from portfwd.gui.state.overview import Changes, Overview
 from portfwd.gui.state.traffic import Traffic
-from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
 _REFRESH = 2000
@@ -161,7 +160,7 @@ class Watch(QObject):
             self._take(scope, *result)
             self._go_on()
 
-        def failed(error: RefusedError) -> None:
+        def failed(error: Failure) -> None:
             self._looking = False
             self._network_wanted = self._network_wanted or network
             self._no_look = str(error)

@@ -3,7 +3,7 @@
 """Changes of a qube's forwards. Each applies to the list as it is at that moment, whoever changed it meanwhile.
 
 The id names a forward, so changes of another editor are neither lost nor taken for ours. All raise
-CallError, and GoneError when the forward is no longer what was shown.
+what edit_forwards raises, and GoneError when the forward is no longer what was shown.
 """
 
 import dataclasses
