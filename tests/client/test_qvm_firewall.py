@@ -268,7 +268,7 @@ def test_a_clash_is_shown_and_not_tried_again(qubesd: Qubesd, run: Run) -> None:
 def test_what_does_the_same_is_not_added_twice(qubesd: Qubesd, run: Run) -> None:
     qubesd.forwards["work"] = f"{WEB} enabled=no\n"
     outcome = run("work", "add", *WEB.split(), "comment=again")
-    assert outcome == (1, "", f"Error: forward f0 does the same already: {WEB} enabled=no\n")
+    assert outcome == (1, "", f"Error: forward f0 does the same already, but is paused: {WEB} enabled=no\n")
 
 
 @pytest.mark.parametrize("flavour", [Flavour.STOCK_43, Flavour.STOCK_44])

@@ -99,7 +99,7 @@ class TestAdd:
         assert tool("add", "work", "443/tcp") == (1, "", "Error: port 443 of 'sys-net' belongs to personal\n")
         dom0.forwards["work"] = f"{DNS} enabled=no\n"
         code, _, err = tool("add", "work", "53", "--internal")
-        assert (code, err) == (1, "Error: forward f0 does the same already, but is paused\n")
+        assert (code, err) == (1, f"Error: forward f0 does the same already, but is paused: {DNS} enabled=no\n")
 
     def test_a_free_port_is_picked_and_told(self, dom0: Dom0, tool: Run) -> None:
         dom0.forwards["personal"] = f"{WEB}\n{WEB.replace('443-443', '1024-1030')}\n"

@@ -61,16 +61,8 @@ def add_ordinary(client: AdminClient, qube: QubeName, rule: OrdinaryRule, before
 def add_forward(client: AdminClient, qube: QubeName, rule: ForwardRule, before: Number | None) -> None:
     """Add a forward at the end, or before that number (with or without its f)."""
 
-    def change(present: tuple[ForwardRule, ...]) -> tuple[ForwardRule, ...]:
-        for number, other in enumerate(present):
-            if other.does == rule.does:
-                raise RefusedError(f"forward f{number} does the same already: {other}")
-        place = len(present) if before is None else before.index
-        if not 0 <= place <= len(present):
-            raise UsageError(f"there is no forward f{place}")
-        return (*present[:place], rule, *present[place:])
-
-    _edit(client, qube, change, once=before is not None)
+    place = None if before is None else before.index
+    _edit(client, qube, lambda present: added(present, rule, place), once=place is not None)
 
 
 def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> Rules:
@@ -80,9 +72,9 @@ def delete(client: AdminClient, qube: QubeName, target: Rule | Number) -> Rules:
     """
     if isinstance(target, Number):
         if target.forward:
-            return _remove(client, qube, lambda present: _without(present, target.index), once=True)
+            return _remove(client, qube, lambda present: removed(present, target.index), once=True)
     elif isinstance(target, ForwardRule):
-        return _remove(client, qube, lambda present: _without(present, _find(present, target)), once=False)
+        return _remove(client, qube, lambda present: removed(present, _find(present, target)), once=False)
     _delete_ordinary(client, qube, target)
     return ()
 
@@ -153,18 +145,23 @@ def _find(present: tuple[ForwardRule, ...], wanted: ForwardRule) -> int:
     raise UsageError(f"there is no forward {shown(wanted.does)}")
 
 
-def _without(present: tuple[ForwardRule, ...], index: int) -> tuple[ForwardRule, ...]:
-    if index >= len(present):
-        raise UsageError(f"there is no forward f{index}")
-    return present[:index] + present[index + 1 :]
-
-
-def added(present: Rules, rule: ForwardRule) -> Rules:
-    """The list with the rule added. Raises RefusedError when another does the same."""
+def added(present: Rules, rule: ForwardRule, place: int | None = None) -> Rules:
+    """The list with the rule added, at the end or at a place. Raises RefusedError when another does the same."""
     for number, other in enumerate(present):
         if other.does == rule.does:
-            raise RefusedError(f"forward f{number} does the same already{'' if other.enabled else ', but is paused'}")
-    return (*present, rule)
+            paused = "" if other.enabled else ", but is paused"
+            raise RefusedError(f"forward f{number} does the same already{paused}: {other}")
+    place = len(present) if place is None else place
+    if not 0 <= place <= len(present):
+        raise UsageError(f"there is no forward f{place}")
+    return (*present[:place], rule, *present[place:])
+
+
+def removed(present: Rules, number: int) -> Rules:
+    """The list without that rule. Raises UsageError."""
+    if number >= len(present):
+        raise UsageError(f"there is no forward f{number}")
+    return edited(present, number, lambda _: None)[0]
 
 
 def edited(present: Rules, number: int, change: Edit) -> tuple[Rules, ForwardRule | None]:
