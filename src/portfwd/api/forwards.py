@@ -24,12 +24,12 @@ Token = NewType("Token", str)
 
 
 def token(text: str) -> Token:
-    """The name of the state of a list whose text this is."""
+    """The token of the list with this text."""
     return Token(hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 class Forwards(NamedTuple):
-    """The forwards of one qube at one moment, as a client reads them; an edit names that moment by its token."""
+    """The forwards of one qube at one moment, as a client reads them; the token names that moment."""
 
     rules: tuple[ForwardRule, ...]
     token: Token
@@ -46,7 +46,7 @@ def format_forwards(rules: Iterable[ForwardRule]) -> str:
 
 
 def parse_forwards(text: str, *, newer: bool = False) -> tuple[ForwardRule, ...]:
-    """Read a whole list, each line with its line end; `newer`: words that are not known here are kept.
+    """Read a whole list, each line with its line end. `newer`: keep unknown words of a newer dom0.
 
     Raises RuleError, with the line number, for a rule that is not accepted, for two rules that do the same, and for the
     first one of too many.
@@ -70,11 +70,11 @@ def parse_forwards(text: str, *, newer: bool = False) -> tuple[ForwardRule, ...]
 
 
 def format_kept(path: PurePath) -> str:
-    """The answer to a list that begins anew."""
+    """The answer of Set+forward.anew."""
     return text_of([f"kept={path}"])
 
 
 def parse_kept(text: str) -> PurePosixPath | None:
-    """The inverse of format_kept; None where the answer does not tell. Raises RefusedError."""
+    """The inverse of format_kept; None when the answer names no file. Raises RefusedError."""
     found = [words["kept"] for words in map(split, lines_of(text)) if "kept" in words]
     return PurePosixPath(found[0]) if found else None

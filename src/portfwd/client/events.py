@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""admin.Events: what happens in dom0, as it happens.
+"""admin.Events: dom0's events as they happen.
 
 Source: the Admin API of Qubes OS. Each event is 1 NUL SUBJECT NUL NAME NUL, KEY NUL VALUE NUL for each detail, then
 NUL. The first one, connection-established, says that from now on nothing is missed.
@@ -18,10 +18,10 @@ _EVENT_MAX = 1 << 20
 
 
 class EventTransport(Transport, Protocol):
-    """A transport that can also carry an endless answer."""
+    """A transport that can carry endless answers, too."""
 
     def stream(self, dest: str, method: str) -> Stream:
-        """The answer of a call that has no end. Raises CallError."""
+        """The endless answer of a call (admin.Events). Raises CallError."""
 
 
 def events(stream: Stream) -> Iterator[Event]:

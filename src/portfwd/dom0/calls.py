@@ -27,13 +27,13 @@ _OLD_CHECK = (
     "a check sends packets, so it is admin.vm.firewall.Set+forward.check now; update the programs that ask for it"
 )
 _CHANGES_MAX = 5
-"""Tries to change a list that something else changes at the same time."""
+"""Attempts to change a list that is changed by others at the same time."""
 
 log = logging.getLogger(__name__)
 
 
 class UnexpectedError(Exception):
-    """A call that qubesd's own rules do not allow; its text is as qubesd words such things."""
+    """A call that qubesd's own rules do not allow; its text is worded as qubesd does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Calls:
                 with self._workers.turns:
                     answer = await self._store(call, asked)
         except UnstoredError:
-            # What is shut is to be shut everywhere before that is said.
+            # Ports are shut everywhere before the answer says so.
             await self._settle()
             raise
         except RuntimeError as error:
@@ -158,7 +158,7 @@ class Calls:
     async def _store(self, call: Call, asked: Callable[[], Change]) -> str:
         for _ in range(_CHANGES_MAX):
             change = asked()
-            # To hold a list against thousands of others takes long: not on qubesd's loop.
+            # Comparing a list with thousands of others takes long: not on qubesd's loop.
             with call.caller.naming():
                 forwards = await self._workers.compute(change.settled)
             answer = self._service.store(call.vm, change, forwards)

@@ -35,9 +35,9 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the qube knows beside its entries. `now` is in seconds of any clock.
+    """The surroundings of the qube that decide, with its entries, what is open. `now` is in seconds of any clock.
 
-    `ends` says by the same clock when entries end (by entry key); where it is silent, `expire` counts.
+    `ends` gives by the same clock when entries end (by entry key); for a key that is not in it, `expire` counts.
     """
 
     now: float
@@ -47,11 +47,11 @@ class Surroundings:
     """The uplinks whose replies need a way of their own: interface name -> its number."""
     ends: Mapping[str, float] = field(default_factory=dict)
     occupied: frozenset[str] = frozenset()
-    """The keys of entries whose port the qube itself uses."""
+    """The keys of entries whose port a local socket uses."""
     home: tuple[Network, ...] = ()
-    """Where the addresses of attached networks come in, and nowhere else; without overlaps but of one prefix."""
+    """The only interfaces by which addresses of attached networks come in; no overlaps but of equal prefixes."""
     shut: frozenset[str] = frozenset()
-    """Interfaces by which nothing may come in, although their kind alone would allow it."""
+    """Interfaces by which nothing may come in, although their kind would allow it."""
 
     def end_of(self, entry: Entry) -> float | None:
         """When an entry ends, by the clock of `now`."""
@@ -128,7 +128,7 @@ def hindrance(entry: Entry, around: Surroundings) -> Result:
 
 
 def addresses_of(entry: Entry, around: Surroundings) -> list[IPNetwork]:
-    """The prefixes that an entry's source means at this moment; none for the words any and neighbours."""
+    """The prefixes that an entry's source means now; none for the words any and neighbours."""
     if isinstance(entry.source, SourceWord):
         return []
     if isinstance(entry.source, HostName):
@@ -143,7 +143,7 @@ def add(elements: Elements, family: Family, name: str, key: str, element: Elemen
 
 
 def add_door(elements: Elements, side: str, ports: PortRange, owners: Sequence[Entry], around: Surroundings) -> None:
-    """Let the sources of these entries in at these ports."""
+    """Add the elements that let the sources of these entries in at these ports."""
     family, proto = owners[0].family, owners[0].proto.value
     expire = _end(owners, around)
     words = {e.source for e in owners if isinstance(e.source, SourceWord)}
@@ -164,10 +164,10 @@ def add_door(elements: Elements, side: str, ports: PortRange, owners: Sequence[E
 
 
 def _end(owners: Sequence[Entry], around: Surroundings) -> float | None:
-    """When a door shared by several entries must be looked at again.
+    """When a port that several entries share must be looked at again.
 
     Same sources: it stays open as long as any of them. Different sources: it shuts with the first, and the agent opens
-    it anew for the others, so that a dead agent leaves nobody in whose time has come.
+    it anew for the others, so that a dead agent lets nobody in whose time is over.
     """
     ends = [end for e in owners if (end := around.end_of(e)) is not None]
     if len({e.source for e in owners}) == 1:

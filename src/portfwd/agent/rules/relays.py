@@ -26,9 +26,9 @@ from portfwd.wire.limits import PORT_MAX, SHIFTED_ELEMENTS_MAX, SHIFTED_PORTS_MA
 from portfwd.wire.values import Family, HostName, IPAddress, Proto, Side
 
 _REMEMBERED = 1 << 15
-"""Relays whose elements are kept: more than one of each port, family and protocol is not usual."""
+"""Size of the cache of relays: more than one for each port, family and protocol is not usual."""
 _SHIFTED_REMEMBERED = SHIFTED_ELEMENTS_MAX // SHIFTED_PORTS_MAX
-"""The same of those with an element for each port: no more of them than may stand."""
+"""Size of the cache of relays with an element per port: no more of them than may stand."""
 _Taken = dict[tuple[Family, str, Proto], list[tuple[int, int]]]
 
 
@@ -94,7 +94,7 @@ class Relays(Kind[Relay]):
 def _take(entry: Relay, taken: _Taken) -> bool:
     """Whether nobody has its ports; then they are taken."""
     held = taken.setdefault((entry.family, RELAY_SIDES[entry.side], entry.proto), [])
-    # What is held never overlaps, so only the neighbours in port order can be in the way.
+    # Ports that are held never overlap, so only the neighbours in port order can be in the way.
     place = bisect.bisect_right(held, (entry.listen.last, PORT_MAX))
     if place and held[place - 1][1] >= entry.listen.first:
         return False
@@ -103,7 +103,7 @@ def _take(entry: Relay, taken: _Taken) -> bool:
 
 
 def _made(entry: Relay, end: float | None, found: tuple[IPAddress, ...]) -> list[tuple[str, str, Element]]:
-    """The elements of one relay: set or map, key, element. Remembered, since most entries stay as they are.
+    """The elements of one relay: set or map, key, element. Cached, since most entries stay as they are.
 
     `found` are the addresses of its source where that is a name.
     """
@@ -128,7 +128,7 @@ def _add_relay(elements: Elements, entry: Relay, around: Surroundings) -> None:
     elif ports == listen:
         add(elements, entry.family, f"{side}-to-keep", f"{listen} . {proto}", Element(str(to)))
     else:
-        # One dnat to a range sends all to its first port, so a shifted range is written out port by port.
+        # A dnat to a range sends everything to its first port, so a shifted range is written out port by port.
         for offset in range(len(listen)):
             key = f"{proto} . {listen.first + offset}"
             add(elements, entry.family, f"{side}-to", key, Element(f"{to} . {ports.first + offset}"))

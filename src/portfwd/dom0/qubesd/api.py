@@ -61,7 +61,7 @@ def extend(calls_of: CallsOf) -> None:
 
 
 def _declare(name: str, **kind: bool) -> Callable[[Handler], Handler]:
-    """The release's own decorator, such that nothing is checked before our function runs."""
+    """The release's own decorator, made to check nothing before our function runs."""
     known = inspect.signature(qubes.api.method).parameters
     words: dict[str, Any] = {"scope": "local", **kind}
     words |= {word: None for word in ("dest_adminvm", "wants_arg", "wants_payload") if word in known}
@@ -74,7 +74,7 @@ def _is_ours(arg: str) -> bool:
 
 
 def _as_stock(stock: Any, call: Any, untrusted_payload: bytes) -> None:
-    """Check what this release has its caller check (R4.4), in its own words."""
+    """Do the checks that this release leaves to its decorator (R4.4), with its own errors."""
     wants = getattr(stock, "api_wants_payload", None)
     if wants is True and not untrusted_payload:
         raise _protocol_error("expected payload")
@@ -113,7 +113,7 @@ def _protocol_error(text: str) -> Exception:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Our errors as those that every client can show."""
+    """Turn our errors into errors that every client can show."""
     try:
         yield
     except UnexpectedError as error:
@@ -124,7 +124,7 @@ def _told() -> Iterator[None]:
     except RefusedError as error:
         raise qubes.exc.QubesValueError(str(error)) from None
     except Exception as error:
-        # qubesd would end the connection without a word, as one without our extension does.
+        # qubesd would close the connection without an answer, as it does without our extension.
         log.exception("port forwarding: a call failed")
         text = f"port forwarding failed ({type(error).__name__}); see the journal of qubesd in dom0"
         raise qubes.exc.QubesException(text) from None

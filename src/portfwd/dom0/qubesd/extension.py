@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The extension of qubesd. Its handlers come after those of the stock (vm=QubesVM), never raise, and never wait."""
+"""The extension of qubesd. Its handlers run after the stock's (vm=QubesVM), never raise, and never wait."""
 
 import asyncio
 import functools
@@ -28,7 +28,7 @@ Method = Callable[..., None]
 
 
 def _safely(method: Method) -> Method:
-    """What goes wrong in a handler must not stop what qubesd is doing."""
+    """Make a handler log its errors, which must not stop qubesd."""
 
     @functools.wraps(method)
     def handler(self: Any, subject: Any, event: str, **words: Any) -> None:
@@ -41,7 +41,7 @@ def _safely(method: Method) -> Method:
 
 
 class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
-    """One object for all applications of a process; what runs belongs to the application."""
+    """One object for all applications of a process; each application has a Running of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class PortForwardExtension(qubes.ext.Extension):  # type: ignore[misc]
 
 
 def running_of(app: Any) -> Running | None:
-    """What runs for this application; None before its loop has run for the first time, and in tools without a loop."""
+    """The Running of this application; None before its loop has run, and in tools without a loop."""
     running: Running | None = getattr(app, _RUNNING, None)
     return running
 
@@ -104,15 +104,15 @@ def calls_of(app: Any) -> Calls | None:
 
 
 def _awake(app: Any) -> Running | None:
-    """The same, and have it started by the loop when there is none yet."""
+    """The Running; has the loop start it when there is none yet."""
     running = running_of(app)
-    # Upstream's tests have applications of another class, which nobody closes: what runs would outlive them.
+    # Upstream's tests have applications of another class, which nobody closes: a Running would outlive them.
     wanted = isinstance(app, qubes.Qubes) and not app.vmm.offline_mode
     if running is None and wanted and not hasattr(app, f"{_RUNNING}_asked"):
         try:
             loop = asyncio.get_event_loop()
         except RuntimeError:
-            # Some tool of dom0 that looks at qubes.xml, and no qubesd.
+            # A tool of dom0 that reads qubes.xml, and no qubesd.
             return None
         setattr(app, f"{_RUNNING}_asked", True)
         loop.call_soon(_start, app, loop)
@@ -128,12 +128,12 @@ def _start(app: Any, loop: asyncio.AbstractEventLoop) -> None:
         log.exception("port forwarding is off: it cannot start")
         return
     setattr(app, _RUNNING, running)
-    # Whatever happened while no qubesd ran is in no event.
+    # No event tells what happened while no qubesd ran.
     running.ask()
 
 
 def _watch(vm: Any) -> None:
-    """Hear of the words of an agent that change plans. A qube that is not running has nothing to watch."""
+    """Watch the status keys that change plans. A qube that does not run has none."""
     watch = getattr(vm, "watch_qdb_path", None)
     if watch is not None:
         for path in WATCHED:

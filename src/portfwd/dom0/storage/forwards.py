@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The forwards of one qube that are in force, in memory, and firewall.xml, which is made to follow.
+"""The forwards of one qube that are in force, kept in memory, and firewall.xml, which follows them.
 
-What opens something counts once it stands in the file. What only shuts counts at once: when the file cannot be written
+An opening counts once it is in the file. A change that only shuts counts at once: when the file cannot be written
 (full, read-only or failing disk) the ports are shut all the same, the caller is told, and the file follows as soon as
 it can be written. Until then a note in `/run` holds the list, so that a qubesd that starts anew does not take what was
 shut from the old file. A note belongs to the very bytes of the file that it was made for; any other file is newer.
@@ -37,7 +37,7 @@ from portfwd.wire.errors import shown
 log = logging.getLogger(__name__)
 
 NOTES = "port-forward-unstored"
-"""The folder of the notes, below that of the QubesDB sockets: a tmpfs, which outlives qubesd, but not the host."""
+"""The folder of the notes, below that of the QubesDB sockets: a tmpfs, which outlives qubesd, not the host."""
 
 
 class UnstoredError(Exception):
@@ -50,7 +50,7 @@ class Forwards:
     """The forwards of one qube.
 
     `properties` gives the <properties> of its live ordinary rules, which stand in the same file. `notes` is the folder
-    of the notes, None for none. `unstored` is '' or says why the file does not hold what is in force.
+    of the notes, None for none. `unstored` is '', or says why the file lacks what is in force.
     """
 
     def __init__(
@@ -68,24 +68,24 @@ class Forwards:
 
     @property
     def present(self) -> tuple[StoredForward, ...]:
-        """What is in force. Raises DamageError when the file holds forwards that cannot be read."""
+        """The forwards in force. Raises DamageError when the file holds forwards that cannot be read."""
         if self._damage:
             raise DamageError(self._damage)
         return self._present
 
     def read(self) -> Beside:
-        """Take what stands in the file, or in the note that goes with it. Never raises for what it finds there."""
+        """Load the file, or the note that belongs to it. Never raises for their content."""
         found = read_forwards(self._path)
         self._present, self._damage, self.unstored = found.forwards, found.damage, ""
         self._digest, self._identity = found.digest, found.identity
         if not found.damage and (noted := self._noted()) is not None:
-            # Of a note that cannot be read nothing is known but that something was shut.
+            # An unreadable note says only that something was shut.
             self._present, self._damage = noted.forwards, noted.damage
             self.unstored = "" if noted.damage else f"firewall file {shown(self._path)} could not be written"
         return found
 
     def reread(self) -> bool:
-        """Take what stands in the file if somebody else has written it; whether that is so."""
+        """Load the file if another program has written it; returns whether that is so."""
         try:
             same = identity_of(self._path) == self._identity
         except OSError as error:
@@ -111,12 +111,12 @@ class Forwards:
             raise UnstoredError(self._told(error, kept=self._write_note())) from None
 
     def write_again(self) -> None:
-        """Have the file follow what is in force. Raises StoreError."""
+        """Write what is in force into the file. Raises StoreError."""
         if self.unstored:
             self._write(self._present)
 
     def begin_anew(self, forwards: Iterable[StoredForward]) -> Path | None:
-        """Set a file aside whose forwards cannot be read, and write one with these. Gives the old one's new name.
+        """Set a damaged file aside and write one with these forwards. Returns the old file's new name.
 
         None where nothing was damaged. Raises StoreError, with nothing changed.
         """
@@ -126,7 +126,7 @@ class Forwards:
         except StoreError:
             kept = self._set_aside()
         if kept is None and self._damage:
-            # What somebody has just mended is not to be thrown away.
+            # A file that was mended meanwhile is kept.
             raise StoreError(f"firewall file {shown(self._path)} has been mended meanwhile: have it read again")
         changed = tuple(forwards)
         try:
@@ -146,7 +146,7 @@ class Forwards:
         except OSError:
             known = False
         if not known:
-            # Somebody else has written it: what cannot be read there must not be written over.
+            # Another program has written the file: forwards that cannot be read there must not be overwritten.
             check(self._path)
         self._took(replace(self._path, self._properties(), forwards), forwards)
 
@@ -161,7 +161,7 @@ class Forwards:
                     note.unlink()
 
     def _set_aside(self) -> Path:
-        """A second name for the present file: takes no room, and loses nothing."""
+        """Give the present file a second name (a hard link): it needs no room, and nothing is lost."""
         stem = f"{self._path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             for number in itertools.count():
@@ -182,7 +182,7 @@ class Forwards:
         )
 
     def _write_note(self) -> bool:
-        """Whether a qubesd that starts anew will know."""
+        """Write the note; returns whether a new qubesd will know what is in force."""
         if self._notes is None:
             return False
         root = etree.Element("firewall", version="2")
@@ -199,7 +199,7 @@ class Forwards:
         return True
 
     def _noted(self) -> Beside | None:
-        """What is in force by the note that goes with the file as it was read; None without one."""
+        """The list of the note that belongs to the file as it was read; None without one."""
         if self._notes is None or not self._note_of(self._digest).exists():
             return None
         return read_forwards(self._note_of(self._digest))
@@ -209,7 +209,7 @@ class Forwards:
 
 
 def remedy(name: str) -> str:
-    """What a user can do about forwards that cannot be read, without losing anything."""
+    """What a user can do about forwards that cannot be read, in words; nothing is lost by it."""
     return (
         f"no forward of this file is open; mend it and have it read again (qvm-firewall --reload {name}), or begin "
         f"anew (qvm-firewall {name} reset), which keeps the file under another name"
@@ -217,7 +217,7 @@ def remedy(name: str) -> str:
 
 
 def only_shuts(before: Iterable[StoredForward], after: Iterable[StoredForward]) -> bool:
-    """Whether a change takes something away and gives nothing: no rule more, none that is open longer or to more."""
+    """Whether a change only takes away: no further rule, none open for longer or to more clients."""
     known = {stored.rule.does: stored for stored in before}
     shuts = False
     for stored in after:

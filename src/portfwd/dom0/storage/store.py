@@ -48,15 +48,15 @@ _SINGLE_PORT = re.compile(r"(\d+)-\1")
 
 
 class StoreError(RefusedError):
-    """A firewall file that cannot be read or written; it has been left as it was."""
+    """A firewall file cannot be read or written; it is left as it was."""
 
 
 class DamageError(StoreError):
-    """A firewall file whose forwards cannot be read."""
+    """The forwards of a firewall file cannot be read."""
 
 
 class Identity(NamedTuple):
-    """Tells whether a file is still the one that was read or written here, without reading it."""
+    """Tells, without reading a file, whether it is still the one that was read or written here."""
 
     device: int
     inode: int
@@ -67,7 +67,7 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredForward:
-    """A forward rule with what only dom0 knows of it.
+    """A forward rule with dom0's own data on it.
 
     `added` is in epoch seconds, 1 to limits.ADDED_MAX (0: not known). `session` is '' for a rule without such a
     lifetime, else the id of the run of the host or of the qube with which the rule ends.
@@ -79,14 +79,14 @@ class StoredForward:
 
     @property
     def since(self) -> int:
-        """The age of the rule for comparison: what has no date is the youngest."""
+        """The date of the rule for comparison; a rule without a date is the youngest."""
         return self.added or limits.ADDED_MAX + 1
 
 
 class Beside(NamedTuple):
-    """What of a file is ours. `rules_alone`: the file, cleared of what among its rules is none of the stock's.
+    """Our part of a file. `rules_alone`: the file without what the stock would not understand among its rules.
 
-    `digest` names what stood in the file ('' where there was none), `identity` the file, if it is one that we write.
+    `digest`: of the file's content ('' where there was no file); `identity`: of the file, if it is one that we write.
     """
 
     forwards: tuple[StoredForward, ...] = ()
@@ -97,9 +97,9 @@ class Beside(NamedTuple):
 
 
 def read_forwards(path: Path) -> Beside:
-    """The forwards of a file whose ordinary rules somebody else reads, and complains of. Never raises."""
+    """The forwards of a file whose ordinary rules the stock reads. Never raises."""
     try:
-        # Before the file: a change in between is then seen as one.
+        # Taken before the file is read, so that a change in between is noticed.
         identity = identity_of(path)
         data = path.read_bytes()
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def read_forwards(path: Path) -> Beside:
 
 
 def identity_of(path: Path) -> Identity | None:
-    """Which file stands there now; None where there is none. Raises OSError."""
+    """The identity of the file at this path; None where there is none. Raises OSError."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -132,7 +132,7 @@ def identity_of(path: Path) -> Identity | None:
 
 
 def check(path: Path) -> None:
-    """Raise StoreError when what stands in the file must not be written over."""
+    """Raise StoreError when the file must not be overwritten."""
     try:
         damage = _forwards(path, _parse(path, path.read_bytes()))[1]
     except FileNotFoundError:
@@ -144,9 +144,9 @@ def check(path: Path) -> None:
 
 
 def replace(path: Path, rules: Iterable[etree._Element], forwards: Iterable[StoredForward]) -> Identity | None:
-    """Write ordinary rules, given as their <properties>, and forwards in one step, whatever stands there.
+    """Write ordinary rules, given as their <properties>, and forwards in one step, whatever the file holds.
 
-    Gives the identity of the new file. Raises StoreError when it cannot be written.
+    Returns the identity of the new file. Raises StoreError when it cannot be written.
     """
     root = etree.Element("firewall", version="2")
     among = etree.SubElement(root, "rules")
@@ -187,7 +187,7 @@ def _parse(path: Path, data: bytes) -> etree._Element:
 
 
 def _forwards(path: Path, root: etree._Element) -> tuple[tuple[StoredForward, ...], str]:
-    """Those among the rules and those beside them; none, and what is wrong, when one cannot be read."""
+    """The forwards among the rules and those in <forwards>; none, and the reason, when one cannot be read."""
     among_rules = root.find("rules")
     numbered = enumerate(_elements(among_rules)) if among_rules is not None else ()
     forward = [(f"rule {number}", element) for number, element in numbered if _is_forward(element)]
@@ -217,7 +217,7 @@ def _stored(element: etree._Element) -> StoredForward:
     if not _SESSION.fullmatch(session):
         raise RefusedError(f"session {shown(session)} is not accepted")
     added = parse_number(element.get("added", "0"))
-    # A date that no clock has shown is none: later ones would have no room above it.
+    # A date beyond the bound counts as none, since later ones would have no room above it.
     return StoredForward(parse_forward(_line(element)), added if added <= limits.ADDED_MAX else 0, session)
 
 
@@ -243,7 +243,7 @@ def _line(element: etree._Element) -> str:
 
 @contextlib.contextmanager
 def _placed(path: Path, place: str) -> Iterator[None]:
-    """Put the file and the rule before the reason of an error."""
+    """Prefix an error with the file and the rule."""
     try:
         yield
     except StoreError:
@@ -262,7 +262,7 @@ def _text(node: etree._Element) -> str:
 
 
 def _words(line: str) -> Iterator[tuple[str, str]]:
-    """The words of a wire line as a file holds them: ports short, the comment without its key."""
+    """The words of a wire line in the spelling of files: ports short, the comment without its key."""
     options, _, comment = line.partition("comment=")
     for word in options.split():
         key, _, value = word.partition("=")
@@ -280,9 +280,9 @@ def _properties(words: Iterable[tuple[str, str]]) -> etree._Element:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write beside the file, then put it in place. The folder is synced, so the new name survives a power cut.
+    """Write a temporary file, then rename it. The folder is synced, so the new name survives a power cut.
 
-    qubesd alone writes, so the name beside can be a fixed one: what a crash has left there goes with the next save.
+    qubesd alone writes, so the temporary name is fixed: the next save replaces what a crash has left.
     """
     new = path.with_name(path.name + _NEW)
     try:
@@ -301,7 +301,7 @@ def write_durably(path: Path, data: bytes) -> None:
     try:
         os.fsync(folder)
     except OSError as error:
-        # The new file stands there: to say that it does not would leave memory and disk apart.
+        # The new file is in place: reporting a failure would leave memory and disk different.
         log.warning("%s may be the one of before after a power cut: %s", path, error)
     finally:
         os.close(folder)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""A new list of forwards, as it is to be stored. Pure: for many rules it takes long, so that a thread does it."""
+"""Settles a new list of forwards for storing. Pure; a thread runs it, since it takes long for many rules."""
 
 import dataclasses
 import itertools
@@ -42,7 +42,7 @@ class Change:
     origin: Origin
 
     def settled(self) -> tuple[StoredForward, ...]:
-        """The list as it is to be stored. Raises RefusedError for one that wants what is taken, or too much."""
+        """The list to store. Raises RefusedError for one that wants what is taken, or too much."""
         known = {stored.rule.id(self.qube.name): stored for stored in alive(self.qube, self.snapshot)}
         self._refuse_useless(known)
         self._refuse_wide(known)
@@ -52,7 +52,7 @@ class Change:
         return changed
 
     def candidate(self) -> Snapshot:
-        """The snapshot as it would be with that list. Raises RefusedError as settled does."""
+        """The snapshot as it would be with that list. Raises RefusedError as settled() does."""
         changed = dataclasses.replace(self.qube, forwards=self.settled())
         qubes = MappingProxyType({**self.snapshot.qubes, self.qube.name: changed})
         return dataclasses.replace(self.snapshot, qubes=qubes)
@@ -66,7 +66,7 @@ class Change:
         return StoredForward(rule, known.added if known else next(later), session)
 
     def _refuse_useless(self, known: Container[RuleId]) -> None:
-        """Refuse a new rule that nobody could ever use. What older versions have stored stays, shut and told."""
+        """Refuse a new rule that nobody could ever use. Stored ones stay as problems."""
         for line, rule in enumerate(self.rules, start=1):
             if rule.id(self.qube.name) in known:
                 continue
@@ -78,7 +78,7 @@ class Change:
                 raise RefusedError(useless[2])
 
     def _refuse_wide(self, known: dict[RuleId, StoredForward]) -> None:
-        """Refuse a new or newly enabled rule that shifts too many ports. One that stands can be kept and edited."""
+        """Refuse a new or newly enabled rule that shifts too many ports. A stored one can be kept and edited."""
         for line, rule in enumerate(self.rules, start=1):
             before = known.get(rule.id(self.qube.name))
             stands = before is not None and (before.rule.enabled or not rule.enabled)
@@ -86,9 +86,9 @@ class Change:
                 raise RuleError(f"dstports={rule.dstports}", reason, line=line)
 
     def _refuse_clashes(self, changed: Iterable[StoredForward], known: dict[RuleId, StoredForward]) -> None:
-        """Refuse a new or newly enabled rule whose port is taken, or that finds no room.
+        """Refuse a new or newly enabled rule whose port is taken, or for which there is no room.
 
-        What stood before is the planner's business.
+        Clashes among rules that stood before are the planner's business.
         """
         fresh: set[Seat] = set()
         others = (claim for claim in claims(self.snapshot) if claim.qube != self.qube.name)
@@ -110,8 +110,8 @@ class Change:
             return claim.qube == self.qube.name and claim.seat in fresh
 
         def order(claim: Claim) -> tuple[int, bool, tuple[int, QubeName, RuleId]]:
-            # The planner's, so that of two that clash since the network changed the same one holds the port here; but
-            # what is enabled again drives out nobody, however old it is.
+            # The planner's order, so that of two that clash since the network changed the same one holds the port; but
+            # a rule that is enabled again drives out nobody, however old it is.
             return (self.snapshot.held.rank(claim.seat), is_fresh(claim), claim.age)
 
         for claim in sorted(wanted, key=order):
@@ -124,9 +124,9 @@ class Change:
 
 
 def dates_after(snapshot: Snapshot) -> Iterator[int]:
-    """Dates for new rules: strictly later than that of every rule there is, also after the clock was set back.
+    """Dates for new rules: strictly later than those of all rules, also after the clock was set back.
 
-    A date that leaves no room above it (nobody but an editor of the file has made it) holds up no other qube's rules.
+    A date that leaves no room above it (made in the file by hand) does not block the rules of other qubes.
     """
     room = limits.ADDED_MAX - limits.FORWARDS_MAX
     latest = max((s.added for q in snapshot.qubes.values() for s in q.forwards if s.added < room), default=0)
@@ -134,7 +134,7 @@ def dates_after(snapshot: Snapshot) -> Iterator[int]:
 
 
 def qube_of(vm: Any, snapshot: Snapshot) -> Qube:
-    """What the snapshot has of a qube. Raises RefusedError when it, or its forwards, could not be read."""
+    """The snapshot's data of a qube. Raises RefusedError when the qube, or its forwards, could not be read."""
     qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
     if qube is None:
         raise WordedError(ErrorWord.UNREADABLE, f"forwards of '{vm.name}' cannot be read")
@@ -146,5 +146,5 @@ def qube_of(vm: Any, snapshot: Snapshot) -> Qube:
 
 
 def alive(qube: Qube, snapshot: Snapshot) -> list[StoredForward]:
-    """The rules of a qube whose time is not over, in their order."""
+    """The rules of a qube that have not expired, in their order."""
     return [stored for stored in qube.forwards if not is_over(stored, qube, snapshot)]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""One forward closely: what it does, what is in the way, its traffic, and who is connected."""
+"""One forward in detail: what it does, what is in the way, its traffic, and who is connected."""
 
 import time
 
@@ -20,7 +20,7 @@ _CONNECTION = Qt.ItemDataRole.UserRole
 
 
 class Details(QWidget):
-    """`killed` names a qube and the connection that is to end; `checked` asks for a check of the forward."""
+    """The panel of details. `killed`: a qube and the connection to end; `checked`: a check of the forward is wanted."""
 
     killed = pyqtSignal(str, object)
     checked = pyqtSignal(object)
@@ -81,7 +81,7 @@ class Details(QWidget):
 
     def _show_clients(self, key: Key, found: Clients) -> None:
         mine = [client for client in found.told if client.rule == key.rule]
-        # dom0 does not tell whose the others are that it leaves out.
+        # dom0 does not tell to which forwards the connections belong that it leaves out.
         title = self.tr("&Connections: {0} or more") if found.more else self.tr("&Connections: {0}")
         self._clients_title.setText(title.format(len(mine)))
         form = self.tr("{0} ({1}, port {2})")

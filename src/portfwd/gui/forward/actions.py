@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What a user does to the forwards that are selected: change, pause, remove, undo. For the panel and the dashboard."""
+"""Actions on the selected forwards: change, pause, remove, undo. For the panel and the dashboard."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -31,15 +31,15 @@ from portfwd.wire.values import QubeName
 _TICK = 10_000
 """Milliseconds between two looks at the clock, for what is left of lifetimes."""
 _SHUT_SECONDS = 5.0
-"""How long the hops get to confirm that ports are shut before the user is told that they have not."""
+"""Seconds that the hops have to confirm that ports are shut before the user learns that they have not."""
 T = TypeVar("T")
 Saved = tuple[tuple[QubeName, ForwardRule], ...]
 
 
 class Actions(QObject):
-    """The buttons for a table of forwards, to be placed by its window, and a label for what comes of them.
+    """The buttons for a table of forwards, placed by its window, and a label for their results.
 
-    As long as the window is shown, what it shows is kept fresh.
+    They keep the table fresh as long as the window is shown.
     """
 
     def __init__(self, watch: Watch, table: ForwardsTable, window: QWidget) -> None:
@@ -67,11 +67,11 @@ class Actions(QObject):
 
     @property
     def buttons(self) -> tuple[QPushButton, ...]:
-        """In the order in which they stand."""
+        """The buttons, from left to right."""
         return (self.edit, self.pause, self.remove, self.undo)
 
     def eventFilter(self, a0: QObject | None, a1: QEvent | None) -> bool:
-        # Python may have collected what hangs on a window, in any order, before Qt sends the window's last events.
+        # Python may have collected a window's objects, in any order, before Qt sends the window's last events.
         watch: Watch | None = getattr(self, "watch", None)
         if watch is None or sip.isdeleted(watch) or a0 is not self._window or a1 is None:
             return False
@@ -82,7 +82,7 @@ class Actions(QObject):
         return False
 
     def open_dialog(self, qube: QubeName, rule: ForwardRule | None = None) -> None:
-        """Ask what port to open, or what to change of a forward."""
+        """Show the dialog for a new forward, or for the change of one."""
         dialog = RuleDialog(self.watch.client, self.watch.tasks, self._place(qube), rule, self._window)
         dialog.stored.connect(lambda: self.watch.look())
         dialog.destroyed.connect(self._forget_dialog)
@@ -95,7 +95,7 @@ class Actions(QObject):
             self.open_dialog(chosen[0].qube, chosen[0].rule)
 
     def _remove(self) -> None:
-        """Shut the ports at once, and cut what came through them; an undo is offered."""
+        """Remove the selected forwards, which ends their connections; an undo is offered."""
         chosen = self._table.selected()
         if not chosen:
             return
@@ -118,7 +118,7 @@ class Actions(QObject):
         self._do(work, done)
 
     def _undo(self) -> None:
-        """Store once more what was removed last."""
+        """Store the forwards that were removed last again."""
         saved, self._removed = self._removed, ()
         self.undo.hide()
 
@@ -187,7 +187,7 @@ class Actions(QObject):
 
 
 def _doubt(client: AdminClient, chosen: Sequence[RuleStatus]) -> str:
-    """Why it is not certain that these forwards are shut now, in words; empty when it is. Takes its time."""
+    """Why it is not certain that these forwards are shut now, in words; '' when it is. Waits for hops."""
     deadline = time.monotonic() + _SHUT_SECONDS
     found = (
         shut(client, qube, [status.rule for status in statuses], max(0.0, deadline - time.monotonic()))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What a check of a forward found, look by look."""
+"""The findings of a check of a forward."""
 
 from PyQt6.QtCore import Qt, pyqtSignal
 from PyQt6.QtWidgets import QLabel, QWidget
@@ -15,7 +15,7 @@ _MARKS = {CheckResult.OK: "\N{CHECK MARK}", CheckResult.BAD: "\N{BALLOT X}", Che
 
 
 class Findings(QLabel):
-    """`ended` comes with the last word."""
+    """The list of findings. `ended`: the check is over, with its outcome."""
 
     ended = pyqtSignal()
 

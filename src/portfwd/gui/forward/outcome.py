@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How a forward comes up, hop by hop, and where it can be reached then; or what is in the way; or how it is undone."""
+"""Shows how a forward comes up, hop by hop, and where it can be reached; or what is in the way; or how it is undone."""
 
 import threading
 import time
@@ -31,14 +31,14 @@ _SHUT_WAIT = 3.0
 
 
 class OutcomeView(QWidget):
-    """start() stores and follows one forward, cancel() takes it back, at any moment.
+    """start() stores and follows one forward; cancel() takes it back at any moment.
 
-    `settled` comes when there is nothing more to wait for, `undone` when it was taken back.
+    `settled`: there is nothing more to wait for; `undone`: it was taken back.
     """
 
     settled = pyqtSignal()
     undone = pyqtSignal(str)
-    """In words, what is not as it was before; empty when all is."""
+    """What is not as it was before, in words; '' when everything is."""
 
     def __init__(self, client: AdminClient, tasks: Tasks, qube: QubeName, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -87,9 +87,9 @@ class OutcomeView(QWidget):
         layout.addStretch(1)
 
     def start(self, rule: ForwardRule, before: ForwardRule | None, failed: Callable[[RefusedError], None]) -> None:
-        """Store a forward, in the place of `before` if there is one, and follow it.
+        """Store a forward, in place of `before` if there is one, and follow it.
 
-        failed(error) when it was refused, with nothing changed.
+        Calls failed(error) when it is refused, with nothing changed.
         """
         self._rule, self._before, self._working = rule, before, True
         self._given_up = given_up = threading.Event()
@@ -128,7 +128,7 @@ class OutcomeView(QWidget):
         self._tasks.run(self, work, self._end, refused, self._on_status)
 
     def cancel(self) -> None:
-        """Have all as it was before, whether the forward is being stored, comes up, or is stored."""
+        """Restore the state before, whether the forward is being stored, coming up, or stored."""
         if self._given_up.is_set():
             return
         self._given_up.set()
@@ -152,7 +152,7 @@ class OutcomeView(QWidget):
         self._tasks.run(self, lambda _: self._take_back(client), self._show_undone, self._not_undone)
 
     def _take_back(self, client: AdminClient) -> str:
-        """In another thread: undo, and wait until the hops have done it, too. What is not as before, in words."""
+        """In another thread: undo, and wait for the hops. Returns what is not as before, in words."""
         rule, qube = self._rule, self._qube
         if rule is None:
             return ""
@@ -168,7 +168,7 @@ class OutcomeView(QWidget):
             doubt = "" if self._tasks.ending else shut(client, qube, (rule,), _SHUT_WAIT).doubt
             problem = f"the forward was taken back, but {doubt}" if doubt else ""
         if problem and self._tasks.ending:
-            # No window is left to say it.
+            # No window is left to show it.
             complain(f"{target(qube, rule)}: {problem}")
         return problem
 
@@ -214,7 +214,7 @@ class OutcomeView(QWidget):
             self._show_undone(followed)
             return
         if self._given_up.is_set():
-            # It was open, or would not open, a moment before that was said.
+            # The outcome was settled just before the user cancelled.
             self._start_undo()
             return
         self.progress.hide()

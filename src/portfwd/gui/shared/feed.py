@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""admin.Events as Qt signals. Reads in a thread of its own, and comes back by itself when qubesd was away."""
+"""admin.Events as Qt signals. Reads in a thread, and connects again when qubesd was away."""
 
 import threading
 
@@ -17,7 +17,7 @@ _PAUSE_FIRST, _PAUSE_MAX = 0.5, 10.0
 
 
 class Feed(QObject):
-    """`established` comes at every begin: what was before has to be looked at anew. `lost` says why there is none."""
+    """`established`: a stream begins, and everything has to be looked at again. `lost`: why there is no stream."""
 
     established = pyqtSignal()
     happened = pyqtSignal(str, str)
@@ -78,5 +78,5 @@ class Feed(QObject):
         try:
             getattr(self, signal).emit(*words)
         except RuntimeError:
-            # A window of somebody else's program went without a word, and Qt has taken us away with it.
+            # A window of another program was destroyed, and Qt has destroyed this object with it.
             self._over.set()

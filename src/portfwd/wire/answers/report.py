@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What a qube answers when dom0 asks how its forwards fare (qrexec service qubes.PortForwardStatus). Pure text.
+"""A qube's report on its forwards (qrexec service qubes.PortForwardStatus). Pure text.
 
     version=1 entries=COUNT
     RULE.FAMILY.PROTO hits=N last=N|-                                             one line per relay entry
     RULE.FAMILY.PROTO listening=yes|no|local packets=N bytes=N connections=N      one line per accept entry
 
-COUNT lines of entries tell a whole report from one that broke off. A number that the qube cannot tell is `-`. dom0
+COUNT lines of entries tell a whole report from a truncated one. A number that the qube does not know is `-`. dom0
 treats every byte as untrusted: a report is read as a whole or refused as a whole. It passes over words that it does not
 know, and over lines that begin with such a word, so that the agents of other versions may tell more (those before the
 first release told `route=` of a relay entry, and of the base firewall in lines that began with `family=`).
@@ -32,12 +32,12 @@ class Listening(enum.StrEnum):
     YES = "yes"
     NO = "no"
     LOCAL = "local"
-    """Only on an address of the loopback interface, which no forward reaches."""
+    """Only on a loopback address, which no forward reaches."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelayReport:
-    """What a qube says of a relay entry.
+    """A qube's report on a relay entry.
 
     `hits`: connections that came in by it; `last`: seconds since the newest, None for never.
     """
@@ -57,7 +57,7 @@ class RelayReport:
 
 @dataclass(frozen=True, slots=True)
 class AcceptReport:
-    """What a qube says of an accept entry, where it is the target.
+    """The target's report on an accept entry.
 
     `packets`, `bytes`: from clients, since the door was opened or its end was changed; `connections`: the open ones.
     Entries that share a port share its numbers.
@@ -87,16 +87,16 @@ EntryReport = RelayReport | AcceptReport
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a qube says of its entries, by entry key. Entries beyond the limit are left out."""
+    """A qube's report on its entries, by entry key. Entries beyond the limit are left out."""
 
     entries: Mapping[str, EntryReport]
 
     def relay(self, key: str) -> RelayReport | None:
-        """What it says of a relay entry; None when it does not speak of it as one."""
+        """The report on a relay entry; None when there is none for it as a relay."""
         return found if isinstance(found := self.entries.get(key), RelayReport) else None
 
     def accept(self, key: str) -> AcceptReport | None:
-        """What it says of an accept entry; None when it does not speak of it as one."""
+        """The report on an accept entry; None when there is none for it as an accept."""
         return found if isinstance(found := self.entries.get(key), AcceptReport) else None
 
     def __str__(self) -> str:
@@ -117,7 +117,7 @@ class Report:
 
 
 def read_lines(untrusted: bytes, head: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """What every answer has: bounds, ASCII, a first line of these words with our version, whole lines.
+    """Read the frame that all answers share: bounds, ASCII, a first line of these words with our version, whole lines.
 
     Raises RefusedError.
     """
