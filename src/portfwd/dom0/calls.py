@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What admin.vm.firewall.Get and .Set answer to an argument of ours: a table of names, and a call as a value.
+"""The answers of admin.vm.firewall.Get and .Set to our arguments: a table of names, and each call as a value.
 
-Whoever knows qubesd's own objects makes the Call and shows the errors. qubesd's policy has let it through by then.
+The modules that know qubesd's own objects make the Call and turn the errors. qubesd's policy has allowed it before.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from portfwd.dom0.views.queries import StatusService
 from portfwd.wire.errors import RefusedError
 
 ARGUMENT = "forward"
-"""What every argument of ours begins with, alone or before a dot."""
+"""The first part of all our arguments, alone or before a dot."""
 _OLD_CHECK = (
     "a check sends packets, so it is admin.vm.firewall.Set+forward.check now; update the programs that ask for it"
 )
@@ -58,12 +58,12 @@ class Call:
 
     @property
     def untrusted_last(self) -> str:
-        """What stands behind the last dot of the argument."""
+        """The part of the argument behind its last dot."""
         return self.argument.rpartition(".")[2]
 
 
 class Method(NamedTuple):
-    """How a name is answered; whether such a call may have a payload, and whether it may be about dom0."""
+    """How a name is answered; whether its calls may have a payload, and whether dom0 may be the destination."""
 
     answer: Callable[[Call], Awaitable[str]]
     payload: bool = False
@@ -71,7 +71,7 @@ class Method(NamedTuple):
 
 
 class Calls:
-    """One per qubesd. `settle` has every qube told of what was changed, as long as that can take."""
+    """One per qubesd. `settle` waits, for a bounded time, until every qube has been written."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Calls:
         )
 
     async def _change(self, call: Call, asked: Callable[[], Change]) -> str:
-        """Store a list, and have all qubes told before that is said."""
+        """Store a list; the answer comes when all qubes have been written."""
         answer = ""
         try:
             async with self._changing:
@@ -168,7 +168,7 @@ class Calls:
 
 
 def _method(table: Mapping[str, Method], call: Call) -> Method:
-    """What answers a call. The part behind the last dot of its argument may be any word where the table says `*`."""
+    """The method of a call. Where the table says `*`, the part behind the last dot may be any word."""
     method = table.get(call.argument) or table.get(f"{call.argument.rpartition('.')[0]}.*")
     if method is None:
         raise UnexpectedError("unexpected argument")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The one way to change the forwards that a qube has stored: who has that done, and why, goes with each change."""
+"""The one way to store a qube's forwards; each change carries who made it and why."""
 
 import enum
 import logging
@@ -15,25 +15,25 @@ log = logging.getLogger(__name__)
 
 
 class Reason(enum.StrEnum):
-    """What makes forwards change."""
+    """The reason of a change of forwards."""
 
     ASKED = "asked for"
     ANEW = "begun anew"
-    """Asked for, in place of forwards that cannot be read."""
+    """A call, in place of forwards that cannot be read."""
     OVER = "their time is over"
     SHUTDOWN = "the qube has shut down"
     BEGUN = "their time has begun"
 
 
 class Origin(NamedTuple):
-    """Of one change: the name of who has called, which is dom0 for what its timers do, and why."""
+    """The origin of one change: the caller's name (dom0 for its timers), and the reason."""
 
     who: str
     reason: Reason
 
 
 def save(vm: Any, forwards: tuple[StoredForward, ...], origin: Origin) -> Path | None:
-    """Replace the stored forwards of a qube, and say so in the journal; where a file that was begun anew is kept.
+    """Replace the stored forwards of a qube, and log it; returns where a replaced damaged file is kept, else None.
 
     Raises StoreError, with nothing changed, and UnstoredError (forwards.py).
     """
