@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The agent's loop: hears QubesDB, the kernel and the clock, and keeps the firewall equal to what dom0 wants.
+"""The agent's loop: waits for QubesDB, the kernel and the clock, and keeps the firewall equal to what dom0 wants.
 
 Nothing is polled: every source of change is a file descriptor or a deadline. Single-threaded but for name resolution.
 """
@@ -41,13 +41,13 @@ T = TypeVar("T")
 
 _RETRY_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
-"""Until a daemon that did not answer is asked again: that keeps everything else waiting."""
+"""Seconds until a daemon that did not answer is asked again, since asking keeps everything else waiting."""
 _INCOMPLETE_SECONDS = 2.0
-"""How long a set of entries may be half written before everything is shut."""
+"""Seconds for which a set of entries may be half written before everything is shut."""
 _START_SECONDS = 2.0
-"""How long the first answers of DNS are waited for, so that a restart does not cut the connections of names."""
+"""Seconds to wait for the first answers of DNS, so that a restart does not cut connections of named clients."""
 _NAME = "/name"
-"""dom0 writes it when it describes the qube: at a change of net qube, or because its daemon has lost everything."""
+"""dom0 writes this key when it describes the qube: at a change of net qube, or after its daemon lost everything."""
 _WATCHED = (limits.BASE, _NAME, *GATEWAYS.values())
 
 
@@ -210,7 +210,7 @@ class Agent:
             desired = read_desired(self._commands)
             self._gateways = read_gateways(self._commands)
             if self._fresh:
-                # What the agent before us has opened stays open, whatever listens on its port by now.
+                # Entries that the previous agent opened stay open, whatever listens on their ports by now.
                 self._occupancy.remember(read_results(self._commands))
         except (RuntimeError, OSError) as error:
             log.warning("QubesDB cannot be read: %s", error)
@@ -238,7 +238,7 @@ class Agent:
     def _bring(self) -> None:
         if "start" in self._deadlines:
             return
-        # By the clock of the kernel's timeouts, which is that of our deadlines, too.
+        # The clock of the kernel's timeouts is that of our deadlines, too.
         moment = read_clocks()
         now = moment.monotonic
         expires = {e.key: e.expire for e in self._desired.entries if e.expire is not None}
@@ -250,7 +250,7 @@ class Agent:
         seen = self._see("networks of the uplinks", self._read_networks)
         unknown: set[str] = set()
         if seen is None:
-            # Shut: the networks of before may be those of another place.
+            # Shut: the networks known before may be those of another place.
             unknown = {e.key for e in self._desired.entries if e.source is SourceWord.NEIGHBOURS}
             if self._networks is None:
                 unknown |= {e.key for e in self._desired.entries if isinstance(e, Relay) and e.side is not Side.INNER}
@@ -296,7 +296,7 @@ class Agent:
         return found | {entry.key: Result.NOT_FORWARDING for entry in relays if entry.family in closed}
 
     def _see(self, what: str, read: Callable[[], T]) -> T | None:
-        """What the kernel says; None where it cannot be read: that is not known, and is looked at again soon."""
+        """What a reader of the kernel returns; None where it fails: that is unknown, and is read again soon."""
         try:
             found = read()
         except OSError as error:
@@ -318,7 +318,7 @@ class Agent:
         return answer
 
     def _find_ways(self) -> None:
-        """Of routes that cannot be read the last look counts on; before the first nothing is said of them."""
+        """Read the ways out. When that fails the last result stays; before the first one nothing is reported."""
         families = {entry.family for entry in self._desired.entries if entry.side is not Side.DOWNSTREAM}
         found = self._see("routes by which replies leave", lambda: self._routes.bring(families, self._gateways))
         self._ways = found or self._ways
@@ -337,7 +337,7 @@ class Agent:
             self._connect_later(error)
 
     def _on_ruleset(self) -> None:
-        """Someone changed nftables: when it was not us, put back what is ours."""
+        """Put our rules back when another process changed nftables."""
         messages, lost = self._ruleset.read()
         own, base = self._touched(messages)
         if own or lost:
@@ -346,12 +346,12 @@ class Agent:
             self._bring()
 
     def _on_clock(self) -> None:
-        """The clock was set, or the qube has slept: timeouts in the kernel may end too late."""
+        """Renew the kernel's timeouts, which may end too late after the clock was set or the qube was suspended."""
         if self._clock.read():
             self._bring()
 
     def _on_sockets(self) -> None:
-        """A program has let go of a port that a forward is waiting for."""
+        """Open a forward whose port a program has released."""
         if self._occupancy.read():
             self._bring()
 

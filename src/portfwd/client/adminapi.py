@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The Admin API as a client sees it: one call over a socket or qrexec, its answer, and the calls that have types.
+"""The client's side of the Admin API: one call over a socket or qrexec, its answer, and the typed calls.
 
 Source: the Admin API of Qubes OS. A request is METHOD+ARG SOURCE name DEST NUL PAYLOAD, then the end of the stream;
 an answer is 0 NUL CONTENT, or 2 NUL CLASS NUL TRACEBACK NUL MESSAGE NUL, or nothing at all.
@@ -38,9 +38,9 @@ _DOM0 = "dom0"
 _GET, _SET = "admin.vm.firewall.Get", "admin.vm.firewall.Set"
 _FORWARD = "forward"
 _ANSWER_MAX = 16 * 1024 * 1024
-"""Bytes of an answer: qubesd has no limit, and no answer that is asked for here comes near this one."""
+"""Bytes of an answer, at most: qubesd has no limit, and no answer to our calls comes near this one."""
 _EDIT_ATTEMPTS = 100
-"""Each failure is the success of another editor, so this many must be faster than we are, one after the other."""
+"""Attempts at an edit. Each failure is another editor's success, so this many would have to be faster than we are."""
 
 Change = Callable[[tuple[ForwardRule, ...]], tuple[ForwardRule, ...]]
 """From the present forwards of a qube to the wanted ones; may refuse. Can be asked again for a newer list."""
@@ -55,7 +55,7 @@ class NotDoneError(CallError, RefusedError):
 
 
 class ApiError(CallError, RefusedError):
-    """qubesd refused. The text is its own; `exception` is the name of its class in qubesd."""
+    """qubesd refused. The text is qubesd's; `exception` is the name of the error's class there."""
 
     def __init__(self, exception: str, message: str) -> None:
         self.exception = exception
@@ -63,21 +63,21 @@ class ApiError(CallError, RefusedError):
 
 
 class NoExtensionError(NotDoneError):
-    """qubesd knows nothing of forwards."""
+    """dom0 has no port forwarding: its qubesd does not know the call."""
 
     def __init__(self) -> None:
         super().__init__("dom0 has no port forwarding: the extension of qubesd is not installed or does not run")
 
 
 class EmptyAnswerError(CallError):
-    """qubesd closed the connection without a word: it says why in its journal only."""
+    """qubesd closed the connection without an answer; the reason is in its journal only."""
 
     def __init__(self) -> None:
         super().__init__("Got empty response from qubesd. See journalctl in dom0 for details.")
 
 
 class UnstoredError(CallError):
-    """What the change shuts is shut, but dom0 could not store it: the text says what follows from that."""
+    """The change has shut its ports, but dom0 could not store it; the text says what follows from that."""
 
 
 class Transport(Protocol):
@@ -116,7 +116,7 @@ class SocketTransport:
         return parse_answer(answer)
 
     def stream(self, dest: str, method: str) -> "Stream":
-        """The answer of a call that has no end. Raises CallError."""
+        """The endless answer of a call (admin.Events). Raises CallError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(os.fspath(self._path))
@@ -129,7 +129,7 @@ class SocketTransport:
 
 
 class QrexecTransport:
-    """Calls from a qube, as far as dom0's policy allows. `timeout` (seconds) includes the user's answer to a prompt."""
+    """Calls from a qube, if dom0's policy allows. `timeout` (seconds) includes the user's answer to a prompt."""
 
     def __init__(self, program: Path = QREXEC_CLIENT_VM, timeout: float = 600.0) -> None:
         self._program = program
@@ -137,7 +137,7 @@ class QrexecTransport:
 
     def call(self, dest: str, method: str, arg: str = "", payload: bytes = b"") -> bytes:
         """The content of the answer. Raises CallError."""
-        # dom0 never needs them, and there every start of the program would pay for them.
+        # Imported here: dom0 never needs them, and there every start of the program would pay for them.
         import subprocess
         import tempfile
 
@@ -169,7 +169,7 @@ class QrexecTransport:
         return parse_answer(answer)
 
     def stream(self, dest: str, method: str) -> Stream:
-        """The answer of a call that has no end. Raises CallError."""
+        """The endless answer of a call (admin.Events). Raises CallError."""
         import subprocess
 
         command = [os.fspath(self._program), dest, method]
@@ -181,7 +181,7 @@ class QrexecTransport:
 
 
 def connect() -> "SocketTransport | QrexecTransport":
-    """The way to qubesd from here: its socket in dom0, else qrexec."""
+    """The transport to qubesd from here: its socket in dom0, else qrexec."""
     return SocketTransport() if _RELEASE.exists() or QUBESD_SOCKET.exists() else QrexecTransport()
 
 
@@ -214,14 +214,14 @@ class AdminClient:
         return tuple(self.listed())
 
     def listed(self) -> dict[QubeName, dict[str, str]]:
-        """What admin.vm.List says of each qube that this client may see: class and state."""
+        """Class and state of each qube that this client may see (admin.vm.List)."""
         answer = _text(self._look(_DOM0, "admin.vm.List"))
         told = (line.split(" ") for line in answer.splitlines())
         return {QubeName(name): dict(word.partition("=")[::2] for word in words) for name, *words in told}
 
     def properties(self, qube: QubeName) -> dict[str, str]:
         """All properties of a qube that have a value. Raises ApiError."""
-        # Text that users wrote may be among them, in any alphabet.
+        # Values may be texts of users, in any alphabet.
         answer = self._look(qube, "admin.vm.property.GetAll").decode("utf-8", "replace")
         told = (line.split(" ", 3) for line in answer.splitlines())
         return {words[0]: words[3] for words in told if len(words) == 4}
@@ -237,7 +237,7 @@ class AdminClient:
         self._change(qube, _SET, payload=payload.encode())
 
     def forwards(self, qube: QubeName) -> Forwards:
-        """The forwards and their token. Raises NoExtensionError where dom0 knows none."""
+        """The forwards and their token. Raises NoExtensionError where dom0 has no port forwarding."""
         return Forwards.parse(_text(self._known(qube, _FORWARD)))
 
     def set_forwards(self, qube: QubeName, rules: Iterable[ForwardRule], known: Token) -> None:
@@ -253,7 +253,7 @@ class AdminClient:
                 return self.set_forwards(qube, change(present.rules), present.token)
             except ApiError:
                 newer = self.forwards(qube)
-                # Only a list that has changed can be the reason that a second attempt would remove.
+                # A second attempt helps only if the list has changed meanwhile.
                 if attempts <= 0 or newer.token == present.token:
                     raise
                 present = newer
@@ -333,7 +333,7 @@ class AdminClient:
             raise CallError(f"no answer to the change: {error}") from None
 
     def reload(self, qube: QubeName) -> None:
-        """Have the rules applied anew, even though nothing has changed; host names are resolved again."""
+        """Apply the rules again although nothing has changed; host names are resolved again."""
         self._change(qube, "admin.vm.firewall.Reload")
 
 
@@ -348,7 +348,7 @@ def _check_size(request: bytes) -> None:
 
 
 def _read_all(descriptor: int, deadline: float) -> bytes:
-    """Everything up to the end of the stream. Raises TimeoutError, CallError for an answer without end."""
+    """Read to the end of the stream. Raises TimeoutError, and CallError for an answer that is too long."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     answer = bytearray()

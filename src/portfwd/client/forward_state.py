@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""How a forward fares, in one word: what a client makes of dom0's status and plan. Values only; does no I/O."""
+"""The state of a forward in one word, derived from dom0's status and plan. Values only; does no I/O."""
 
 import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ from portfwd.wire.values import (
 
 
 class State(enum.StrEnum):
-    """How a forward fares, in one word."""
+    """The state of a forward in one word."""
 
     OPEN = "open"
     NO_SERVER = "no-server"
@@ -77,7 +77,7 @@ Way = tuple[Family, Proto]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The first thing in the way: at which hop, the word for it, and dom0's sentence if it has one."""
+    """The first obstacle: its hop, its word, and dom0's sentence if there is one."""
 
     hop: QubeName
     reason: str
@@ -86,10 +86,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class RuleStatus:
-    """One forward. `doors`: whether clients can pass; `silent`: whose answer is missing to know that.
+    """One forward. `doors`: whether clients can pass; `silent`: the qubes whose answer is missing to know that.
 
     `uplinks` are those of its entrance, `addresses` those among them that its clients can use.
-    `note` is dom0's sentence on what the entrance leaves out of account, or ''.
+    `note` is dom0's sentence on what the entrance ignores, or ''.
     `siblings` are qubes behind the same net qube whose own outbound rules may keep them from an internal forward.
     """
 
@@ -109,16 +109,16 @@ class RuleStatus:
 
     @property
     def entrance(self) -> QubeName | None:
-        """The qube where clients come in, as far as the hops tell."""
+        """The qube where clients come in; None when no hop is known."""
         return self.hops[0].hop if self.hops else None
 
     @property
     def in_doubt(self) -> bool:
-        """Whether it is to be shut, and not known to be."""
+        """Whether it should be shut, and is not known to be."""
         return self.state in (State.PAUSED, State.PROBLEM) and self.doors is Doors.UNKNOWN and bool(self.silent)
 
     def total(self, count: str) -> int | None:
-        """The sum of a count over all entries (hits: over those of the entrance); None when no qube tells it."""
+        """The sum of a count over all entries (hits: over those of the entrance); None when no qube reports it."""
         hops = [hop for hop in self.hops if count != "hits" or hop.hop == self.entrance]
         told = [number for hop in hops if (number := getattr(hop, count)) is not None]
         return sum(told) if told else None
@@ -138,12 +138,12 @@ def unconfirmed(silent: Sequence[QubeName]) -> str:
 
 
 def judged(status: Status) -> tuple[RuleStatus, ...]:
-    """Every forward of the answer, in its order."""
+    """The forwards of the answer, in order."""
     return tuple(_judged(forward, status.entrances) for forward in status.forwards)
 
 
 def judged_plan(plan: PlanAnswer, qube: QubeName, rules: Sequence[ForwardRule]) -> tuple[RuleStatus, ...]:
-    """What would become of each of these rules."""
+    """The state of each of these rules if the plan were carried out."""
     forwards = (
         ForwardStatus(qube, rule.id(qube), number, rule, plan.paths.get(rule.id(qube), PathStatus()))
         for number, rule in enumerate(rules)
@@ -155,7 +155,7 @@ def _judged(forward: ForwardStatus, entrances: Mapping[QubeName, Entrance]) -> R
     path = forward.path
     doors, silent = forward.doors, forward.silent
     if doors is None:
-        # A dom0 that does not judge says of what is to be shut that it is.
+        # An older dom0 does not judge, and reports a paused or impossible forward as shut.
         stopped = path.paused is not None or path.obstacle is not None
         doors, silent = (Doors.SHUT, ()) if stopped else _doors(path.hops)
     state, fault = _state(forward, doors)
@@ -206,7 +206,7 @@ def usable_addresses(
 
 
 def heard(hops: Iterable[HopStatus]) -> Listening | None:
-    """Whether a server was found. Of several protocols and IP versions one is enough: most servers speak one."""
+    """Whether a server was found. One protocol and IP version is enough, since most servers speak one."""
     told = {hop.listening for hop in hops if isinstance(hop.entry, Accept)}
     for word in (Listening.YES, Listening.LOCAL):
         if word in told:
@@ -223,7 +223,7 @@ def judge(rule: ForwardRule, hops: Sequence[HopStatus]) -> tuple[State, Fault | 
             ways[way] = hop
     broken = [hop for hop in ways.values() if hop is not None]
     if isinstance(rule.srchost, HostName):
-        # A name with addresses of one family only is a healthy name.
+        # A name may well have addresses of one family only.
         others = [hop for hop in broken if hop.state is not HopState.UNRESOLVED]
         broken = others if len(broken) < len(ways) else broken
     if not broken:
@@ -240,7 +240,7 @@ def judge(rule: ForwardRule, hops: Sequence[HopStatus]) -> tuple[State, Fault | 
 
 
 def _doors(hops: Sequence[HopStatus]) -> tuple[Doors, tuple[QubeName, ...]]:
-    """Whether clients can pass these hops, and whose answer is missing to know it."""
+    """Whether clients can pass these hops, and the qubes whose answer is missing to know it."""
     found = doors_of(((hop.entry.family, hop.entry.proto), hop.state) for hop in hops)
     silent = [hop.hop for hop in hops if found is Doors.UNKNOWN and hop.state in NOT_KNOWN]
     return found, tuple(dict.fromkeys(silent))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Port forwarding as long as one qubesd runs: events ask for a refresh, timers end rules, API calls are answered.
+"""Per-qubesd runtime: schedules refreshes and ends rules; its `calls` answer the Admin API.
 
 Whoever knows qubesd's own objects (dom0/qubesd, the laboratory's stand-in) registers the handlers, and answers the API
 with `calls`. Nothing here raises into a handler.
@@ -24,7 +24,7 @@ from portfwd.wire import limits
 from portfwd.wire.acknowledgement import WAY_OUT
 
 WATCHED = (limits.STATUS + WAY_OUT, limits.STATUS_BASE)
-"""Of a net qube's QubesDB: the words of its agent that dom0 watches, by which way it sends and that it is at work."""
+"""Keys of a net qube's QubesDB that dom0 watches: its agent's way out and its acknowledgement."""
 QUBE_EVENTS = (
     "domain-load",
     "domain-start",
@@ -42,32 +42,32 @@ QUBE_EVENTS = (
     "property-set:template",
     "property-reset:is_preload",
 )
-"""Of qubes: after each of them another plan may be right."""
+"""Events of qubes after which the plan may be another."""
 APP_EVENTS = ("domain-add", "domain-delete", "property-set:default_netvm", "property-reset:default_netvm")
 _ENDS = "port-forward-ends"
-"""Ends of rules on a clock that cannot be set; outlives qubesd, not the host."""
+"""The file of expiry anchors: outlives qubesd, but no restart of the host."""
 _HOLDERS = "port-forward-holders"
 _SLEEP_MIN = 1.0
-"""Seconds until the next try when a rule that has ended could not be removed."""
+"""Seconds until the next attempt when an expired rule could not be removed."""
 _RETRY_SECONDS = 5.0
-"""Seconds until the next try when some qube could not be told, unless an event comes before."""
+"""Seconds until the next attempt when some qube could not be written, unless an event comes before."""
 _STORE_SECONDS_MAX = 80.0
-"""Seconds between two tries to write a file for which there was no room, once they have failed for long."""
+"""Seconds between two attempts to write a file on a full disk, once they have failed for long."""
 _TOLD_SECONDS = 5.0
-"""Seconds that the answer to a change waits for qubes to be told: two commands to a daemon that hangs."""
+"""Seconds that the answer to a change waits for the writes to qubes: two commands to a daemon that hangs."""
 _WORD_SECONDS = 0.2
-"""Words of a qube that come within this time are looked at once."""
+"""Seconds: status changes of a qube within this time are read once."""
 _WORDS_SECONDS = 0.5
-"""A qube may write its word as often as it likes; it is looked at once in this time."""
+"""Seconds: however often a qube writes its status, it is read once in this time."""
 
 log = logging.getLogger(__name__)
 
 
 class Running:
-    """One per application. Must be made where the loop is at hand; the loop need not run yet.
+    """One per application. Must be made where the event loop exists; the loop need not run yet.
 
-    `run` is the folder of the QubesDB sockets; a file beside them keeps the ends of rules over a restart of qubesd.
-    `lib` is that of qubes.xml, which outlives a restart of the host: a file there keeps who holds which ports.
+    `run`: the folder of the QubesDB sockets; a file beside them keeps expiry anchors over a restart of qubesd.
+    `lib`: the folder of qubes.xml, which outlives a restart of the host: a file there keeps who holds which ports.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class Running:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self) -> None:
-        """Have everything looked at anew, once for all events of one turn of the loop."""
+        """Schedule a refresh, once for all events of one turn of the loop."""
         self._asked = True
         if self._task is None or self._task.done():
             self._task = self._loop.create_task(self._work())
 
     async def told(self) -> None:
-        """Wait until every qube has been told of what was asked for, but no longer than that can take."""
+        """Wait until every qube has been written, for a bounded time."""
         if self._task is not None:
             await asyncio.wait((self._task,), timeout=_TOLD_SECONDS)
 
@@ -114,7 +114,7 @@ class Running:
         await self.told()
 
     def on_status(self, vm: Any) -> None:
-        """An agent has written a word that is watched, maybe the same one again: it alone is looked at."""
+        """Read the watched status keys of one qube, whose agent has written one of them, perhaps unchanged."""
         name = str(vm.name)
         if name not in self._looks:
             now = self._loop.time()
@@ -122,22 +122,22 @@ class Running:
             self._looks[name] = self._loop.call_at(due, self._look_at, name)
 
     def on_database(self, vm: Any) -> None:
-        """A new QubesDB daemon of a qube has been started."""
+        """Drop the connection to a qube's previous QubesDB daemon: a new one has started."""
         self._databases.drop(str(vm.name))
         self.ask()
 
     def on_firewall(self, vm: Any) -> None:
-        """The rules of a qube were saved or reloaded."""
+        """Refresh after the rules of a qube were saved or reloaded."""
         self.service.reload(vm)
         self.ask()
 
     def on_shutdown(self, vm: Any) -> None:
-        """A qube has ended, and with it the rules that last as long as it."""
+        """Remove the rules that last until the shutdown of this qube, which has stopped."""
         self.service.stopped(vm)
         self.ask()
 
     def close(self) -> None:
-        """Let go of the loop: the application ends."""
+        """Stop all timers and tasks: the application ends."""
         self._loop.remove_reader(self._clock)
         self._clock.close()
         for pending in (self._timer, self._task, *self._looks.values(), *self._tasks):
@@ -210,7 +210,7 @@ class Running:
             self._timer = self._loop.call_at(at, self._on_deadline)
 
     def _on_clock(self) -> None:
-        # The timer is one of the monotonic clock, which knows neither suspend nor a clock that was set.
+        # The timer runs on the monotonic clock, which notices neither suspend nor a wall clock that was set.
         if self._clock.read():
             self.ask()
 

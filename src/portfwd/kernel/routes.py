@@ -42,7 +42,7 @@ _FORWARDING = {
 
 
 class Route(NamedTuple):
-    """A unicast route. `gateway` is None for what is attached; `protocol` tells who made it."""
+    """A unicast route. `gateway` is None for an attached network; `protocol` tells who made it."""
 
     family: Family
     table: int
@@ -65,7 +65,7 @@ class Rule(NamedTuple):
 
 
 class NextHop(NamedTuple):
-    """Where a packet would go: out by an interface, or to this machine itself."""
+    """The next hop of a packet: an interface, or this machine itself."""
 
     link: int
     local: bool
@@ -98,7 +98,7 @@ def read_rules(netlink: Netlink) -> Iterator[Rule]:
 
 
 def next_hop(netlink: Netlink, address: IPAddress) -> NextHop | None:
-    """Where a packet of this machine to an address would go now; None when nowhere."""
+    """The next hop of this machine's packets to an address, now; None without a route."""
     header = _ROUTE.pack(_AF[family_of(address)], address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     try:
         answers = netlink.request(_GETROUTE, header + attribute(_RTA_DST, address.packed))
@@ -114,7 +114,7 @@ def next_hop(netlink: Netlink, address: IPAddress) -> NextHop | None:
 
 
 def forwards(family: Family) -> bool:
-    """Whether this network namespace forwards packets of a family; not, where there is no such family."""
+    """Whether this network namespace forwards packets of a family; False where the family is missing."""
     try:
         return _FORWARDING[family].read_text().strip() != "0"
     except OSError:
@@ -122,12 +122,12 @@ def forwards(family: Family) -> bool:
 
 
 def add_route(netlink: Netlink, route: Route) -> None:
-    """Raises FileExistsError when there is one in its place."""
+    """Add a route. Raises FileExistsError when there is one in its place."""
     netlink.request(_NEWROUTE, _route_body(route), NLM_F_NEW)
 
 
 def remove_route(netlink: Netlink, route: Route) -> None:
-    """Raises ProcessLookupError when it is not there."""
+    """Remove a route. Raises ProcessLookupError when there is none."""
     netlink.request(_DELROUTE, _route_body(route))
 
 
@@ -155,7 +155,7 @@ def _next_hops(fields: dict[int, bytes]) -> Iterator[tuple[int, IPAddress | None
 
 def _route_body(route: Route) -> bytes:
     scope = _SCOPE_LINK if route.gateway is None else _SCOPE_UNIVERSE
-    # The gateway is taken to be beyond this interface, whatever other tables say.
+    # ONLINK: the gateway is on this link, whatever other tables say.
     flags = 0 if route.gateway is None else _ONLINK
     header = _ROUTE.pack(_AF[route.family], route.prefix.prefixlen, 0, 0, 0, route.protocol, scope, _UNICAST, flags)
     body = header + _numbered(_RTA_TABLE, route.table) + _numbered(_RTA_OIF, route.link)

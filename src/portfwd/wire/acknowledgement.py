@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What an agent says back: one line for the whole, one word per entry. Pure text; dom0 treats it as untrusted.
+"""The agent's acknowledgement: one line for the whole set, one word per entry. Pure text; dom0 treats it as untrusted.
 
 /qubes-port-forward-status            version=1 generation=N state=applied|incomplete|failed
 /qubes-port-forward-status/RULE.F.P   a Result word
 /qubes-port-forward-status/uplinks    PREFIX words, the addresses of the uplinks (outermost hop)
-/qubes-port-forward-status/way-out    uplink|tunnel, by which what the qube sends to the world leaves
-/qubes-port-forward-status/ignored    INTERFACE:WHY:WHAT words, what the agent takes for no uplink or no neighbours
+/qubes-port-forward-status/way-out    uplink|tunnel: how the qube's own traffic leaves
+/qubes-port-forward-status/ignored    INTERFACE:WHY:WHAT words: what counts as no uplink or has no neighbours
 """
 
 import enum
@@ -22,13 +22,13 @@ UPLINKS = "uplinks"
 WAY_OUT = "way-out"
 IGNORED = "ignored"
 IGNORED_MAX = 32
-"""Words; so many are sure to fit into a value of QubesDB."""
+"""Words; this many always fit into a QubesDB value."""
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _WHAT = re.compile(r"[A-Za-z0-9_.:/@-]{1,43}")
 
 
 class WayOut(enum.StrEnum):
-    """By which kind of interface a qube's traffic to the world leaves: tunnel if it does so in any family."""
+    """The kind of interface by which a qube's own traffic leaves: a tunnel if it is one in either family."""
 
     UPLINK = "uplink"
     TUNNEL = "tunnel"
@@ -43,13 +43,13 @@ class State(enum.StrEnum):
 
 
 class Result(enum.StrEnum):
-    """How one entry stands in the kernel."""
+    """The state of one entry in the kernel."""
 
     OK = "ok"
     REFUSED = "refused"
     CLASH = "clash"
     OCCUPIED = "occupied"
-    """A relay whose port the qube itself listens on: it stays the qube's own."""
+    """The qube itself listens on a port of this relay, which stays the qube's own."""
     EXPIRED = "expired"
     UNRESOLVED = "unresolved"
     NO_BASE = "no-base-firewall"
@@ -69,21 +69,21 @@ What = NewType("What", str)
 
 
 class Why(enum.StrEnum):
-    """Why an interface, or a network of an uplink, counts for nothing."""
+    """Why an interface, or a network of an uplink, is ignored."""
 
     KIND = "kind"
     """It is neither a known kind of network card nor a known kind of tunnel."""
     BELOW = "below"
-    """It stands on an interface that is no network card."""
+    """The interface below it is no network card."""
     NAME = "name"
     """Its name has characters that cannot be written in a rule."""
     NETWORK = "network"
-    """The prefix of its address is too wide for neighbours, or not one of hosts."""
+    """The prefix of its address is too wide for neighbours, or is no network of hosts."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Ignored:
-    """What the agent leaves out of account."""
+    """An interface or network that the agent ignores."""
 
     interface: InterfaceName
     why: Why
@@ -104,7 +104,7 @@ class Ignored:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """The agent's word on one generation."""
+    """The agent's answer to one generation."""
 
     generation: int
     state: State

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What this qube answers when dom0 asks: the report, its open connections, the end of one, elements not yet loaded.
+"""Answers dom0's calls: the report, open connections, the end of one, and elements that are not loaded yet.
 
-Each answer is one look at the kernel, made for the call; nothing is gathered in between.
+Each answer reads the kernel once, for the call; nothing is collected in between.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ _REQUEST_MAX = 200
 
 
 class Answers:
-    """One per agent. What asks the kernel beside nft and conntrack can be exchanged, for networks without a kernel."""
+    """One per agent. Readers of the kernel other than nft and conntrack can be replaced, for tests without one."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Answers:
         return ""
 
     def report(self, entries: Iterable[Entry]) -> Report:
-        """How these entries fare. Raises OSError when the kernel says nothing about sockets."""
+        """Report on these entries. Raises OSError when the kernel does not list sockets."""
         wanted = sorted(entries, key=lambda entry: entry.key)[: limits.REPORT_LINES_MAX]
         told: dict[str, EntryReport] = {}
         for kind, own in by_kind(wanted).items():
@@ -100,7 +100,7 @@ class Answers:
         return Connections(tuple(listed))
 
     def _open_flows(self) -> Mapping[str, list[Flow]]:
-        """By the key of each entry that lets them in."""
+        """Open flows by the key of each entry that lets them in."""
         entries, around = self._firewall.opened
         doors = [entry for entry in entries if kind_of(entry).mark(entry) == MARK_IN]
         found: dict[str, list[Flow]] = {}
@@ -132,7 +132,7 @@ class Answers:
         flows = {flow: None for found in self._open_flows().values() for flow in found if _connection(flow) == wanted}
         if not flows:
             return Ended.NONE
-        # Where a socket was reset, both ends know; conntrack would remember the connection for a while.
+        # After a reset of the socket both ends know; conntrack would remember the connection for a while.
         rest = [flow for flow in flows if not self._destroy(flow)]
         for flow in flows.keys() - rest:
             self._flows.forget(flow)
@@ -142,7 +142,7 @@ class Answers:
         return Ended.ENDED
 
     def preview(self, entries: list[Entry], moment: Moment) -> Preview:
-        """The elements for these entries, were they written now. A name that nobody has asked for opens nothing."""
+        """The elements that these entries would have now. A host name that was not resolved yet opens nothing."""
         already, around = self._firewall.opened
         keys = {entry.key for entry in already}
         ends = {e.key: moment.monotonic + e.expire - moment.wall for e in entries if e.expire is not None}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""What a hop sees of a way without any packet: rules, elements, routes, listeners. Changes nothing.
+"""Inspects a way at this hop without a packet: rules, elements, routes, listeners. Changes nothing.
 
-It looks at the kernel itself and not at what the agent believes, so it also tells the truth when the agent is gone.
+It reads the kernel and not the agent's state, so its result is right when the agent is dead, too.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Eyes:
         self._netlink.close()
 
     def sight(self, entry: Entry, port: int, client: IPAddress | None) -> Sight:
-        """How this hop stands to one entry and one of its ports."""
+        """The state of one entry and one of its ports at this hop."""
         rules = self._rules(entry.family, kind_of(entry).chain)
         ours = [place for place, rule in enumerate(rules or ()) if f'comment "{COMMENT}"' in rule]
         return Sight(
@@ -101,7 +101,7 @@ class Eyes:
 
 
 def agent_runs() -> bool:
-    """Whether some process of this qube is an agent."""
+    """Whether an agent runs in this qube."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if _AGENT in path.read_bytes().split(b"\0"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Keeps the ports that this qube uses itself (ssh, mDNS, DHCP) from being taken away by a relay entry.
+"""Keeps relay entries from taking ports that this qube uses itself (ssh, mDNS, DHCP).
 
-Only entries that are not open yet are held against the qube's sockets: a forward is not torn down because some program
-binds its port later. While an entry is shut for this reason the kernel tells of sockets that end; otherwise nothing is
+Only entries that are not open yet are compared with the qube's sockets: a forward is not closed because some program
+binds its port later. While an entry is shut for this reason the kernel notifies of closed sockets; otherwise nothing is
 listened to.
 """
 
@@ -21,11 +21,11 @@ from portfwd.wire.values import PortRange
 log = logging.getLogger(__name__)
 
 _UNABLE = {errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}
-"""What a kernel answers that cannot tell of sockets at all."""
+"""Errors of a kernel that cannot list sockets at all."""
 
 
 class Occupancy:
-    """Remembers which entries are open and which are shut. For select: readable when a socket has ended."""
+    """Remembers which entries are open and which are shut. For select: readable when a socket has closed."""
 
     def __init__(self, read: Callable[[], frozenset[Socket]] = read_sockets) -> None:
         self._read = read
@@ -34,7 +34,7 @@ class Occupancy:
         self._shut: dict[str, PortRange] = {}
         self._hears = False
         self.blind = False
-        """Whether the last look failed: all that is not open yet is held, whether its port is in use or not."""
+        """Whether the last look failed: then every entry that is not open yet stays shut."""
 
     def fileno(self) -> int:
         """For select."""
@@ -49,7 +49,7 @@ class Occupancy:
         new = [e for e in entries if kind_of(e).yields and e.key not in self._open]
         self._shut = self._look(new)
         if self._shut and not self._hears and self._hear():
-            # What ended between the first look and the beginning of the notices.
+            # Looked at again for sockets that closed between the first look and the first notice.
             self._shut = self._look(new)
         if self._hears and not self._shut:
             self._ended.leave(DESTROY_GROUPS)
@@ -57,7 +57,7 @@ class Occupancy:
         return frozenset(self._shut)
 
     def read(self) -> bool:
-        """Take in the notices; whether one of the ports may be free now."""
+        """Take the notices; returns whether one of the ports may be free now."""
         messages, lost = self._ended.read()
         freed = freed_ports(messages)
         return lost or any(port in ports for ports in self._shut.values() for port in freed)

@@ -32,20 +32,20 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """Numbers of uplinks by interface name; whether what is sent to the world leaves by a tunnel."""
+    """Numbers of uplinks by interface name; whether the qube's own traffic leaves by a tunnel."""
 
     numbers: Mapping[str, int]
     tunnel: bool
 
 
 class Routes:
-    """Our routes and rules in this network namespace. Numbers are read back from the kernel, so they outlive us."""
+    """Our routes and rules in this network namespace. Numbers are read back from the kernel after a restart."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
 
     def bring(self, families: Collection[Family], gateways: Mapping[Family, IPAddress]) -> Outcome:
-        """Make the ways that replies need, take away the others. Raises OSError when the kernel cannot be read.
+        """Add the routes and rules that replies need, remove the others. Raises OSError when the kernel cannot be read.
 
         `families` are those in which something may come in; `gateways` are those of the uplink to a net qube.
         """
@@ -97,5 +97,5 @@ def _change(netlink: Netlink, ways: Ways, routes: set[Route], rules: set[Rule]) 
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, FileExistsError):
                 step()
         except OSError as error:
-            # An interface that is going away; its notice has us look again.
+            # The interface is going away; its notice triggers another look.
             log.warning("a way for replies could not be changed: %s", error)

@@ -21,7 +21,7 @@ TABLES = 0x71626600
 PRIORITY = 990
 """Priority of our rules: after the local table, before the rules that VPN and mesh programs make."""
 PROTOCOL = 113
-"""Who made a route or rule: not among those of rtnetlink.h or iproute2's rt_protos."""
+"""The routing protocol number of our routes and rules: not among those of rtnetlink.h or iproute2's rt_protos."""
 
 _WIDE = {Family.V4: 3, Family.V6: 7}
 """A prefix so short is a default route, or a part of one that VPN programs put before it."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Brings the kernel to what the entries want, through one nft transaction per change. Fails closed.
+"""Makes the kernel match the entries, through one nft transaction per change. Fails closed.
 
-Takes entries and surroundings, gives a result per entry. Only here do skeleton, elements, guard and connection table
-come together; the texts and decisions are made by the pure modules beside this one.
+Takes entries and surroundings, gives a result per entry. Only here skeleton, elements, guard and connection table
+meet; the pure modules beside this one make the texts and decisions.
 """
 
 import logging
@@ -25,7 +25,7 @@ from portfwd.wire.values import Family, Proto
 log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 1.0
-"""Until connections that could not be looked at are looked at again."""
+"""Seconds until a connection table that could not be read is read again."""
 
 
 def _mark(family: Family) -> str:
@@ -46,18 +46,18 @@ def _letting_in(elements: Elements) -> set[Family]:
 
 
 def _who(around: Surroundings) -> tuple[object, ...]:
-    """What of the surroundings says who may come in."""
+    """The part of the surroundings that decides who may come in."""
     return around.near, around.home, around.names, around.numbers
 
 
 def _replies(families: set[Family], elements: Elements) -> str:
-    """The reply chains of these families as the elements want them."""
+    """The text that adds or removes the reply chains of these families, as the elements want."""
     wanted = _numbered(elements)
     return "".join(skeleton.replies(f) if f in wanted else skeleton.no_replies(f) for f in sorted(families))
 
 
 def _ours(listed: str) -> list[str]:
-    """Our lines of a listed chain of the base firewall."""
+    """Our lines in a listed chain of the base firewall."""
     return [line.strip() for line in listed.splitlines() if f'comment "{COMMENT}"' in line]
 
 
@@ -83,7 +83,7 @@ class Firewall:
         self._printed: dict[tuple[Family, str], str] = {}
 
     def bring(self, entries: Iterable[Entry], around: Surroundings) -> dict[str, Result]:
-        """Make exactly these entries work. Raises NftError only when not even closing everything succeeded."""
+        """Open exactly these entries; a result per key. Raises NftError only when even closing everything failed."""
         wanted_entries, known = list(entries), self._applied is not None
         based = {family for family in Family if self._ensure_base(family)}
         elements, results = build((e for e in wanted_entries if e.family in based), around)
@@ -104,22 +104,22 @@ class Firewall:
 
     @property
     def opened(self) -> tuple[list[Entry], Surroundings]:
-        """The entries that stand in the kernel, and what was around when they were last looked at."""
+        """The entries that stand in the kernel, and the surroundings that they were loaded with."""
         return self._open, self._around
 
     def end(self, flows: list[Flow], now: float) -> None:
-        """End these connections: clients are told, servers learn it when they next say something. Raises OSError."""
+        """End these connections: clients are informed at once, servers with their next packet. Raises OSError."""
         self._watch_for({flow.family for flow in flows}, flows, now)
         for flow in flows:
             self._flows.forget(flow)
         self._tell(flows)
 
     def forget(self) -> None:
-        """Someone else changed our table: trust nothing of what we believe stands there."""
+        """Forget what stands in our table, since another process changed it."""
         self._applied = None
 
     def tend(self, now: float) -> float | None:
-        """Remove guards whose time is over. Returns when to come again (as Surroundings.now), or None."""
+        """Remove guards whose time is over; returns when the next is due (clock of Surroundings.now), or None."""
         for family, until in list(self._guarded.items()):
             if until > now:
                 continue
@@ -134,9 +134,9 @@ class Firewall:
         return min([*self._guarded.values(), *([now + _AGAIN_SECONDS] if self._uncut else [])], default=None)
 
     def leave(self, now: float) -> None:
-        """Take everything of ours away, for good. Raises NftError, and OSError, when that did not succeed.
+        """Remove everything of ours for good. Raises NftError or OSError when that fails.
 
-        Where connections were ended an empty table stays, which keeps them from coming back and opens nothing.
+        Where connections were ended an empty table stays, which keeps them from being picked up again.
         """
         self._close(Surroundings(now))
         for family in Family:
@@ -148,7 +148,7 @@ class Firewall:
                 self._nft.run(f"delete table {nft_family(family)} {TABLE}\n")
 
     def _load(self, elements: Elements, now: float) -> bool:
-        """Apply the elements; whether something was taken away, or may have been."""
+        """Apply the elements; returns whether something was removed, or may have been."""
         if self._applied is not None:
             elements = settle(self._applied, elements)
             text = _replies(_numbered(self._applied) ^ _numbered(elements), elements)
@@ -159,7 +159,7 @@ class Firewall:
             try:
                 self._nft.run(text)
             except NftError as error:
-                # An element that ended at this very moment makes the difference fail; the whole is always right.
+                # An element that expires at this moment makes the difference fail; loading everything always works.
                 log.info("loading all elements anew: %s", error)
             else:
                 return self._replace(elements)
@@ -186,10 +186,10 @@ class Firewall:
         return any(differing(old, elements.get(place, {})) for place, old in before.items())
 
     def _table(self, family: Family, now: float) -> str:
-        """The text that makes our table, or fills its chains anew where it stands in this shape.
+        """The text that makes our table, or refills its chains where it has this shape already.
 
-        What others did to the chains is not looked for: one transaction puts all of them right, and no packet meets
-        them half done. It does not touch the sets: what the guards watch for lives on.
+        Changes by others are not searched for: one transaction puts all chains right, and no packet meets
+        them half done. The sets stay, and with them what the guards watch for.
         """
         ip = nft_family(family)
         if self._try(f"list chain {ip} {TABLE} {skeleton.marker(family)}") is None:
@@ -204,7 +204,7 @@ class Firewall:
         return f"flush table {ip} {TABLE}\n{skeleton.table(family)}{guard}{_mark(family)}"
 
     def _ensure_base(self, family: Family) -> bool:
-        """Keep our one rule in each custom chain of the base table; False when the base firewall is not there."""
+        """Ensure our one rule in each custom chain of the base table; False when there is no base firewall."""
         return all(self._ensure_rule(family, chain, rule) for chain, rule in BASE_RULES.items())
 
     def _ensure_rule(self, family: Family, chain: str, rule: str) -> bool:
@@ -265,7 +265,7 @@ class Firewall:
         return {entry.proto for entry in set(self._open).difference(entries)}
 
     def _uncount(self, entries: list[Entry]) -> None:
-        """Forget the connections that were counted for relays which are gone. A fresh agent keeps what it finds."""
+        """Reset the hit counters of relays that are gone. A new agent keeps the counters that it finds."""
         known = {entry.key for entry in self._open}
         kept = [e for e in entries if not known or e.key in known]
         if known and known <= {entry.key for entry in entries}:
@@ -284,7 +284,7 @@ class Firewall:
             log.info("connections of forwards that are gone stay counted: %s", error)
 
     def _lingering(self, family: Family) -> bool:
-        """Whether something is left to the chain that asks what is handed on for its door, or may be."""
+        """Whether the chain for traffic that is handed on still has connections to end, or may have."""
         if family not in self._handing:
             return False
         try:
@@ -294,7 +294,7 @@ class Firewall:
         return any(flow.family is family and lingers(flow, self._open) for flow in lost)
 
     def _drop_handing(self) -> None:
-        """Without doors, and with nothing left to end, no packet need be asked."""
+        """Remove the chain for traffic that is handed on where nothing is let in and nothing is left to end."""
         for family in sorted(self._handing - _letting_in(self._applied or {}) - self._guarded.keys()):
             self._try(skeleton.not_handed_on(family))
             self._handing.discard(family)
@@ -309,9 +309,9 @@ class Firewall:
             self._guarded |= dict.fromkeys(families, now + GUARD_SECONDS)
 
     def _close(self, around: Surroundings) -> None:
-        """Nothing of ours stays open: no port, and no connection that came through one.
+        """Close everything of ours: every port, and every connection that came through one.
 
-        Empty tables are as shut as none, and can watch for those connections; where nft refuses them, they go.
+        Empty tables are as shut as none, and can watch for those connections; where nft refuses them, they are removed.
         """
         self._applied = None
         try:

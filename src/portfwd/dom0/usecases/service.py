@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The use cases of dom0, on top of store, plan and publish; what qubesd's extension calls.
+"""The use cases of dom0, on top of store, plan and publish, called by qubesd's extension.
 
 get and set answer the Admin API; what is only looked at is in views/queries.py. The world is made equal to the rules in
 steps (running.py), after any event, as often as one likes: hear what net qubes say, prepare, publish. QubesDB is read
@@ -45,21 +45,21 @@ DatabasesOf = Callable[[Iterable[Any]], Mapping[QubeName, Store]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Orders:
-    """A plan, and what brings a database to it. Uses nothing of qubesd, so that threads can."""
+    """A plan, and the writing of databases to match it. Uses no object of qubesd, so that threads can run it."""
 
     planned: Plan
     again: Container[QubeName]
     publisher: Publisher
 
     def publish(self, name: QubeName, database: Store) -> str:
-        """Bring one of them; why that failed, or ''."""
+        """Write one database; returns why that failed, or ''."""
         entries = self.planned.entries.get(name, ())
         return self.publisher.publish(name, database, entries, self.planned.owners(name), again=name in self.again)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be planned, and the databases of all running qubes, which are to be brought to it."""
+    """The input of a plan, and the databases of all running qubes, which are to match it."""
 
     snapshot: Snapshot
     databases: Mapping[QubeName, Store]
@@ -68,7 +68,7 @@ class Work:
     holders: HoldersFile
 
     def plan(self) -> Orders:
-        """Long for many rules: done by a thread, beside qubesd's loop. Keeps who holds which ports."""
+        """Make the plan and keep who holds which ports. Takes long for many rules, so a thread runs it."""
         planned = plan(self.snapshot)
         self.holders.keep(planned.held)
         return Orders(planned, _named_hops(planned, self.reloaded), self.publisher)
@@ -77,8 +77,8 @@ class Work:
 class ForwardService:
     """One per qubesd. `boot_id` names this run of the host.
 
-    `now` gives epoch seconds, `boot` the seconds of a clock that cannot be set; `kept` is a file for what must outlive
-    a restart of qubesd, but not of the host; `holders` is one for who holds which ports, which outlives both.
+    `now` gives epoch seconds, `boot` the seconds of a clock that cannot be set; `kept` is the file of what must outlive
+    a restart of qubesd, but not of the host; `holders` is the file of who holds which ports, which outlives both.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class ForwardService:
         self.store(vm, change, forwards)
 
     def asked(self, vm: Any, untrusted_text: str, untrusted_token: str | None = None, caller: Caller = DOM0) -> Change:
-        """The first third of set: what is wanted, and of which state. Raises RefusedError."""
+        """First step of set: parse the wanted list and take the snapshot. Raises RefusedError."""
         rules = parse_forwards(untrusted_text)
         del untrusted_text
         snapshot = self.snapshot()
@@ -135,7 +135,7 @@ class ForwardService:
         return Change(qube, caller.bringing(rules, qube.name, known), snapshot, Origin(caller.name, Reason.ASKED))
 
     def store(self, vm: Any, change: Change, forwards: tuple[StoredForward, ...]) -> str | None:
-        """The last third: store what Change.settled, the second one, has made of it.
+        """Last step of set: store the list that Change.settled, the second step, has made.
 
         The answer to the caller, which names a file that is kept; None, with nothing done, when the state is another
         one by now. Raises StoreError, UnstoredError.
@@ -146,7 +146,7 @@ class ForwardService:
         return "" if kept is None else format_kept(kept)
 
     def asked_anew(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
-        """A list in place of forwards that cannot be read. Raises RefusedError, also where they can be."""
+        """First step of replacing forwards that cannot be read. Raises RefusedError, also where they can be."""
         rules = parse_forwards(untrusted_text)
         del untrusted_text
         snapshot = self.snapshot()
@@ -158,19 +158,19 @@ class ForwardService:
         return Change(qube, caller.bringing(rules, qube.name, ()), snapshot, Origin(caller.name, Reason.ANEW))
 
     def candidate(self, vm: Any, untrusted_text: str, caller: Caller = DOM0) -> Change:
-        """What the qube would have with that list; stores nothing. Raises RefusedError."""
+        """The change to that list, which is not stored. Raises RefusedError."""
         return self.asked(vm, untrusted_text, None, caller)
 
     def may_hold(self, name: QubeName, owner: QubeName) -> bool:
-        """Whether a qube may still hold something for a forward of `owner`."""
+        """Whether the kernel of a qube may still hold entries for forwards of `owner`."""
         return self._publisher.may_hold(name, owner)
 
     def may_know(self, name: QubeName, key: str) -> bool:
-        """Whether a qube may have been told of the entry with that key."""
+        """Whether a qube may have received the entry with that key."""
         return self._publisher.may_know(name, key)
 
     def confirmed(self, name: QubeName, planned: Plan) -> None:
-        """A qube was seen to hold what is planned for it, and nothing else."""
+        """Note that a qube has confirmed exactly what is planned for it."""
         self._publisher.confirmed(name, planned.owners(name))
 
     @property
@@ -204,7 +204,7 @@ class ForwardService:
         return self._tunnels.due()
 
     def prepare(self) -> Work | None:
-        """Bring the rules up to date. Never raises."""
+        """Bring the rules up to date and collect the next plan's input; None when that fails. Never raises."""
         try:
             snapshot = self.snapshot()
             self._note_damage(snapshot)
@@ -219,7 +219,7 @@ class ForwardService:
             return None
 
     def published(self, failures: Mapping[QubeName, str]) -> None:
-        """What became of the work: why it failed for each qube, or ''."""
+        """Take the results of the work: for each qube why it failed, or ''."""
         before, self._unwritten = self._unwritten, {name: text for name, text in failures.items() if text}
         for name in self._unwritten.keys() - before.keys():
             log.warning("port forwarding: %s", self._unwritten[name])
@@ -227,7 +227,7 @@ class ForwardService:
             log.info("port forwarding: QubesDB of '%s' can be written again, or is gone", name)
 
     def reload(self, vm: Any) -> None:
-        """Take what somebody has written into the file, and have every hop of the rules resolve host names anew.
+        """Load a file that was edited by hand, and have every hop of the rules resolve host names again.
 
         Never raises.
         """
@@ -238,31 +238,31 @@ class ForwardService:
             log.warning("port forwarding: rules of %s cannot be read anew: %s", vm.name, error)
 
     def read_in(self) -> Iterator[None]:
-        """Have the file of each qube read that has not been yet, one at each step: at a start there are many."""
+        """Read the file of each qube that was not read yet, one per step: at a start there are many."""
         for vm in list(self._app.domains):
             with contextlib.suppress(Exception):
-                # What is wrong with it, the next snapshot says.
+                # The next snapshot reports what is wrong with it.
                 _ = vm.firewall.forwards
             yield
 
     @property
     def unstored(self) -> bool:
-        """Whether the file of some qube does not hold what is in force yet."""
+        """Whether the file of some qube still lacks what is in force."""
         return self._unstored
 
     def stopped(self, vm: Any) -> None:
-        """End the rules of a qube that live until its shutdown, and forget what its agent said. Never raises."""
+        """End the rules that live until this qube's shutdown, and forget its agent's reports. Never raises."""
         self._tunnels.forget(QubeName(str(vm.name)))
         self._publisher.ended(QubeName(str(vm.name)))
         self._drop(vm, lambda stored: stored.rule.expire is Lifetime.SHUTDOWN, Reason.SHUTDOWN)
 
     def next_deadline(self) -> float | None:
-        """When the next rule ends, in epoch seconds by the present clock, or None."""
+        """When the next rule expires, in epoch seconds by the present clock, or None."""
         snapshot = self._taken()
         return min((self._now() + seconds for seconds in self._left(snapshot).values()), default=None)
 
     def expire(self) -> None:
-        """Remove every rule whose lifetime has ended from its file. Never raises."""
+        """Remove every expired rule from its file. Never raises."""
         try:
             self._drop_over(self.snapshot())
         except Exception:
@@ -277,7 +277,7 @@ class ForwardService:
         return dropped
 
     def snapshot(self) -> Snapshot:
-        """All qubes at this moment, with the rules whose time is over."""
+        """The snapshot of this moment, with the rules that have expired."""
         snapshot = self._taken()
         over = frozenset(rule for rule, seconds in self._left(snapshot).items() if seconds <= 0)
         return dataclasses.replace(snapshot, over=over, held=self._holders.present)
@@ -287,7 +287,7 @@ class ForwardService:
         return take_snapshot(self._app, int(self._now()), self._boot_id, tunnels.counted, tunnels.untold)
 
     def _left(self, snapshot: Snapshot) -> dict[tuple[QubeName, RuleId], float]:
-        """How many seconds each rule with an end by the clock still has."""
+        """Seconds left for each rule that expires at a time."""
         expires = {
             (qube.name, stored.rule.id(qube.name)): stored.rule.expire
             for qube in snapshot.qubes.values()
@@ -304,11 +304,11 @@ class ForwardService:
         return {(qube, rule): left[f"{qube}/{rule}"] for qube, rule in expires}
 
     def databases(self, snapshot: Snapshot) -> Mapping[QubeName, Store]:
-        """The databases of all running qubes, also of those that could not be read: theirs are emptied."""
+        """The databases of all running qubes, also of qubes that could not be read, whose databases are emptied."""
         return self._databases_of([vm for vm in self._app.domains if _runs(vm, snapshot)])
 
     def _adopt(self, snapshot: Snapshot) -> bool:
-        """Give rules what they can only get now: a date, and that of a halted qube until shutdown its first run."""
+        """Complete stored rules: a missing date, and the run in which a rule `until shutdown` ends."""
         adopted = False
         later = dates_after(snapshot)
         for vm in self._app.domains:
@@ -321,14 +321,14 @@ class ForwardService:
         return adopted
 
     def _note_damage(self, snapshot: Snapshot) -> None:
-        """Say it once."""
+        """Log each damaged file once."""
         before, self._damage = self._damage, {q.name: q.damage for q in snapshot.qubes.values() if q.damage}
         for name, damage in self._damage.items():
             if before.get(name) != damage:
                 log.warning("port forwarding: forwards of %s cannot be read: %s; %s", name, damage, remedy(name))
 
     def _store_again(self, snapshot: Snapshot) -> None:
-        """Have files follow that could not be written when something was shut."""
+        """Write the files that could not be written when ports were shut."""
         self._unstored = False
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
@@ -339,9 +339,9 @@ class ForwardService:
                     self._unstored = True
 
     def _remember_tunnels(self, snapshot: Snapshot) -> None:
-        """A VPN qube stays one while its tunnel is down, and before it comes up at the next start.
+        """Remember VPN qubes in a feature, for the time while their tunnel is down and before it comes up at a start.
 
-        In a feature, where the user sees and can remove it. An empty one is the user's word that nothing be remembered.
+        The user sees a feature and can remove it. An empty one means that nothing is remembered.
         """
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
@@ -363,7 +363,7 @@ class ForwardService:
         return len(kept) != len(forwards) and self._save(vm, kept, reason)
 
     def _save(self, vm: Any, forwards: tuple[StoredForward, ...], reason: Reason) -> bool:
-        """Whether that counts now; what could not be saved is tried again at the next event."""
+        """Save; returns whether the list is in force now. A failed save is tried again at the next event."""
         try:
             save(vm, forwards, Origin(DOM0.name, reason))
         except UnstoredError as error:
@@ -390,6 +390,6 @@ def _runs(vm: Any, snapshot: Snapshot) -> bool:
 
 
 def _named_hops(planned: Plan, targets: Container[str]) -> set[QubeName]:
-    """The hops whose entries for these qubes hold host names: they look at them when a commit comes."""
+    """The hops whose entries for these qubes have host names, which they resolve when a commit comes."""
     paths = (path for path in planned.paths.values() if path[-1][0] in targets)
     return {name for path in paths for name, entry in path if isinstance(entry.source, HostName)}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""One look at the databases of qubes: how far each entry has come. Reads a few keys of each; writes nothing.
+"""Looks at the databases of qubes for how far each entry has come. Reads a few keys of each; writes nothing.
 
-Everything that is read has passed through the qube: it is matched against fixed words and parsed, never passed on.
-Only single keys are read, whose values QubesDB bounds, and no more of them than there are entries: how many others a
-qube writes beside them costs nothing here.
+Every value read may come from the qube: it is matched against fixed words and parsed, never passed on.
+Only single keys are read, whose values QubesDB bounds, and no more of them than there are entries: further keys that a
+qube writes cost nothing here.
 """
 
 import contextlib
@@ -42,10 +42,10 @@ _UPLINKS_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the databases said.
+    """The result of a look at the databases.
 
-    `states` leaves out what is only planned. Of each entrance that tells them: `uplinks`, the addresses of its uplinks,
-    and `ignored`, what its agent leaves out of account there.
+    `states` leaves out entries that are only planned. For entrances that report them: `uplinks`, their addresses,
+    and `ignored`, the interfaces and networks that the agent ignores.
     """
 
     states: Mapping[Place, HopState]
@@ -67,8 +67,8 @@ def look_at(
 ) -> Look:
     """Look once at each database on the paths of these rules.
 
-    `addresses` are those that each qube gets at its next start. `unwritten` are the qubes to which the last plan could
-    not be written. `told`: whether a qube may have been told of the entry with that key before.
+    `addresses`: those that each qube gets at its next start. `unwritten`: the qubes to which the last plan could
+    not be written. `told`: whether a qube may have received the entry with that key before.
     """
     wanted: dict[QubeName, list[Entry]] = {}
     entrances = set()
@@ -89,7 +89,7 @@ def look_at(
     uplinks: dict[QubeName, tuple[Interface, ...]] = {}
     ignored: dict[QubeName, tuple[Ignored, ...]] = {}
     for name, entries in wanted.items():
-        # Of what cannot be read it is known at most that the qube was never told of it.
+        # Of a database that cannot be read it is known at most that the qube never received the entry.
         states |= {(name, entry.key): HopState.UNKNOWN for entry in entries if told(name, entry.key)}
         if name not in databases:
             continue
@@ -115,16 +115,16 @@ def look_at(
 
 
 def confirmed(database: Store, wanted: Iterable[Entry]) -> bool | None:
-    """Whether a qube says that its kernel holds what is wanted and nothing more; None where nothing of ours ever stood.
+    """Whether a qube confirms that its kernel holds exactly what is wanted; None where nothing of ours ever stood.
 
-    False also when that is not known: its database does not answer, or does not hold what is wanted.
+    False also when that is unknown: its database does not answer, or does not hold what is wanted.
     """
     try:
         commit, acknowledgement = _words(database)
     except (RuntimeError, OSError, RefusedError):
         return False
     if commit is None:
-        # A word on a commit that is not there: dom0's daemon has lost it, the qube may hold what it said.
+        # An acknowledgement without its commit: dom0's daemon has lost it, and the qube may hold those entries.
         return None if acknowledgement is None or acknowledgement.generation == 0 else False
     return (
         commit.covers({entry.key: entry.value for entry in wanted})
@@ -135,7 +135,7 @@ def confirmed(database: Store, wanted: Iterable[Entry]) -> bool | None:
 
 
 def _words(database: Store) -> tuple[Commit | None, Acknowledgement | None]:
-    """The last commit to a qube, and its last word on one. Raises RefusedError, and what the database raises."""
+    """The last commit to a qube, and its last acknowledgement. Raises RefusedError, and what the database raises."""
     untrusted_commit = database.read(limits.BASE)
     untrusted_ack = database.read(limits.STATUS_BASE)
     return (
@@ -160,10 +160,10 @@ Standing = Callable[[Iterable[str]], bool]
 
 
 def standing(database: Store | None, wanted: Iterable[Entry], *, heard: bool) -> Standing | None:
-    """What tells whether a qube may hold entries with some keys in spite of dom0, which does not want them (any more).
+    """A test whether a qube may hold entries with some keys that dom0 does not want (any more).
 
-    None when it has confirmed that it holds nothing else than what is wanted. `database` None: it cannot be read.
-    `heard`: one that has never said anything holds nothing.
+    None when it has confirmed that it holds exactly what is wanted. `database` None: it cannot be read.
+    `heard`: a qube that has never acknowledged anything holds nothing.
     """
     if database is None:
         return _anything
@@ -199,7 +199,7 @@ def _entry_states(
     except RefusedError:
         yield from ((entry, HopState.UNCLEAR) for entry in entries)
         return
-    # One digest in place of as many reads; it is told entry by entry only where something differs.
+    # One digest instead of a read per entry; entries are compared only where it differs.
     whole = commit is not None and commit.covers({entry.key: entry.value for entry in all_entries})
     for entry in entries:
         if not whole and database.read(entry.path) != entry.value.encode():
@@ -222,7 +222,7 @@ def _since_before(database: Store, entry: Entry, new: HopState) -> HopState:
 
 
 def _moved(database: Store, family: Family, addresses: Mapping[Family, str]) -> bool:
-    """Whether a qube runs with another address than dom0 has for it now: it takes the new one when it starts."""
+    """Whether a qube still uses another address than dom0 has for it now; it takes the new one at its next start."""
     untrusted_present = database.read(_OWN_ADDRESS[family])
     if untrusted_present is None or family not in addresses:
         return False
@@ -231,7 +231,7 @@ def _moved(database: Store, family: Family, addresses: Mapping[Family, str]) -> 
 
 
 def _uplinks(database: Store) -> tuple[Interface, ...]:
-    """Nothing when a single word is not an address with its prefix length."""
+    """The addresses of the uplinks; none when a single word is not an address with its prefix length."""
     untrusted_words = _text(database.read(limits.STATUS + UPLINKS) or b"").split(" ")
     try:
         found = tuple(_interface(untrusted_word) for untrusted_word in untrusted_words if untrusted_word)
@@ -241,7 +241,7 @@ def _uplinks(database: Store) -> tuple[Interface, ...]:
 
 
 def _ignored(database: Store) -> tuple[Ignored, ...]:
-    """Those words that are such words; what the others were to say is not known, and nothing hangs on them."""
+    """The ignored interfaces and networks; malformed words are skipped, since nothing depends on them."""
     found = []
     for untrusted_word in _text(database.read(limits.STATUS + IGNORED) or b"").split(" ")[:IGNORED_MAX]:
         with contextlib.suppress(RefusedError):

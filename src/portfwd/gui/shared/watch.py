@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Keeps what the windows show true: looks when an event says that something changed, and while traffic is on show."""
+"""Keeps the windows up to date: looks when an event reports a change, and repeatedly while traffic is shown."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _SOON, _AGAIN, _AGAIN_MAX = 60, 300, 20
 _RETRY, _RETRY_MAX = 1000, 60_000
 """Milliseconds from a look that failed to the next one, growing."""
 _MISSED_MAX = 3
-"""Looks that are repeated for qubes that tell nothing, until something happens."""
+"""Repeated looks for qubes that dom0 does not tell, at most, until an event comes."""
 _NETWORK = (
     "domain-add",
     "domain-delete",
@@ -37,24 +37,24 @@ _NETWORK = (
     "property-reset:netvm",
     "property-set:provides_network",
 )
-"""After these the picture of the network is another one."""
+"""Events after which the picture of the network may be another one."""
 _ALL = ("domain-paused", "domain-unpaused", "domain-feature-", "property-set:ip", "property-reset:ip", "domain-tag-")
-"""After these any forward may fare otherwise."""
+"""Events after which the state of any forward may be another one."""
 
 
 class Watch(QObject):
-    """What is known of all forwards. `known` turns true with the first look that succeeded.
+    """The present knowledge of all forwards. `known` turns true with the first successful look.
 
-    `problem` says why what is shown may be out of date; empty when all is well. `untold`: the qubes that tell nothing,
-    each with the reason; all others are told nevertheless.
+    `problem`: why the windows may be out of date, '' when all is well. `untold`: the qubes that dom0 does not tell,
+    each with the reason; the others are shown nevertheless.
     """
 
     changed = pyqtSignal(object)
-    """Changes, after each look; counters alone change, too."""
+    """Changes, after each look, also where only counters changed."""
     network_changed = pyqtSignal(object)
     """The qubes."""
     trouble = pyqtSignal()
-    """`problem` may be another one."""
+    """`problem` may have changed."""
 
     def __init__(self, client: AdminClient, transport: EventTransport, tasks: Tasks) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Watch(QObject):
         self._feed.lost.connect(self._on_no_news)
 
     def start(self) -> None:
-        """Begin. The first look comes with the first news, or when there is none: before, something could be missed."""
+        """Start. The first look comes once events flow, or when they cannot: an earlier one could miss a change."""
         self._feed.start()
 
     @property
@@ -101,9 +101,9 @@ class Watch(QObject):
         self._feed.close()
 
     def set_shown(self, viewer: QObject, shown: bool) -> None:
-        """Tell whether a viewer shows traffic now: only then is there anything to look at again and again."""
+        """Note whether a viewer shows traffic now, which is looked at repeatedly."""
         if self._closed:
-            # Windows are hidden once more while the program ends, when Qt has taken the timers away.
+            # Windows are hidden again while the program ends, when Qt has destroyed the timers.
             return
         (self._shown.add if shown else self._shown.discard)(viewer)
         if self._shown and not self._refresh.isActive():
@@ -117,7 +117,7 @@ class Watch(QObject):
         self.look()
 
     def look(self, qube: QubeName | None = None) -> None:
-        """Look soon, at one qube or (None) at all; what is asked for meanwhile is one look."""
+        """Look soon, at one qube or (None) at all; requests in the meantime make a single look."""
         self._wanted.add(qube)
         if not self._soon.isActive():
             self._soon.start(_SOON)
@@ -184,11 +184,11 @@ class Watch(QObject):
         self.trouble.emit()
         self.changed.emit(changes)
         if any(s.doors is Doors.UNKNOWN for s in statuses) and self._again < _AGAIN_MAX:
-            # Agents answer in their own time, and no event tells of it.
+            # Agents answer in their own time, and no event reports it.
             self._again += 1
             self._later.start(_AGAIN)
         elif untold and self._missed < _MISSED_MAX:
-            # It may have been a moment only; what policy refuses it refuses always, so this has an end.
+            # The failure may be over in a moment; a refusal by policy is not, so the repetition ends.
             self._missed += 1
             self._later.start(_RETRY * self._missed)
         elif not self.untold:
