@@ -88,6 +88,7 @@ class Agent:
         self._networks: Networks | None = None
         self._told = Networks()
         self._unseen: set[str] = set()
+        self._reach: dict[str, Result] = {}
         self._deadlines: dict[str, float] = {}
         self._fresh = True
         self._stopping = False
@@ -272,7 +273,7 @@ class Agent:
             state = State.FAILED
         self._occupancy.remember(results)
         results |= dict.fromkeys(unknown & results.keys(), Result.FAILED)
-        results |= self._stranded(results)
+        results |= self._reached(results)
         failed = state is State.FAILED or Result.FAILED in results.values() or bool(self._unseen)
         again = [*(end for end in ends.values() if end > now), *([now + _RETRY_SECONDS] if failed else [])]
         if (guard := self._firewall.tend(now)) is not None:
@@ -282,18 +283,21 @@ class Agent:
             self._deadlines["apply"] = min(again)
         self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED))
 
-    def _stranded(self, results: dict[str, Result]) -> dict[str, Result]:
-        """The relays that stand in the kernel and lead nowhere: a vif comes in steps, and qubes-network after us."""
+    def _reached(self, results: dict[str, Result]) -> dict[str, Result]:
+        """Which relays of the kernel lead to a qube: a vif comes in steps, and qubes-network may come after us."""
         entries = self._desired.entries
         relays = [e for e in entries if isinstance(e, Relay) and results.get(e.key) is Result.OK]
         if not relays:
             return {}
         lost = self._see("routes to the qubes behind", lambda: without_way({entry.to for entry in relays}))
         if lost is None:
-            return {entry.key: Result.FAILED for entry in relays}
+            # They stand; of those that led somewhere this was known last, and of a new one nothing is.
+            return {entry.key: self._reach.get(entry.key, Result.FAILED) for entry in relays}
         closed = {family for family in Family if not forwards(family)}
-        found = {entry.key: Result.NO_ROUTE for entry in relays if entry.to in lost}
-        return found | {entry.key: Result.NOT_FORWARDING for entry in relays if entry.family in closed}
+        self._reach = dict.fromkeys((entry.key for entry in relays), Result.OK)
+        self._reach |= {entry.key: Result.NO_ROUTE for entry in relays if entry.to in lost}
+        self._reach |= {entry.key: Result.NOT_FORWARDING for entry in relays if entry.family in closed}
+        return self._reach
 
     def _see(self, what: str, read: Callable[[], T]) -> T | None:
         """What a reader of the kernel returns; None where it fails: that is unknown, and is read again soon."""
