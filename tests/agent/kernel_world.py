@@ -48,6 +48,7 @@ from tests.fakes.base import base_tables
 
 _MAC_UP, _MAC_DOWN = "fe:ff:ff:ff:ff:ff", "00:16:3e:5e:6c:00"
 _CT_DELETE = 0x102
+TCP_PATIENCE = 3.0
 
 
 def start_agent(machine: Machine) -> None:
@@ -233,25 +234,32 @@ class KernelWorld:
 
     def client_speaks(self, handle: int) -> Life:
         """The client sends a line and waits for the answer."""
-        machine, place, proto, *_ = self._opened[handle]
-        return machine.call(sockets.client_speaks, place, self._patience_for(proto))
+        return self.clients_speak([handle])[0]
+
+    def clients_speak(self, handles: Sequence[int]) -> list[Life]:
+        """The clients of one machine send a line each, at the same time."""
+        opened = [self._opened[handle] for handle in handles]
+        # A TCP side notices sooner or later, over UDP there is nothing to notice.
+        patience = {Proto.TCP: TCP_PATIENCE, Proto.UDP: self.patience}
+        return opened[0][0].call(sockets.clients_speak, [(place, patience[proto]) for _, place, proto, *_ in opened])
 
     def server_speaks(self, handle: int) -> Life:
         """The program in work sends a line; what its side sees of it."""
-        machine, place, proto, peer, peer_port, port = self._opened[handle]
-        arguments = (proto, peer, peer_port, port, self._patience_for(proto))
-        seen = self._machines[self.server].call(sockets.server_speaks, *arguments)
-        heard = proto is Proto.UDP and machine.call(sockets.hears, place, self.patience)
-        return Life.ALIVE if heard else seen
+        return self.servers_speak([handle])[0]
+
+    def servers_speak(self, handles: Sequence[int]) -> list[Life]:
+        """The programs in work send a line to a client each, at the same time."""
+        opened = [self._opened[handle] for handle in handles]
+        seen = self._machines[self.server].call(sockets.servers_speak, [one[2:] for one in opened], TCP_PATIENCE)
+        for place, (machine, handle, proto, *_) in enumerate(opened):
+            if proto is Proto.UDP and machine.call(sockets.hears, handle, self.patience):
+                seen[place] = Life.ALIVE
+        return seen
 
     def client_waits(self, handle: int) -> Life:
         """What a client that says nothing notices."""
         machine, place, *_ = self._opened[handle]
         return machine.call(sockets.client_waits, place, 1.0)
-
-    def _patience_for(self, proto: Proto) -> float:
-        # A TCP side notices sooner or later, over UDP there is nothing to notice.
-        return 3.0 if proto is Proto.TCP else self.patience
 
     def now(self) -> float:
         """Epoch seconds."""

@@ -173,24 +173,75 @@ def open_one(machine: Machine, dial: Dial) -> tuple[int, IPAddress, int, int] | 
     return handle, reached.client, client.getsockname()[1], reached.port
 
 
-def client_speaks(machine: Machine, handle: int, patience: float) -> Life:
-    """Send a line on a kept connection and wait for it to come back."""
-    client: socket.socket = machine.kept[f"client {handle}"]
-    line = os.urandom(8).hex().encode() + b"\n"
-    heard = b""
-    try:
-        client.send(line)
-        begin = time.monotonic()
-        while line not in heard and time.monotonic() - begin < patience:
-            with contextlib.suppress(BlockingIOError):
-                more = client.recv(4096)
-                if not more:
-                    return Life.RESET
-                heard += more
-            machine.turn(0.002)
-    except OSError:
-        return Life.RESET if client.type == socket.SOCK_STREAM else Life.SILENT
-    return Life.ALIVE if line in heard else Life.SILENT
+class Spoken:
+    """A line sent on a kept connection, until it comes back."""
+
+    def __init__(self, client: socket.socket, patience: float) -> None:
+        self._client, self._patience = client, patience
+        self._line, self._heard = os.urandom(8).hex().encode() + b"\n", b""
+        self._begin = time.monotonic()
+        self._refused = False
+        try:
+            client.send(self._line)
+        except OSError:
+            self._refused = True
+
+    def look(self) -> Life | None:
+        """What has become of it; None while nothing has."""
+        gone = Life.RESET if self._client.type == socket.SOCK_STREAM else Life.SILENT
+        if self._refused:
+            return gone
+        try:
+            more = self._client.recv(4096)
+            if not more:
+                return Life.RESET
+            self._heard += more
+        except BlockingIOError:
+            pass
+        except OSError:
+            return gone
+        if self._line in self._heard:
+            return Life.ALIVE
+        return Life.SILENT if time.monotonic() - self._begin > self._patience else None
+
+
+class Said:
+    """A line that a server sends to a client that has connected over TCP, until the client's system has it."""
+
+    def __init__(self, machine: Machine, place: tuple[IPAddress, int], patience: float) -> None:
+        self._accepted: dict[tuple[IPAddress, int], socket.socket | None] = machine.kept["accepted"]
+        self._place, self._patience, self._begin = place, patience, time.monotonic()
+        self._refused = False
+        try:
+            if (connection := self._accepted.get(place)) is not None:
+                connection.send(b"hello again\n")
+        except OSError:
+            # The first call after a reset is told of it, and later ones see an ordinary end.
+            self._refused = True
+
+    def look(self) -> Life | None:
+        """What has become of it; None while nothing has."""
+        connection = self._accepted.get(self._place)
+        if connection is None or self._refused:
+            return Life.RESET
+        if struct.unpack("i", fcntl.ioctl(connection.fileno(), _SIOCOUTQ, b"\0" * 4))[0] == 0:
+            return Life.ALIVE
+        return Life.SILENT if time.monotonic() - self._begin > self._patience else None
+
+
+def _await(machine: Machine, lines: Sequence[Spoken | Said]) -> list[Life]:
+    found: dict[int, Life] = {}
+    while len(found) < len(lines):
+        machine.turn(0.002)
+        for place, line in enumerate(lines):
+            if place not in found and (life := line.look()) is not None:
+                found[place] = life
+    return [found[place] for place in range(len(lines))]
+
+
+def clients_speak(machine: Machine, clients: Sequence[tuple[int, float]]) -> list[Life]:
+    """Send a line on kept connections, (handle, patience), all at once, and wait for each to come back."""
+    return _await(machine, [Spoken(machine.kept[f"client {handle}"], patience) for handle, patience in clients])
 
 
 def client_waits(machine: Machine, handle: int, patience: float) -> Life:
@@ -218,29 +269,23 @@ def hears(machine: Machine, handle: int, patience: float) -> bool:
     return False
 
 
-def server_speaks(machine: Machine, proto: Proto, peer: IPAddress, peer_port: int, port: int, patience: float) -> Life:
-    """Send a line to a client that has connected. Over UDP the answer is SILENT: only the client can tell."""
-    if proto is Proto.UDP:
+def servers_speak(
+    machine: Machine, clients: Sequence[tuple[Proto, IPAddress, int, int]], patience: float
+) -> list[Life]:
+    """Send a line to clients, all at once: protocol, the client's address and port, the server's port.
+
+    Over UDP the answer is SILENT: only the client can tell.
+    """
+    lines = []
+    for proto, peer, peer_port, port in clients:
+        if proto is Proto.TCP:
+            lines.append(Said(machine, (peer, peer_port), patience))
+            continue
         address = str(peer) if peer.version == 6 else f"::ffff:{peer}"
         with contextlib.suppress(OSError):
             machine.kept["udp"][port].sendto(b"hello again\n", (address, peer_port))
-        return Life.SILENT
-    begin = time.monotonic()
-    connection: socket.socket | None = machine.kept["accepted"].get((peer, peer_port))
-    if connection is None:
-        return Life.RESET
-    try:
-        connection.send(b"hello again\n")
-    except OSError:
-        # The first call after a reset is told of it, and later ones see an ordinary end.
-        return Life.RESET
-    while time.monotonic() - begin < patience:
-        machine.turn(0.002)
-        if machine.kept["accepted"].get((peer, peer_port)) is None:
-            return Life.RESET
-        if struct.unpack("i", fcntl.ioctl(connection.fileno(), _SIOCOUTQ, b"\0" * 4))[0] == 0:
-            return Life.ALIVE
-    return Life.SILENT
+    lives = iter(_await(machine, lines))
+    return [next(lives) if proto is Proto.TCP else Life.SILENT for proto, *_ in clients]
 
 
 def hang_up(machine: Machine) -> None:

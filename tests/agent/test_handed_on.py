@@ -9,6 +9,8 @@ What came in by a forward ends with it, whoever in the target answers.
 
 import enum
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 
@@ -46,7 +48,7 @@ class Target:
         ip = "ip" if self.family is Family.V4 else "ip6"
         address = INSIDE[self.family][1].partition("/")[0] if self.to is To.CONTAINER else str(WORK[self.family])
         where = f"[{address}]:8080" if self.family is Family.V6 else f"{address}:8080"
-        rule = f"iifgroup 1 {self.proto.value} dport 443 dnat to {where}"
+        rule = f"iifgroup 1 {self.proto.value} dport {{ 80, 443 }} dnat to {where}"
         self.world.nft(
             Node.WORK,
             f"add table {ip} users\n"
@@ -108,24 +110,68 @@ def target(network: KernelWorld, to: To, request: pytest.FixtureRequest) -> Targ
     return Target(network, to, *request.param)
 
 
-@pytest.mark.parametrize("source", ["any", "listed"])
+class Way(NamedTuple):
+    """One of the forwards that expire at the same time."""
+
+    proto: Proto
+    family: Family
+    source: str
+
+
+WAYS = [Way(proto, family, source) for proto in Proto for family in Family for source in ("any", "listed")]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is noticed of two connections after the end: soon, and when the kernel waits for no agent any more."""
+
+    soon: list[Life]
+    late_client: Life
+    late_server: Life
+
+
+@pytest.fixture(scope="module", params=list(To))
+def ended(network: KernelWorld, request: pytest.FixtureRequest) -> dict[Way, Ended]:
+    """All ways at once: the time until the end passes for all of them."""
+    to: To = request.param
+    network.reset()
+    network.machine("container").call(sockets.hang_up)
+    for proto, family in {(way.proto, way.family) for way in WAYS}:
+        Target(network, to, proto, family)
+    end = int(network.now()) + 3
+    entries = []
+    for way in WAYS:
+        port = 443 if way.source == "any" else 80
+        where = "any" if way.source == "any" else str(LAPTOP.addresses[way.family])
+        entries.append(relay(port, proto=way.proto, family=way.family, expire=end))
+        entries.append(accept(port, proto=way.proto, family=way.family, source=where, expire=end))
+    network.apply(entries)
+    first, second = (
+        {way: network.open(Attempt(LAPTOP, 443 if way.source == "any" else 80, way.proto, way.family)) for way in WAYS}
+        for _ in range(2)
+    )
+    assert network.clients_speak([*first.values(), *second.values()]) == [Life.ALIVE] * 2 * len(WAYS)
+    network.wait_until(lambda: network.now() > end + 1)
+    # What a program of the target sends by itself over UDP is asked only a little later: nothing comes in by it.
+    asked = [way for way in WAYS if to is To.CONTAINER or way.proto is Proto.TCP]
+    servers = dict(zip(asked, network.servers_speak([first[way] for way in asked]), strict=True))
+    clients = [dict(zip(WAYS, network.clients_speak(list(one.values())), strict=True)) for one in (first, second)]
+    network.wait_until(lambda: network.now() > end + LATE_SECONDS + 0.2)
+    late_clients = dict(zip(WAYS, network.clients_speak(list(second.values())), strict=True))
+    late_servers = dict(zip(WAYS, network.servers_speak(list(second.values())), strict=True))
+    return {
+        way: Ended([lives[way] for lives in (servers, *clients) if way in lives], late_clients[way], late_servers[way])
+        for way in WAYS
+    }
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.proto}-{way.family}-{way.source}")
 def test_f4_an_expired_forward_ends_what_the_target_has_handed_on_without_any_agent(
-    target: Target, source: str
+    ended: dict[Way, Ended], way: Way
 ) -> None:
-    end = int(target.world.now()) + 2
-    where = "any" if source == "any" else str(LAPTOP.addresses[target.family])
-    target.apply(target.relay(expire=end), target.accept(where, expire=end))
-    handles = [target.opens(), target.opens()]
-    assert [target.speaks(handle) for handle in handles] == [Life.ALIVE] * 2
-    target.world.wait_until(lambda: target.world.now() > end + 1)
-    if target.to is To.CONTAINER or target.proto is Proto.TCP:
-        # What a program of the target sends by itself over UDP is asked only a little later: nothing comes in by it.
-        assert target.speaks(handles[0], first="server") is not Life.ALIVE
-    assert target.speaks(handles[0]) is not Life.ALIVE
-    assert target.speaks(handles[1]) is not Life.ALIVE
-    target.world.wait_until(lambda: target.world.now() > end + LATE_SECONDS + 0.2)
-    assert target.speaks(handles[1]) is (Life.RESET if target.proto is Proto.TCP else Life.SILENT)
-    assert target.speaks(handles[1], first="server") is not Life.ALIVE
+    assert Life.ALIVE not in ended[way].soon
+    assert ended[way].late_client is (Life.RESET if way.proto is Proto.TCP else Life.SILENT)
+    assert ended[way].late_server is not Life.ALIVE
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
