@@ -34,8 +34,12 @@ CASES = [("work", kind) for kind in BAD]
 CASES += [("sys-net", kind) for kind in ("garbage", "endless lines", "silent", "half")]
 
 
-def run(world: World, seconds: float, *commands: str) -> "list[subprocess.CompletedProcess[str]]":
-    """Type commands of qvm-port-forward at the same time; all end in time, and nothing but text is printed."""
+Limits = dict[str, float]
+"""Commands of qvm-port-forward, and how many seconds each may take; the quick ones first."""
+
+
+def run(world: World, commands: Limits) -> "list[subprocess.CompletedProcess[str]]":
+    """Type commands at the same time; all end in time, and nothing but text is printed."""
     begin = time.monotonic()
     done = []
     with contextlib.ExitStack() as stack:
@@ -46,24 +50,39 @@ def run(world: World, seconds: float, *commands: str) -> "list[subprocess.Comple
             stack.enter_context(process)
             stack.callback(process.kill)
             started.append(process)
-        for command, process in zip(commands, started, strict=True):
+        for (command, seconds), process in zip(commands.items(), started, strict=True):
             out, err = (text.decode("latin-1") for text in process.communicate(timeout=60))
+            took = time.monotonic() - begin
+            assert took < seconds, f"{command}: {took:.1f} seconds"
             for text in (out, err):
                 assert all(c == "\n" or " " <= c <= "~" for c in text), (command, text)
                 assert MARK not in text, (command, text)
                 assert "Traceback" not in text, (command, text)
             done.append(subprocess.CompletedProcess(command, process.returncode, out, err))
-    took = time.monotonic() - begin
-    assert took < seconds, f"{commands}: {took:.1f} seconds"
     return done
 
 
 Facts = dict[tuple[str, int], dict[str, Any]]
 
 
+Rows = dict[tuple[str, str], list[str]]
+
+
 def facts(world: World) -> Facts:
     """What `list --json` says of every forward, without what passes with time."""
-    [listed] = run(world, SECONDS, "list --json")
+    [listed] = run(world, {"list --json": SECONDS})
+    return _facts(listed)
+
+
+def facts_and_rows(world: World) -> tuple[Facts, Rows]:
+    """The same, and the table, by qube and number."""
+    as_json, listed = run(world, {"list --json": SECONDS, "list": SECONDS})
+    assert (listed.returncode, listed.stderr) == (0, "")
+    rows = {(words[0], words[1]): words for line in listed.stdout.splitlines()[1:] if (words := line.split())}
+    return _facts(as_json), rows
+
+
+def _facts(listed: "subprocess.CompletedProcess[str]") -> Facts:
     assert (listed.returncode, listed.stderr) == (0, "")
     found = {(one["qube"], one["number"]): one for one in json.loads(listed.stdout)["forwards"]}
     for one in found.values():
@@ -71,13 +90,6 @@ def facts(world: World) -> Facts:
         for hop in one["hops"]:
             del hop["last_hit"]
     return found
-
-
-def rows(world: World) -> dict[tuple[str, str], list[str]]:
-    """The table, by qube and number."""
-    [listed] = run(world, SECONDS, "list")
-    assert (listed.returncode, listed.stderr) == (0, "")
-    return {(words[0], words[1]): words for line in listed.stdout.splitlines()[1:] if (words := line.split())}
 
 
 def external(ports: tuple[int, int]) -> str:
@@ -93,7 +105,7 @@ def rule_id(qube: str, rule: str) -> str:
     return parsed.id(QubeName(qube))
 
 
-def used(world: World) -> tuple[Held, Facts, dict[tuple[str, str], list[str]]]:
+def used(world: World) -> tuple[Held, Facts, Rows]:
     """Forwards of work and of personal with some traffic, an open connection to each; what the tool says of them."""
     world.replace("work", external(WEB), external(HELD))
     world.replace("personal", external(OTHER), internal(INSIDE), external(OTHER_HELD))
@@ -119,7 +131,7 @@ def used(world: World) -> tuple[Held, Facts, dict[tuple[str, str], list[str]]]:
         return {key: (one["state"], one["hits"], one["open_connections"]) for key, one in facts(world).items()}
 
     wait_until(lambda: told() == wanted, lambda: f"{wanted}: {told()}")
-    return held, facts(world), rows(world)
+    return (held, *facts_and_rows(world))
 
 
 def others_are_right(now: Facts, before: Facts, hostile: str, *, counted: bool) -> None:
@@ -149,8 +161,14 @@ def healthy_again(world: World, before: Facts) -> None:
             for key, one in found.items()
         }
 
-    wait_until(lambda: states(facts(world)) == states(before), lambda: f"{states(before)}: {states(facts(world))}")
-    assert None not in [one["packets"] for one in facts(world).values()]
+    found: list[Facts] = []
+
+    def healthy() -> bool:
+        found[:] = [facts(world)]
+        return states(found[0]) == states(before)
+
+    wait_until(healthy, lambda: f"{states(before)}: {states(found[0])}")
+    assert None not in [one["packets"] for one in found[0].values()]
 
 
 @pytest.mark.parametrize(("qube", "kind"), CASES)
@@ -158,28 +176,35 @@ def test_bad_answers_cost_only_the_qubes_own_words(world: World, qube: str, kind
     held, before, table = used(world)
     memory = world.lab.call("dom0", peak_memory)
     with answering(world, qube, BAD[kind]):
-        now = facts(world)
+        now, listed = facts_and_rows(world)
         others_are_right(now, before, qube, counted=True)
         # Every hop says that it has applied; only of the server nothing is known.
         assert now["work", 0]["state"] == ("server-unknown" if qube == "work" else "open")
-        listed = rows(world)
         assert listed["personal", "f1"] == table["personal", "f1"]
         assert qube == "sys-net" or [listed[key] for key in listed if key[0] == "personal"] == [
             table[key] for key in table if key[0] == "personal"
         ]
         # No traffic, no connections, no comment.
         assert (listed["work", "f0"][-3:] == ["-", "-", "-"]) == (qube == "work"), listed
-        the_tool_says_what_is_unknown(world, qube)
-        check_names_nobody(world, qube)
+        # All at the same time: what the qube does not answer is waited for once.
+        kill = {f"kill work {peer(held, world)}": SECONDS} if qube == "work" else {}
+        done = run(world, kill | TOLD | CHECKED)
         if qube == "work":
-            kill_fails(world, held)
+            failed_to_kill(done.pop(0), held)
+        the_tool_says_what_is_unknown(done[: len(TOLD)], qube)
+        check_names_nobody(done[len(TOLD) :], qube)
     assert world.lab.call("dom0", peak_memory) - memory < MEMORY_MAX
     healthy_again(world, before)
     kill_works(world, held)
 
 
-def the_tool_says_what_is_unknown(world: World, qube: str) -> None:
-    shown, as_json, planned = run(world, 2 * SECONDS, "show work f0", "show work f0 --json", "plan work")
+TOLD = dict.fromkeys(("show work f0", "show work f0 --json", "plan work"), 2 * SECONDS)
+CHECKED = dict.fromkeys(("check work f0", "check work f0 --json"), CHECK_SECONDS)
+
+
+def the_tool_says_what_is_unknown(done: "list[subprocess.CompletedProcess[str]]", qube: str) -> None:
+    """Of what the commands TOLD have printed."""
+    shown, as_json, planned = done
     assert (shown.returncode, as_json.returncode, planned.returncode) == (0, 0, 0)
     told = json.loads(as_json.stdout)
     assert (told["connections"] is None) == (qube == "work")
@@ -195,9 +220,9 @@ def the_tool_says_what_is_unknown(world: World, qube: str) -> None:
     assert "nft elements of sys-firewall:\n    ip" in planned.stdout
 
 
-def check_names_nobody(world: World, qube: str) -> None:
-    """A hop that cannot be looked into is told as that, and is no fault."""
-    text, as_json = run(world, CHECK_SECONDS, "check work f0", "check work f0 --json")
+def check_names_nobody(done: "list[subprocess.CompletedProcess[str]]", qube: str) -> None:
+    """A hop that cannot be looked into is told as that by the commands CHECKED, and is no fault."""
+    text, as_json = done
     assert (text.returncode, as_json.returncode) == (3, 3), text
     assert (text.stderr, as_json.stderr) == ("", "")
     [checked] = json.loads(as_json.stdout)["checked"]
@@ -214,8 +239,8 @@ def check_names_nobody(world: World, qube: str) -> None:
 def test_a_hop_that_deserts_a_probe_is_named_as_that(world: World, qube: str) -> None:
     world.replace("work", external(WEB))
     with answering(world, qube, {limits.PROBE_SERVICE: DESERTS}):
-        check_names_nobody(world, qube)
-    [checked] = run(world, CHECK_SECONDS, "check work f0")
+        check_names_nobody(run(world, CHECKED), qube)
+    [checked] = run(world, {"check work f0": CHECK_SECONDS})
     assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, "  No fault was found.")
     for hop in ("sys-net", "work"):
         wait_until(
@@ -233,8 +258,11 @@ def peer(held: Held, world: World) -> str:
 
 
 def kill_fails(world: World, held: Held) -> None:
-    client = peer(held, world)
-    [killed] = run(world, SECONDS, f"kill work {client}")
+    [killed] = run(world, {f"kill work {peer(held, world)}": SECONDS})
+    failed_to_kill(killed, held)
+
+
+def failed_to_kill(killed: "subprocess.CompletedProcess[str]", held: Held) -> None:
     assert (killed.returncode, killed.stdout) == (1, "")
     assert killed.stderr == "Error: the agent of 'work' does not answer\n"
     assert held.lives
@@ -242,7 +270,7 @@ def kill_fails(world: World, held: Held) -> None:
 
 def kill_works(world: World, held: Held) -> None:
     client = peer(held, world)
-    [killed] = run(world, SECONDS, f"kill work {client}")
+    [killed] = run(world, {f"kill work {client}": SECONDS})
     assert (killed.returncode, killed.stderr) == (0, "")
     assert killed.stdout == f"Ended the tcp connection of {client} to work's port {HELD[1]}\n"
     wait_until(lambda: not held.lives, lambda: "the end of the connection")
@@ -265,10 +293,10 @@ def test_well_formed_lies_stay_with_the_liar(world: World, qube: str) -> None:
     rules = [rule_id("work", external(WEB)), rule_id("work", external(HELD))]
     strangers = [rule_id("personal", external(OTHER)), rule_id("personal", internal(INSIDE))]
     with answering(world, qube, lies(qube == "work", rules + strangers)):
-        now = facts(world)
+        now, listed = facts_and_rows(world)
         others_are_right(now, before, qube, counted=False)
         assert now["personal", 1] == before["personal", 1]
-        assert rows(world)["personal", "f1"] == table["personal", "f1"]
+        assert listed["personal", "f1"] == table["personal", "f1"]
         commands = (
             "show work f0",
             "show work f0 --json",
@@ -277,7 +305,7 @@ def test_well_formed_lies_stay_with_the_liar(world: World, qube: str) -> None:
             "list",
             "list --json",
         )
-        done = run(world, 2 * SECONDS, *commands)
+        done = run(world, dict.fromkeys(commands, 2 * SECONDS))
         assert [one.returncode for one in done] == [0] * len(commands), done
         assert json.loads(done[2].stdout)["connections"] == []
         told = json.loads(done[1].stdout)
@@ -299,27 +327,26 @@ def test_a_spoilt_status_in_qubesdb_is_unclear_and_harms_nobody(world: World, qu
     )
     memory = world.lab.call("dom0", peak_memory)
     with spoilt(world, qube, value, strays):
-        now = facts(world)
+        now, listed = facts_and_rows(world)
         for key, one in before.items():
             if qube in {hop["hop"] for hop in one["hops"]}:
                 assert (now[key]["state"], now[key]["fault"]["hop"]) == ("unclear", qube), now[key]
             else:
                 assert now[key] == one
-        listed = rows(world)
         assert listed["personal", "f1"] == table["personal", "f1"]
         assert f"unclear ({qube}: unclear)" in " ".join(listed["work", "f0"])
-        shown, as_json, planned = run(world, 2 * SECONDS, "show work f0", "show work f0 --json", "plan work")
+        shown, as_json, planned, *checked = run(world, TOLD | CHECKED)
         assert (shown.returncode, as_json.returncode, planned.returncode) == (0, 0, 0)
         assert json.loads(as_json.stdout)["forward"]["state"] == "unclear"
         assert "not known" not in planned.stdout
         # The probe comes through whatever stands in the database.
-        for done in run(world, CHECK_SECONDS, "check work f0", "check work f0 --json"):
+        for done in checked:
             assert (done.returncode, done.stderr) == (0, "")
-        [added] = run(world, SECONDS, "add dmz 446:8443/tcp --wait 1")
+        [added] = run(world, {"add dmz 446:8443/tcp --wait 1": SECONDS})
         # A hostile entrance may say of a new forward what it likes, also nothing.
         assert added.returncode in ((0,) if qube == "work" else (0, 3)), added
     assert world.lab.call("dom0", peak_memory) - memory < MEMORY_MAX
-    [removed] = run(world, SECONDS, "remove dmz f0")
+    [removed] = run(world, {"remove dmz f0": SECONDS})
     assert removed.returncode == 0
     healthy_again(world, before)
     kill_works(world, held)
