@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from lab import probes
 from lab.base import enter, topology
 from lab.base import namespaces as ns
 from lab.base.state import State, find, short_path
@@ -267,6 +268,20 @@ class Lab(Events):
 
         with self._namespaces(machine) as fds:
             return Call(enter.start(fds, main))
+
+    def ask_all(self, questions: Mapping[str, Sequence[probes.Question]]) -> dict[str, list[str]]:
+        """Have machines ask their questions, all at the same time; the answers, in the order of the questions."""
+        waiting = []
+        for machine, asked in questions.items():
+            read_end, write_end = os.pipe()
+            waiting.append((machine, read_end, self.start_call(machine, probes.tell_all, write_end, asked)))
+            os.close(write_end)
+        answers = {}
+        for machine, read_end, call in waiting:
+            with os.fdopen(read_end) as told:
+                answers[machine] = json.load(told)
+            call.wait()
+        return answers
 
     def attach_terminal(self, machine: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
         """Run a program in a machine on this process's terminal; its exit code."""

@@ -3,6 +3,8 @@
 """What a client in the laboratory does, as plain functions to be run inside a machine's namespaces. Bounded in time."""
 
 import contextlib
+import json
+import os
 import resource
 import selectors
 import socket
@@ -73,6 +75,12 @@ def ask_all(questions: Sequence[Question]) -> list[str]:
 
     with ThreadPoolExecutor(max_workers=len(questions)) as threads:
         return list(threads.map(ask, questions))
+
+
+def tell_all(pipe: int, questions: Sequence[Question]) -> None:
+    """Ask everything, and write the answers as JSON into a pipe, which is closed."""
+    with os.fdopen(pipe, "w") as told:
+        json.dump(ask_all(questions), told)
 
 
 def why(error: OSError) -> str:

@@ -208,8 +208,8 @@ def the_tool_says_what_is_unknown(done: "list[subprocess.CompletedProcess[str]]"
     assert (shown.returncode, as_json.returncode, planned.returncode) == (0, 0, 0)
     told = json.loads(as_json.stdout)
     assert (told["connections"] is None) == (qube == "work")
-    for done in (shown, as_json):
-        assert ("Note: the open connections are not known" in done.stderr) == (qube == "work")
+    for one in (shown, as_json):
+        assert ("Note: the open connections are not known" in one.stderr) == (qube == "work")
     assert ("server unknown" in shown.stdout) == (qube == "work")
     assert "(work: unclear)" not in shown.stdout
     assert (told["forward"]["hits"] is None) == (qube == "sys-net")

@@ -3,8 +3,6 @@
 """What a test does with the chains: rules as a user types them, questions of clients, waiting until all hops agree."""
 
 import contextlib
-import json
-import os
 import subprocess
 import sys
 import time
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import probes
-from lab.client import Call, Lab
+from lab.client import Lab
 from lab.dom0 import exchange, gather, list_qubes
 from portfwd.base.qubesdb_client import Error, QubesDB
 from portfwd.wire import limits
@@ -173,20 +171,15 @@ class World:
 
     def ask(self, wanted: Mapping[Ask, str]) -> dict[Ask, str]:
         """The answers; what is expected to be shut is not waited for as long."""
-        waiting: list[tuple[list[Ask], int, Call]] = []
-        for who in dict.fromkeys(ask.who for ask in wanted):
-            asks = [ask for ask in wanted if ask.who == who]
-            patience = [SHUT_PATIENCE if wanted[ask] == SHUT else probes.MUST_COME for ask in asks]
-            questions = [probes.Question(a.host, a.port, a.proto, p) for a, p in zip(asks, patience, strict=True)]
-            read_end, write_end = os.pipe()
-            call = self.lab.start_call(who, _tell_answers, write_end, questions)
-            os.close(write_end)
-            waiting.append((asks, read_end, call))
+        asks: dict[str, list[Ask]] = {}
+        questions: dict[str, list[probes.Question]] = {}
+        for ask, answer in wanted.items():
+            patience = SHUT_PATIENCE if answer == SHUT else probes.MUST_COME
+            asks.setdefault(ask.who, []).append(ask)
+            questions.setdefault(ask.who, []).append(probes.Question(ask.host, ask.port, ask.proto, patience))
         answers: dict[Ask, str] = {}
-        for asks, read_end, call in waiting:
-            with os.fdopen(read_end) as told:
-                answers |= dict(zip(asks, json.load(told), strict=True))
-            call.wait()
+        for who, said in self.lab.ask_all(questions).items():
+            answers |= dict(zip(asks[who], said, strict=True))
         return answers
 
     def hold(self, client: str, host: str, port: int, target: str, target_port: int) -> Held:
@@ -302,11 +295,6 @@ def _without_guards(ruleset: str) -> Iterator[str]:
 
 def _fits(answer: str, wanted: str) -> bool:
     return answer in _SHUT_WORDS if wanted == SHUT else answer.startswith(f"{wanted} ")
-
-
-def _tell_answers(pipe: int, questions: list[probes.Question]) -> None:
-    with os.fdopen(pipe, "w") as told:
-        json.dump(probes.ask_all(questions), told)
 
 
 def _end(server: "subprocess.Popen[str]") -> None:

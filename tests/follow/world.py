@@ -205,11 +205,13 @@ class World:
                     if nexthop:
                         targets.setdefault(hop, set()).add(found[nexthop][word])
         running = [m.name for m in self.lab.machines() if m.kind == "qube" and m.state == "running"]
-        rulesets = self._rulesets(running)
+        listing = self._list_rulesets(running)
+        entries = self.lab.call("dom0", entries_of, [q for q in running if q not in dead])
+        rulesets = {qube: process.communicate()[0] for qube, process in listing.items()}
         wrong = []
         for qube in (q for q in running if q not in dead):
             looks = {
-                "QubesDB": (set(self.lab.call("dom0", dom0.entries, qube)), keys.get(qube, set())),
+                "QubesDB": (entries[qube], keys.get(qube, set())),
                 "rules": (rules_in(rulesets[qube]), {key.partition(".")[0] for key in keys.get(qube, set())}),
                 "targets": (targets_in(rulesets[qube]), targets.get(qube, set())),
             }
@@ -218,10 +220,9 @@ class World:
                     wrong.append(f"{qube}: {what} {sorted(is_there)} instead of {sorted(wanted)}")
         return wrong
 
-    def _rulesets(self, qubes: list[str]) -> dict[str, str]:
+    def _list_rulesets(self, qubes: list[str]) -> "dict[str, subprocess.Popen[str]]":
         argv = ["nft", "--stateless", "list", "ruleset"]
-        processes = {qube: self.lab.popen(qube, argv, stdout=subprocess.PIPE, text=True) for qube in qubes}
-        return {qube: process.communicate()[0] for qube, process in processes.items()}
+        return {qube: self.lab.popen(qube, argv, stdout=subprocess.PIPE, text=True) for qube in qubes}
 
     def ours(self, qube: str) -> tuple[str, str]:
         """All that dom0 and the agent have written in a qube: its entries, and the tables that the agent made.
@@ -255,9 +256,9 @@ class World:
                     question = probes.Question(host, forward.entrance, proto, patience)
                     asks.setdefault(client, []).append((question, answer))
         wrong = []
+        answered = self.lab.ask_all({client: [question for question, _ in pairs] for client, pairs in asks.items()})
         for client, pairs in asks.items():
-            answers = self.lab.call(client, probes.ask_all, [question for question, _ in pairs])
-            for (question, wanted), answer in zip(pairs, answers, strict=True):
+            for (question, wanted), answer in zip(pairs, answered[client], strict=True):
                 if not (answer.startswith(wanted) if wanted else answer in SHUT):
                     wrong.append(f"{client} asks {question}: {answer!r} instead of {wanted or 'shut'!r}")
         return wrong
@@ -313,6 +314,11 @@ def _steps(forward: Forward, path: Path) -> Iterator[tuple[str, str]]:
 def _plain(lines: str) -> list[str]:
     """Rule lines without the difference between one port and a range of one."""
     return sorted(re.sub(r"ports=(\d+)-\1\b", r"ports=\1", line) for line in lines.splitlines())
+
+
+def entries_of(qubes: list[str]) -> dict[str, set[str]]:
+    """In dom0: the keys of the entries that stand in each of these qubes' QubesDB."""
+    return {qube: set(dom0.entries(qube)) for qube in qubes}
 
 
 def rules_in(ruleset: str) -> set[str]:

@@ -4,13 +4,11 @@
 
 import contextlib
 import itertools
-import json
-import os
 import socket
 from collections.abc import Iterable
 
 from lab import probes
-from lab.client import Call, Lab
+from lab.client import Lab
 from tests.oracle.driver import Question
 from tests.oracle.rules import Client, Home
 
@@ -92,22 +90,17 @@ class HouseNet:
     def ask(self, home: Home, questions: Iterable[Question]) -> dict[Question, tuple[str, int] | None]:
         """See Driver."""
         opened = home.reached(self.clients(home))
-        waiting: list[tuple[list[Question], int, Call]] = []
-        asked = list(questions)
-        for client in dict.fromkeys(question.client for question in asked):
-            mine = [question for question in asked if question.client == client]
-            words = [self._words(home, q, probes.MUST_COME if q in opened else _SHUT_PATIENCE) for q in mine]
-            read_end, write_end = os.pipe()
-            call = self.lab.start_call(client, _tell, write_end, words)
-            os.close(write_end)
-            waiting.append((mine, read_end, call))
+        asked: dict[str, list[Question]] = {}
+        words: dict[str, list[probes.Question]] = {}
+        for question in questions:
+            patience = probes.MUST_COME if question in opened else _SHUT_PATIENCE
+            asked.setdefault(question.client, []).append(question)
+            words.setdefault(question.client, []).append(self._words(home, question, patience))
         answers: dict[Question, tuple[str, int] | None] = {}
-        for mine, read_end, call in waiting:
-            with os.fdopen(read_end) as told:
-                for question, answer in zip(mine, json.load(told), strict=True):
-                    found = answer.split(" ")
-                    answers[question] = (found[0], int(found[2])) if found[1:2] == ["port"] else None
-            call.wait()
+        for client, said in self.lab.ask_all(words).items():
+            for question, answer in zip(asked[client], said, strict=True):
+                found = answer.split(" ")
+                answers[question] = (found[0], int(found[2])) if found[1:2] == ["port"] else None
         return answers
 
     def may_hold(self, question: Question) -> bool:
@@ -170,11 +163,6 @@ class HouseNet:
         outside = question.client in OUTSIDE
         dials = self._dials(question.client) if outside else home.qubes[question.entrance].addresses
         return probes.Question(dials[family], port, proto, patience)
-
-
-def _tell(pipe: int, questions: list[probes.Question]) -> None:
-    with os.fdopen(pipe, "w") as told:
-        json.dump(probes.ask_all(questions), told)
 
 
 def _hold(control: socket.socket, host: str, port: int) -> None:
