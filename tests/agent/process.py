@@ -15,7 +15,7 @@ from pathlib import Path
 
 from portfwd.base.qubesdb_client import QubesDB
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import Acknowledgement, State
+from portfwd.wire.acknowledgement import Acknowledgement, AgentState
 from portfwd.wire.entry import Commit, Entry
 from tests.agent import kernel_world
 from tests.agent.kernel_world import KernelWorld
@@ -163,7 +163,7 @@ class RunningAgent:
         """Write, commit, and wait until the agent says that it is applied."""
         self.write(entries)
         generation = self.commit(entries)
-        self.world.wait_until(lambda: self.acknowledged() == Acknowledgement(generation, State.APPLIED), 20)
+        self.world.wait_until(lambda: self.acknowledged() == Acknowledgement(generation, AgentState.APPLIED), 20)
 
     def acknowledged(self) -> Acknowledgement | None:
         """The agent's word as dom0 sees it."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from portfwd.agent.rules.accepts import Accepts
-from portfwd.agent.rules.counters import Count, Counts
+from portfwd.agent.rules.counters import Counts, ElementCount
 from portfwd.agent.rules.elements import Element, Elements, Surroundings
 from portfwd.agent.rules.skeleton import MARK_IN
 from portfwd.kernel.conntrack import Flow
@@ -96,7 +96,9 @@ class Told:
 
 def test_an_accept_reports_its_server_its_traffic_and_its_connections() -> None:
     one, other = accept(1, "443-444"), accept(2, "445-445")
-    counts = Counts([Count(Proto.TCP, PortRange(port, port), n, n * 100, 0.0) for port, n in ((443, 2), (444, 5))])
+    counts = Counts(
+        [ElementCount(Proto.TCP, PortRange(port, port), n, n * 100, 0.0) for port, n in ((443, 2), (444, 5))]
+    )
     told = Told(counts, {one.key: 3})
     assert ACCEPTS.report([one, other], told) == {  # type: ignore[arg-type]
         one.key: AcceptReport(Listening.LOCAL, 7, 700, 3),

@@ -4,7 +4,7 @@
 
 import pytest
 
-from portfwd.agent.rules.counters import Count, parse
+from portfwd.agent.rules.counters import ElementCount, parse
 from portfwd.agent.rules.skeleton import HITS, HITS_MAX, TABLE
 from portfwd.kernel.conntrack import Flow
 from portfwd.kernel.sockets import destroy
@@ -301,20 +301,20 @@ def lost_by_server(machine: Machine) -> bool:
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("tcp . 443", Count(TCP, PortRange(443, 443), 0, 0, 0)),
-        ("6 . 443 counter packets 3 bytes 9", Count(TCP, PortRange(443, 443), 3, 9, 0)),
+        ("tcp . 443", ElementCount(TCP, PortRange(443, 443), 0, 0, 0)),
+        ("6 . 443 counter packets 3 bytes 9", ElementCount(TCP, PortRange(443, 443), 3, 9, 0)),
         (
             "5-9 . udp counter packets 1 bytes 2 timeout 1h expires 59m1s5ms : goto x",
-            Count(UDP, PortRange(5, 9), 1, 2, 3541.005),
+            ElementCount(UDP, PortRange(5, 9), 1, 2, 3541.005),
         ),
         (
             'tcp . 1 timeout 2s expires 1s counter packets 7 bytes 8 comment "ab cd" : goto y',
-            Count(TCP, PortRange(1, 1), 7, 8, 1),
+            ElementCount(TCP, PortRange(1, 1), 7, 8, 1),
         ),
-        ("tcp . 30 expires 29d23h59m59s", Count(TCP, PortRange(30, 30), 0, 0, 30 * 86400 - 1)),
+        ("tcp . 30 expires 29d23h59m59s", ElementCount(TCP, PortRange(30, 30), 0, 0, 30 * 86400 - 1)),
     ],
 )
-def test_elements_as_versions_of_nft_list_them(text: str, count: Count) -> None:
+def test_elements_as_versions_of_nft_list_them(text: str, count: ElementCount) -> None:
     elements = f"elements = {{ {text},\n\t\t\t     junk . 9,  }}"
     listing = f"table ip t {{\n\tset s {{\n\t\ttype inet_proto . inet_service\n\t\t{elements}\n\t}}\n}}\n"
     assert parse(listing) == [count]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from portfwd.agent.desired import Desired, Reporter, read_desired
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import Acknowledgement, Result, State
+from portfwd.wire.acknowledgement import Acknowledgement, AgentState, Result
 from portfwd.wire.entry import Commit, Entry
 from tests.agent.strategies import entry_sets
 from tests.agent.world import accept, relay
@@ -103,7 +103,7 @@ def test_the_status_is_written_entry_by_entry_and_acknowledged_last() -> None:
     dom0.watch(limits.STATUS_BASE)
     first, second = accept(443), accept(80)
     reporter = Reporter(qube)
-    reporter.report(4, State.APPLIED, {first.key: Result.OK, second.key: Result.CLASH}, "192.168.1.2/24")
+    reporter.report(4, AgentState.APPLIED, {first.key: Result.OK, second.key: Result.CLASH}, "192.168.1.2/24")
     assert dom0.read_watch() == limits.STATUS_BASE
     assert dom0.multiread(limits.STATUS) == {
         limits.STATUS + first.key: b"ok",
@@ -112,20 +112,20 @@ def test_the_status_is_written_entry_by_entry_and_acknowledged_last() -> None:
         limits.STATUS + "way-out": b"uplink",
     }
     acknowledged = (dom0.read(limits.STATUS_BASE) or b"").decode()
-    assert Acknowledgement.parse(acknowledged) == Acknowledgement(4, State.APPLIED)
+    assert Acknowledgement.parse(acknowledged) == Acknowledgement(4, AgentState.APPLIED)
 
 
 def test_the_status_of_what_is_gone_goes() -> None:
     database = FakeQubesDB().connect()
     first, second = accept(443), accept(80)
     reporter = Reporter(database)
-    reporter.report(1, State.APPLIED, {first.key: Result.OK, second.key: Result.OK}, "")
-    reporter.report(2, State.APPLIED, {second.key: Result.OK}, "")
+    reporter.report(1, AgentState.APPLIED, {first.key: Result.OK, second.key: Result.OK}, "")
+    reporter.report(2, AgentState.APPLIED, {second.key: Result.OK}, "")
     facts = [limits.STATUS + "uplinks", limits.STATUS + "way-out"]
     assert database.list(limits.STATUS) == sorted([limits.STATUS + second.key, *facts])
     # A new agent also removes what its predecessor has left, and nothing else.
     database.write("/qubes-other", "x")
-    Reporter(database).report(3, State.APPLIED, {}, "")
+    Reporter(database).report(3, AgentState.APPLIED, {}, "")
     assert database.list(limits.STATUS) == facts
     assert database.read("/qubes-other") == b"x"
 
@@ -135,8 +135,8 @@ def test_only_what_changed_is_written() -> None:
     database, watcher = fake.connect(), fake.connect()
     entry = accept(443)
     reporter = Reporter(database)
-    reporter.report(1, State.APPLIED, {entry.key: Result.OK}, "")
+    reporter.report(1, AgentState.APPLIED, {entry.key: Result.OK}, "")
     watcher.watch(limits.STATUS)
-    reporter.report(2, State.APPLIED, {entry.key: Result.OK}, "")
+    reporter.report(2, AgentState.APPLIED, {entry.key: Result.OK}, "")
     database.write(limits.STATUS + "marker", "end of what was written")
     assert watcher.read_watch() == limits.STATUS + "marker"

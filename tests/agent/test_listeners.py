@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portfwd.agent.network.occupancy import Occupancy
+from portfwd.agent.rules.accepts import listening
 from portfwd.kernel.netlink import Message, messages
-from portfwd.kernel.sockets import Socket, freed_ports, listening, read_sockets, sockets_of
+from portfwd.kernel.sockets import Socket, freed_ports, read_sockets, sockets_of
 from portfwd.wire import limits
 from portfwd.wire.answers.report import Listening
 from portfwd.wire.entry import Entry

@@ -12,7 +12,7 @@ import pytest
 
 from portfwd.agent.rules.skeleton import COMMENT, TABLE
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import Acknowledgement, State
+from portfwd.wire.acknowledgement import Acknowledgement, AgentState
 from portfwd.wire.answers.connections import Ended, parse_result
 from portfwd.wire.answers.preview import Preview, format_request
 from portfwd.wire.answers.report import Report
@@ -75,7 +75,7 @@ def test_a_commit_opens_and_a_removal_shuts(agent: RunningAgent) -> None:
 def test_the_status_tells_dom0(agent: RunningAgent) -> None:
     clash = relay("400-500", rule=None)
     agent.publish([RULE, clash])
-    assert agent.acknowledged() == Acknowledgement(1, State.APPLIED)
+    assert agent.acknowledged() == Acknowledgement(1, AgentState.APPLIED)
     status = agent.dom0.multiread(limits.STATUS)
     words = {status[limits.STATUS + entry.key] for entry in (RULE, clash)}
     assert words == {b"ok", b"clash"}
@@ -123,7 +123,7 @@ def test_half_a_set_changes_nothing_and_then_shuts_everything(agent: RunningAgen
             assert reached == [Reached(WORK[V4], 443, LAPTOP.addresses[V4]), None]
     agent.world.wait_until(lambda: not is_open(agent), 20)
     assert time.monotonic() - begin > 1.9
-    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.INCOMPLETE), 20)
+    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, AgentState.INCOMPLETE), 20)
     agent.publish([RULE, missing])
     check(agent.world, {OPEN: 443, Attempt(LAPTOP, 22): 22})
 
@@ -138,7 +138,7 @@ def test_a_restart_of_the_database_is_survived(agent: RunningAgent) -> None:
     agent.write(more)
     generation = agent.commit(more)
     agent.start_daemon()
-    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.APPLIED), 20)
+    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, AgentState.APPLIED), 20)
     check(agent.world, {OPEN: 443, Attempt(LAPTOP, 80): 80})
     assert agent.world.client_speaks(handle) is Life.ALIVE
     agent.publish([])
@@ -201,7 +201,7 @@ def test_a_killed_agent_leaves_everything_and_its_successor_goes_on(agent: Runni
     before = agent.world.ruleset(Node.HOP)
     agent.start()
     generation = agent.commit([RULE, NAMED])
-    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, State.APPLIED), 20)
+    agent.world.wait_until(lambda: agent.acknowledged() == Acknowledgement(generation, AgentState.APPLIED), 20)
     assert agent.world.client_speaks(handle) is Life.ALIVE
     assert agent.world.client_speaks(by_name) is Life.ALIVE
     assert agent.world.ruleset(Node.HOP) == before

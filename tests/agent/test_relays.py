@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from portfwd.agent.rules.counters import Count, Counts
+from portfwd.agent.rules.counters import Counts, ElementCount
 from portfwd.agent.rules.elements import Network, Surroundings
 from portfwd.agent.rules.relays import Relays
 from portfwd.agent.rules.skeleton import HITS_SECONDS, MARK_DOWN, MARK_UP
@@ -130,7 +130,7 @@ class Told:
 def test_a_relay_reports_its_hits() -> None:
     one, other = relay(1, "443-444", "443-444"), replace(relay(2), to=ipaddress.ip_address("10.0.0.1"))
     hits = ((443, 2), (444, 5))
-    counts = Counts([Count(Proto.TCP, PortRange(port, port), n, 0, HITS_SECONDS - port) for port, n in hits])
+    counts = Counts([ElementCount(Proto.TCP, PortRange(port, port), n, 0, HITS_SECONDS - port) for port, n in hits])
     told = Told(counts)
     found = RELAYS.report([one, other], told)  # type: ignore[arg-type]
     assert found == {one.key: RelayReport(7, 443), other.key: RelayReport(2, 443)}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from portfwd.agent.rules.elements import Surroundings
 from portfwd.agent.rules.skeleton import MARK_DOWN, MARK_IN, MARK_UP, guard, table
-from portfwd.agent.rules.sweep import divide, mourning
+from portfwd.agent.rules.sweep import divide, guard_elements
 from portfwd.kernel.conntrack import Flow
 from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.values import Family, Proto, Side
@@ -58,7 +58,7 @@ def test_the_guards_elements_load_together(found: list[Flow]) -> None:
     nft = FakeNft(lambda: NOW)
     nft.ruleset = {place: held.copy() for place, held in GUARDED.ruleset.items()}
     for _ in range(2):
-        nft.run(mourning(found))
+        nft.run(guard_elements(found))
     text = nft.run("list ruleset")
     for flow in found:
         assert f"{flow.proto.value} . {flow.client} . {flow.port}" in text
@@ -66,4 +66,4 @@ def test_the_guards_elements_load_together(found: list[Flow]) -> None:
 
 def test_nothing_is_lost_when_nothing_is_there() -> None:
     assert divide([], [], AROUND) == ([], [])
-    assert mourning([]) == ""
+    assert guard_elements([]) == ""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from portfwd.agent.network.uplinks import Link
 from portfwd.agent.network.ways import TABLES, Ways, leaves_by_tunnel, plan_ways
-from portfwd.kernel.routes import MAIN, Route, Rule
+from portfwd.kernel.routes import MAIN, Route, RoutingRule
 from portfwd.wire.values import Family
 
 V4, V6 = Family.V4, Family.V6
@@ -19,7 +19,7 @@ WLS7 = Link(3, "wls7", uplink=True, tunnel=False)
 ETH0 = Link(4, "eth0", uplink=True, tunnel=False, xen=True)
 VIF = Link(5, "vif1.0", uplink=False, tunnel=False)
 TUN0 = Link(6, "tun0", uplink=False, tunnel=True)
-STOCK = [Rule(family, priority, table) for family in Family for priority, table in ((0, 255), (32766, 254))]
+STOCK = [RoutingRule(family, priority, table) for family in Family for priority, table in ((0, 255), (32766, 254))]
 
 
 def route(prefix: str, link: Link, gateway: str = "", metric: int = 0, table: int = MAIN) -> Route:
@@ -65,7 +65,7 @@ def test_of_two_routes_to_one_place_the_better_is_taken() -> None:
 
 def test_a_tunnel_or_a_rule_of_others_is_another_way_out() -> None:
     assert ways([ENS6, TUN0], [*LAN, route("10.8.0.0/24", TUN0)]).numbers.keys() == {ENS6.index}
-    mesh = Rule(V4, 5270, 52)
+    mesh = RoutingRule(V4, 5270, 52)
     assert ways([ENS6], LAN, rules=[*STOCK, mesh]).numbers.keys() == {ENS6.index}
 
 
@@ -105,11 +105,11 @@ def test_numbers_are_different_and_kept(cards: set[int], before: dict[int, int])
         ([*LAN, route("2000::/4", TUN0), route("3000::/4", TUN0)], [], True),
         ([route("0.0.0.0/0", TUN0)], [], True),
         ([*LAN, route("0.0.0.0/0", TUN0, table=51820)], [], False),
-        ([*LAN, route("0.0.0.0/0", TUN0, table=51820)], [Rule(V4, 32764, 51820)], True),
-        ([*LAN, route("100.64.0.0/10", TUN0, table=52)], [Rule(V4, 5270, 52)], False),
+        ([*LAN, route("0.0.0.0/0", TUN0, table=51820)], [RoutingRule(V4, 32764, 51820)], True),
+        ([*LAN, route("100.64.0.0/10", TUN0, table=52)], [RoutingRule(V4, 5270, 52)], False),
         ([*LAN, route("0.0.0.0/0", VIF, metric=1)], [], False),
     ],
 )
-def test_whether_the_way_out_is_a_tunnel(routes: list[Route], rules: list[Rule], tunnel: bool) -> None:
+def test_whether_the_way_out_is_a_tunnel(routes: list[Route], rules: list[RoutingRule], tunnel: bool) -> None:
     links = [ENS6, WLS7, VIF, TUN0]
     assert leaves_by_tunnel(links, routes, [*STOCK, *rules]) is tunnel

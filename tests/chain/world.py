@@ -15,7 +15,7 @@ from lab.client import Lab
 from lab.dom0 import exchange, gather, list_qubes
 from portfwd.base.qubesdb_client import Error, QubesDB
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import Acknowledgement, State
+from portfwd.wire.acknowledgement import Acknowledgement, AgentState
 from portfwd.wire.entry import Commit
 from tests.chain.held import Held
 from tests.leaks import lasting
@@ -264,7 +264,7 @@ def _acknowledged(name: str) -> bool:
             return True
         if answer is None:
             return False
-        wanted = Acknowledgement(Commit.parse(commit.decode()).generation, State.APPLIED)
+        wanted = Acknowledgement(Commit.parse(commit.decode()).generation, AgentState.APPLIED)
         return Acknowledgement.parse(answer.decode()) == wanted
     # A daemon that just ends: its socket goes next.
     return False

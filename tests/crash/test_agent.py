@@ -10,7 +10,7 @@ import pytest
 from portfwd.agent.desired import Reporter
 from portfwd.agent.rules.firewall import Firewall
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import Acknowledgement, Result, State
+from portfwd.wire.acknowledgement import Acknowledgement, AgentState, Result
 from portfwd.wire.entry import Entry
 from tests.agent.fake_world import FakeWorld
 from tests.agent.world import LAPTOP, PHONE, STRANGER, Attempt, Life, Node, relay, through
@@ -123,18 +123,18 @@ def test_death_before_the_acknowledgement() -> None:
         fuse = Fuse()
         database = FakeQubesDB().connect()
         dying = DyingDatabase(database, fuse)
-        Reporter(database).report(1, State.APPLIED, {key: Result.CLASH, other: Result.OK}, "192.168.7.1/24")
+        Reporter(database).report(1, AgentState.APPLIED, {key: Result.CLASH, other: Result.OK}, "192.168.7.1/24")
         fuse.arm(step)
         wanted = {key: Result.OK}
         try:
-            Reporter(dying).report(2, State.APPLIED, wanted, "192.168.7.1/24")
+            Reporter(dying).report(2, AgentState.APPLIED, wanted, "192.168.7.1/24")
         except KilledError:
             status = database.read(limits.STATUS_BASE)
             assert status is not None
             assert Acknowledgement.parse(status.decode()).generation == 1
         else:
             break
-        Reporter(database).report(2, State.APPLIED, wanted, "192.168.7.1/24")
+        Reporter(database).report(2, AgentState.APPLIED, wanted, "192.168.7.1/24")
         assert database.read(limits.STATUS + key) == b"ok"
         assert database.read(limits.STATUS + other) is None
     assert step > 2

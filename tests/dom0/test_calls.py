@@ -34,7 +34,7 @@ def app(tmp_path: Path) -> FakeApp:
 @pytest.fixture
 def ask(app: FakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
     """One call, made in the loop of a qubesd that runs as long as the test does."""
-    monkeypatch.setattr(running, "Connections", lambda _run: TheirOwn())
+    monkeypatch.setattr(running, "DatabaseConnections", lambda _run: TheirOwn())
     with asyncio.Runner() as runner:
         ours = Running(app, runner.get_loop(), "boot-1", tmp_path, tmp_path)
 

@@ -131,7 +131,7 @@ def many(tmp_path: Path, request: pytest.FixtureRequest) -> FakeApp:
 
 @pytest.fixture
 def no_daemons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "Connections", lambda _run: TheirOwn())
+    monkeypatch.setattr(running, "DatabaseConnections", lambda _run: TheirOwn())
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 from portfwd.base.qubesdb_client import Store
 from portfwd.dom0.planning.plan import Plan
-from portfwd.dom0.planning.snapshot import hears_way_out
+from portfwd.dom0.planning.snapshot import read_way_out
 from portfwd.dom0.usecases.service import ForwardService
 from portfwd.wire.values import QubeName
 
@@ -43,7 +43,7 @@ class Service(ForwardService):
     def refresh(self) -> Plan | None:
         """Make every qube's QubesDB equal to the plan; what was planned."""
         sessions = self.sessions()
-        self.hear({name: hears_way_out(name, database) for name, database in self.speakers().items()}, sessions)
+        self.record({name: read_way_out(name, database) for name, database in self.reporting().items()}, sessions)
         work = self.prepare()
         if work is None:
             return None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from portfwd.client.forward_state import RuleStatus
-from portfwd.client.network import Qube
+from portfwd.client.network import NetworkQube
 from portfwd.client.typed.arguments import lookup_service
 from portfwd.gui.state.draft import Draft, Reach, check
 from portfwd.gui.state.history import History
@@ -46,8 +46,8 @@ def status(
     return found
 
 
-def qube(name: str, netvm: str = "", label: str = "blue") -> Qube:
-    return Qube(QubeName(name), label, QubeName(netvm) if netvm else None, True, not name.startswith("w"))
+def qube(name: str, netvm: str = "", label: str = "blue") -> NetworkQube:
+    return NetworkQube(QubeName(name), label, QubeName(netvm) if netvm else None, True, not name.startswith("w"))
 
 
 QUBES = (
@@ -198,7 +198,7 @@ def test_a_port_is_taken_only_by_forwards_of_the_same_entrance() -> None:
     assert [holder.qube for holder in place.holders] == ["work"]
 
 
-def predicted(forward: Draft, told: list[RuleStatus], qubes: tuple[Qube, ...] = QUBES) -> str:
+def predicted(forward: Draft, told: list[RuleStatus], qubes: tuple[NetworkQube, ...] = QUBES) -> str:
     """Where the dialog of web says that clients will find it."""
     checked = check(forward, place_of(QubeName("web"), qubes, told), NOW, lookup_service)
     assert checked.rule is not None, checked.errors

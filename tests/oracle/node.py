@@ -10,7 +10,7 @@ from portfwd.agent.rules.elements import Network, Surroundings
 from portfwd.agent.rules.firewall import Firewall
 from portfwd.base.qubesdb_client import DisconnectedError
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import State, WayOut
+from portfwd.wire.acknowledgement import AgentState, WayOut
 from portfwd.wire.values import Family
 from tests.crash.dying import DyingFlows, DyingNft, Fuse, KilledError
 from tests.fakes.base import base_tables
@@ -100,7 +100,7 @@ class Node:
         half = [] if self._half is None else [self._half + _LATE]
         guard = self.firewall.tend(now)
         self._due = min([*ends, *half, *([] if guard is None else [guard])], default=math.inf)
-        self._reporter.report(self._desired.generation, State.APPLIED, results, "", self.way_out)
+        self._reporter.report(self._desired.generation, AgentState.APPLIED, results, "", self.way_out)
         return True
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from portfwd.base.qubesdb import HEADER_SIZE, Message, MessageType
 from portfwd.base.qubesdb_client import DisconnectedError, Error, SilentError
 from portfwd.dom0.publishing import databases
-from portfwd.dom0.publishing.databases import Connections
+from portfwd.dom0.publishing.databases import DatabaseConnections
 from portfwd.dom0.publishing.publish import Publisher
 from portfwd.dom0.running import Running
 from portfwd.wire import limits
@@ -38,8 +38,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Connections]:
-    made = Connections(tmp_path)
+def registry(tmp_path: Path) -> Iterator[DatabaseConnections]:
+    made = DatabaseConnections(tmp_path)
     yield made
     made.close()
 
@@ -77,7 +77,7 @@ class Late:
 
 
 @pytest.fixture
-def late(tmp_path: Path, registry: Connections) -> Iterator[Late]:
+def late(tmp_path: Path, registry: DatabaseConnections) -> Iterator[Late]:
     daemon = Late(tmp_path / "qubesdb.work.sock")
     yield daemon
     registry.close()
@@ -86,7 +86,7 @@ def late(tmp_path: Path, registry: Connections) -> Iterator[Late]:
 
 @pytest.mark.usefixtures("impatient")
 def test_f16_a_daemon_that_answers_late_survives_a_look_at_the_net_qubes(
-    registry: Connections, app: FakeApp, late: Late
+    registry: DatabaseConnections, app: FakeApp, late: Late
 ) -> None:
     with pytest.raises(SilentError):
         registry.of([app.work])["work"].read("/a")
@@ -100,7 +100,7 @@ def test_f16_a_daemon_that_answers_late_survives_a_look_at_the_net_qubes(
 
 @pytest.mark.usefixtures("impatient")
 def test_f16_what_fell_silent_is_not_asked_again_after_a_look_at_others(
-    registry: Connections, app: FakeApp, late: Late
+    registry: DatabaseConnections, app: FakeApp, late: Late
 ) -> None:
     with pytest.raises(SilentError):
         registry.of([app.work])["work"].read("/a")
@@ -112,7 +112,7 @@ def test_f16_what_fell_silent_is_not_asked_again_after_a_look_at_others(
 
 @pytest.mark.usefixtures("impatient")
 def test_f16_a_question_under_way_is_not_harmed_by_a_look_at_others(
-    registry: Connections, app: FakeApp, late: Late
+    registry: DatabaseConnections, app: FakeApp, late: Late
 ) -> None:
     asked = registry.of([app.work])["work"]
     with pytest.raises(SilentError):
@@ -125,7 +125,7 @@ def test_f16_a_question_under_way_is_not_harmed_by_a_look_at_others(
 
 @pytest.mark.usefixtures("impatient")
 def test_f16_the_answer_to_a_qube_that_ended_meanwhile_is_taken_in(
-    registry: Connections, app: FakeApp, late: Late
+    registry: DatabaseConnections, app: FakeApp, late: Late
 ) -> None:
     with pytest.raises(SilentError):
         registry.of([app.work])["work"].read("/a")
@@ -147,7 +147,7 @@ def outlived(daemons: DaemonPair, folder: Path) -> tuple[Process, Process]:
 
 
 def test_f27_entries_reach_the_daemon_of_the_new_run(
-    daemons: DaemonPair, registry: Connections, app: FakeApp, tmp_path: Path
+    daemons: DaemonPair, registry: DatabaseConnections, app: FakeApp, tmp_path: Path
 ) -> None:
     """A refresh comes between the qube's creation and the bind of its daemon: the old socket is still there."""
     publisher, work = Publisher(), QubeName("work")
@@ -163,7 +163,7 @@ def test_f27_entries_reach_the_daemon_of_the_new_run(
 
 
 def test_f27_what_a_qube_said_in_its_last_run_is_not_its_word_in_the_next(
-    daemons: DaemonPair, registry: Connections, app: FakeApp, tmp_path: Path
+    daemons: DaemonPair, registry: DatabaseConnections, app: FakeApp, tmp_path: Path
 ) -> None:
     """The daemon of the dead run serves on until that of the new one takes its place."""
     work = QubeName("work")
@@ -181,7 +181,7 @@ def test_f27_what_a_qube_said_in_its_last_run_is_not_its_word_in_the_next(
 
 
 def test_f27_half_a_set_never_goes_to_a_daemon_that_took_the_place(
-    daemons: DaemonPair, registry: Connections, app: FakeApp
+    daemons: DaemonPair, registry: DatabaseConnections, app: FakeApp
 ) -> None:
     """Mistake: the entries are compared with what the old daemon has, and the rest is written into the new one."""
     database = registry.of([app.work])[QubeName("work")]
@@ -196,7 +196,7 @@ def test_f27_half_a_set_never_goes_to_a_daemon_that_took_the_place(
 
 
 def test_f27_a_connection_that_was_not_made_yet_does_not_meet_the_next_daemon(
-    daemons: DaemonPair, registry: Connections, app: FakeApp, tmp_path: Path
+    daemons: DaemonPair, registry: DatabaseConnections, app: FakeApp, tmp_path: Path
 ) -> None:
     database = registry.of([app.work])[QubeName("work")]
     _, after = outlived(daemons, tmp_path)

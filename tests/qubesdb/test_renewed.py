@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from portfwd.agent.desired import Reporter, read_desired, withdraw
+from portfwd.agent.desired import Reporter, read_desired, remove_status
 from portfwd.base.qubesdb_client import ANSWER_MAX
 from portfwd.dom0.publishing.publish import Publisher
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import Result, State
+from portfwd.wire.acknowledgement import AgentState, Result
 from portfwd.wire.values import QubeName
 from tests.agent.world import relay
 from tests.qubesdb.conftest import DaemonPair, eventually
@@ -30,17 +30,17 @@ def renew_dom0_end(daemons: DaemonPair) -> None:
 def test_the_agent_removes_what_a_new_dom0_end_does_not_know_without_harm(daemons: DaemonPair) -> None:
     """The daemons themselves would both end: dom0's lacks the key, and the qube's is told so."""
     reporter = Reporter(daemons.qube())
-    reporter.report(1, State.APPLIED, {"0123456789abcdef.4.tcp": Result.OK}, "10.137.0.6/32")
+    reporter.report(1, AgentState.APPLIED, {"0123456789abcdef.4.tcp": Result.OK}, "10.137.0.6/32")
     renew_dom0_end(daemons)
-    reporter.report(2, State.APPLIED, {}, "10.137.0.6/32")
+    reporter.report(2, AgentState.APPLIED, {}, "10.137.0.6/32")
     eventually(lambda: daemons.dom0().read(limits.STATUS_BASE) is not None)
     reporter.forget()
-    reporter.report(2, State.APPLIED, {}, "10.137.0.6/32")
+    reporter.report(2, AgentState.APPLIED, {}, "10.137.0.6/32")
     told = daemons.qube().multiread(limits.STATUS)
     assert set(told) == {limits.STATUS + "uplinks", limits.STATUS + "way-out"}
     eventually(lambda: daemons.dom0().multiread(limits.STATUS) == told)
     renew_dom0_end(daemons)
-    withdraw(daemons.qube())
+    remove_status(daemons.qube())
     daemons.qube().write("/later", "1")
     eventually(lambda: daemons.dom0().read("/later") == b"1")
     assert daemons.qube().list(limits.STATUS_BASE) == daemons.dom0().list(limits.STATUS_BASE) == []

@@ -105,7 +105,7 @@ def qubesd(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.M
     extension = importlib.import_module("portfwd.dom0.qubesd.extension")
     monkeypatch.setattr(extension, "_RUN", tmp_path)
     # The stand-in's databases are objects in memory; real daemons are those of tests/qubesd and the laboratory.
-    monkeypatch.setattr(running, "Connections", lambda _run: TheirOwn())
+    monkeypatch.setattr(running, "DatabaseConnections", lambda _run: TheirOwn())
     qubesd = Qubesd(modules, tmp_path)
     yield qubesd
     qubesd.close()

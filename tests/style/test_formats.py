@@ -12,7 +12,7 @@ import pytest
 from portfwd.api.diagnosis import Cause
 from portfwd.api.errors import ErrorWord
 from portfwd.api.status import HopState, ProblemKind
-from portfwd.wire.acknowledgement import Result, State, WayOut, Why
+from portfwd.wire.acknowledgement import AgentState, Result, WayOut, Why
 from portfwd.wire.entry import KINDS, Entry
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_the_words_of_an_entry_are_those_of_its_class(kind: type[Entry]) -> None
     ("words", "form"),
     [
         (Result, "RULE.FAMILY.PROTO   {}"),
-        (State, "                  version=1 generation=N state={}"),
+        (AgentState, "                  version=1 generation=N state={}"),
         (WayOut, "way-out             {}"),
         (Why, "ignored             INTERFACE:{}:WHAT ..."),
     ],

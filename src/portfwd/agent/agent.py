@@ -32,7 +32,7 @@ from portfwd.kernel.netlink import Listener, Message
 from portfwd.kernel.nft import NftError
 from portfwd.kernel.routes import forwards
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import Result, State, WayOut
+from portfwd.wire.acknowledgement import AgentState, Result, WayOut
 from portfwd.wire.entry import Relay
 from portfwd.wire.values import Family, HostName, IPAddress, Side, SourceWord
 
@@ -266,15 +266,15 @@ class Agent:
             unknown |= occupied
         try:
             results = self._firewall.bring(self._desired.entries, around)
-            state = State.APPLIED if self._desired.complete else State.INCOMPLETE
+            state = AgentState.APPLIED if self._desired.complete else AgentState.INCOMPLETE
         except NftError as error:
             log.error("the forwards could be neither applied nor shut: %s", error)
             results = {e.key: Result.FAILED for e in self._desired.entries}
-            state = State.FAILED
+            state = AgentState.FAILED
         self._occupancy.remember(results)
         results |= dict.fromkeys(unknown & results.keys(), Result.FAILED)
         results |= self._reached(results)
-        failed = state is State.FAILED or Result.FAILED in results.values() or bool(self._unseen)
+        failed = state is AgentState.FAILED or Result.FAILED in results.values() or bool(self._unseen)
         again = [*(end for end in ends.values() if end > now), *([now + _RETRY_SECONDS] if failed else [])]
         if (guard := self._firewall.tend(now)) is not None:
             again.append(guard)
@@ -327,7 +327,7 @@ class Agent:
         found = self._see("routes by which replies leave", lambda: self._routes.bring(families, self._gateways))
         self._ways = found or self._ways
 
-    def _report(self, state: State, results: dict[str, Result]) -> None:
+    def _report(self, state: AgentState, results: dict[str, Result]) -> None:
         if self._reporter is None:
             return
         way_out = None

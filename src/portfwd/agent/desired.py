@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from portfwd.base.qubesdb_client import Database
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import IGNORED, UPLINKS, WAY_OUT, Acknowledgement, Result, State, WayOut
+from portfwd.wire.acknowledgement import IGNORED, UPLINKS, WAY_OUT, Acknowledgement, AgentState, Result, WayOut
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPAddress, parse_address
@@ -90,7 +90,7 @@ def read_results(database: Database) -> dict[str, Result]:
     return found
 
 
-def withdraw(database: Database) -> None:
+def remove_status(database: Database) -> None:
     """Remove our status keys."""
     database.write(limits.STATUS + UPLINKS, "")
     database.rm(limits.STATUS)
@@ -125,7 +125,7 @@ class Reporter:
     def report(
         self,
         generation: int,
-        state: State,
+        state: AgentState,
         results: Mapping[str, Result],
         uplinks: str,
         way_out: WayOut | None = WayOut.UPLINK,

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 
-from portfwd.agent.desired import withdraw
+from portfwd.agent.desired import remove_status
 from portfwd.agent.network.reply_routes import Routes
 from portfwd.agent.rules.firewall import Firewall
 from portfwd.base.qubesdb_client import QubesDB
@@ -46,7 +46,7 @@ def _forget_ways() -> None:
 def _tell() -> None:
     database = QubesDB()
     try:
-        withdraw(database)
+        remove_status(database)
     finally:
         database.close()
 

@@ -42,7 +42,7 @@ _ANSWER_MAX = 16 * 1024 * 1024
 _EDIT_ATTEMPTS = 100
 """Attempts at an edit. Each failure is another editor's success, so this many would have to be faster than we are."""
 
-Change = Callable[[tuple[ForwardRule, ...]], tuple[ForwardRule, ...]]
+ListChange = Callable[[tuple[ForwardRule, ...]], tuple[ForwardRule, ...]]
 """From the present forwards of a qube to the wanted ones; may refuse. Can be asked again for a newer list."""
 
 
@@ -244,7 +244,7 @@ class AdminClient:
         """Replace the forwards. Raises ApiError, with nothing changed, when they are no longer those of the token."""
         self._change(qube, _SET, f"{_FORWARD}.{known}", format_forwards(rules).encode())
 
-    def edit_forwards(self, qube: QubeName, change: Change, attempts: int = _EDIT_ATTEMPTS) -> None:
+    def edit_forwards(self, qube: QubeName, change: ListChange, attempts: int = _EDIT_ATTEMPTS) -> None:
         """Read, change, write; again when someone else wrote in between, at most `attempts` times."""
         present = self.forwards(qube)
         while True:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from portfwd.client.adminapi import AdminClient, ApiError, Change, NoExtensionError
+from portfwd.client.adminapi import AdminClient, ApiError, ListChange, NoExtensionError
 from portfwd.model.command import Rule
 from portfwd.model.forward import ForwardRule
 from portfwd.model.ordinary import OrdinaryRule, parse_ordinary
@@ -103,7 +103,7 @@ def remove_all(client: AdminClient, qube: QubeName) -> Rules:
     return _remove(client, qube, lambda _: (), once=False) if present else ()
 
 
-def _remove(client: AdminClient, qube: QubeName, change: Change, *, once: bool) -> Rules:
+def _remove(client: AdminClient, qube: QubeName, change: ListChange, *, once: bool) -> Rules:
     """Apply a change; returns the forwards that it removes."""
     gone: Rules = ()
 
@@ -117,7 +117,7 @@ def _remove(client: AdminClient, qube: QubeName, change: Change, *, once: bool) 
     return gone
 
 
-def _edit(client: AdminClient, qube: QubeName, change: Change, *, once: bool) -> None:
+def _edit(client: AdminClient, qube: QubeName, change: ListChange, *, once: bool) -> None:
     if once:
         client.edit_forwards(qube, change, attempts=1)
     else:

@@ -72,7 +72,7 @@ _OF_SERVER = {
 }
 NOT_UNDERSTOOD = "not-understood"
 """The reason where a newer dom0 tells of a hop what is not known here, and it matters."""
-Way = tuple[Family, Proto]
+FamilyProto = tuple[Family, Proto]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ def heard(hops: Iterable[HopStatus]) -> Listening | None:
 
 def judge(rule: ForwardRule, hops: Sequence[HopStatus]) -> tuple[State, Fault | None]:
     """How a forward fares whose entries stand on these hops, way by way from the entrance to the qube."""
-    ways: dict[Way, HopStatus | None] = {}
+    ways: dict[FamilyProto, HopStatus | None] = {}
     for hop in hops:
         way = (hop.entry.family, hop.entry.proto)
         if ways.setdefault(way, None) is None and hop.state is not HopState.APPLIED:

@@ -12,7 +12,7 @@ _ADMIN = "AdminVM"
 
 
 @dataclass(frozen=True, slots=True)
-class Qube:
+class NetworkQube:
     """One qube. `netvm` is None for one without network, and for the outermost; `ip6`: whether it has IPv6."""
 
     name: QubeName
@@ -23,18 +23,18 @@ class Qube:
     ip6: bool = False
 
 
-def read_qubes(client: AdminClient) -> tuple[Qube, ...]:
+def read_qubes(client: AdminClient) -> tuple[NetworkQube, ...]:
     """Every qube but dom0, by name. One that cannot be read, such as a removed one, is left out. Raises CallError."""
     found = (read_qube(client, name, words) for name, words in client.listed().items() if words["class"] != _ADMIN)
     return tuple(sorted((qube for qube in found if qube is not None), key=lambda qube: qube.name))
 
 
-def read_qube(client: AdminClient, name: QubeName, listed: dict[str, str]) -> Qube | None:
+def read_qube(client: AdminClient, name: QubeName, listed: dict[str, str]) -> NetworkQube | None:
     """Read one qube; `listed` are its words from admin.vm.List. None when it cannot be read."""
     try:
         properties = client.properties(name)
         netvm = properties.get("netvm", "")
-        return Qube(
+        return NetworkQube(
             name=name,
             label=properties.get("label", "black"),
             netvm=QubeName(netvm) if netvm else None,

@@ -16,8 +16,8 @@ from typing import Any
 from portfwd.base.clock import ClockWatch
 from portfwd.dom0.calls import Calls
 from portfwd.dom0.diagnosis.checking import CheckService
-from portfwd.dom0.planning.snapshot import hears_way_out
-from portfwd.dom0.publishing.databases import Connections, Workers
+from portfwd.dom0.planning.snapshot import read_way_out
+from portfwd.dom0.publishing.databases import DatabaseConnections, Workers
 from portfwd.dom0.usecases.service import ForwardService
 from portfwd.dom0.views.queries import StatusService
 from portfwd.wire import limits
@@ -80,7 +80,7 @@ class Running:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._workers = Workers()
-        self._databases = Connections(run)
+        self._databases = DatabaseConnections(run)
         self.service = ForwardService(
             app, boot_id=boot_id, now=now, kept=run / _ENDS, holders=lib / _HOLDERS, databases_of=self._databases.of
         )
@@ -150,15 +150,15 @@ class Running:
         now = self._loop.time()
         del self._looks[name]
         self._looked = {n: then for n, then in self._looked.items() if now - then < _WORDS_SECONDS} | {name: now}
-        task = self._loop.create_task(self._hear(name))
+        task = self._loop.create_task(self._ask_way_out(name))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _hear(self, name: str) -> None:
-        """Ask one speaker. Everything is looked at anew only if its word changes what counts."""
+    async def _ask_way_out(self, name: str) -> None:
+        """Read one net qube's report. Everything is looked at anew only if that changes what counts."""
         sessions = self.service.sessions()
-        databases = {n: database for n, database in self.service.speakers().items() if n == name}
-        if self.service.hear(await self._workers.each(hears_way_out, databases), sessions):
+        databases = {n: database for n, database in self.service.reporting().items() if n == name}
+        if self.service.record(await self._workers.each(read_way_out, databases), sessions):
             self.ask()
         self._wake_for_silence()
 
@@ -175,7 +175,7 @@ class Running:
         """Make every qube's QubesDB equal to the plan."""
         service = self.service
         sessions = service.sessions()
-        service.hear(await self._workers.each(hears_way_out, service.speakers()), sessions)
+        service.record(await self._workers.each(read_way_out, service.reporting()), sessions)
         if not self._read_in:
             for _ in service.read_in():
                 await asyncio.sleep(0)

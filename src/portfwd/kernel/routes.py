@@ -53,7 +53,7 @@ class Route(NamedTuple):
     protocol: int = 0
 
 
-class Rule(NamedTuple):
+class RoutingRule(NamedTuple):
     """A rule that leads packets with these bits of their mark, or all, to a table; `protocol` tells who made it."""
 
     family: Family
@@ -86,7 +86,7 @@ def read_routes(netlink: Netlink) -> Iterator[Route]:
             yield Route(family, table, prefix, link, gateway, metric, protocol)
 
 
-def read_rules(netlink: Netlink) -> Iterator[Rule]:
+def read_rules(netlink: Netlink) -> Iterator[RoutingRule]:
     """Every rule that leads to a table."""
     for message in netlink.dump(_GETRULE, _RULE.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
         number, _, _, _, table, _, _, action, _ = _RULE.unpack_from(message.body)
@@ -94,7 +94,7 @@ def read_rules(netlink: Netlink) -> Iterator[Rule]:
         if number in _FAMILIES and action == _TO_TABLE:
             table, priority = _number(fields, _FRA_TABLE, table), _number(fields, _FRA_PRIORITY, 0)
             mark, mask = _number(fields, _FRA_FWMARK, 0), _number(fields, _FRA_FWMASK, 0)
-            yield Rule(_FAMILIES[number], priority, table, mark, mask, fields.get(_FRA_PROTOCOL, b"\0")[0])
+            yield RoutingRule(_FAMILIES[number], priority, table, mark, mask, fields.get(_FRA_PROTOCOL, b"\0")[0])
 
 
 def next_hop(netlink: Netlink, address: IPAddress) -> NextHop | None:
@@ -131,12 +131,12 @@ def remove_route(netlink: Netlink, route: Route) -> None:
     netlink.request(_DELROUTE, _route_body(route))
 
 
-def add_rule(netlink: Netlink, rule: Rule) -> None:
+def add_rule(netlink: Netlink, rule: RoutingRule) -> None:
     """Raises FileExistsError when it is there."""
     netlink.request(_NEWRULE, _rule_body(rule), NLM_F_NEW)
 
 
-def remove_rule(netlink: Netlink, rule: Rule) -> None:
+def remove_rule(netlink: Netlink, rule: RoutingRule) -> None:
     """Raises FileNotFoundError when it is not there."""
     netlink.request(_DELRULE, _rule_body(rule))
 
@@ -166,7 +166,7 @@ def _route_body(route: Route) -> bytes:
     return body if route.gateway is None else body + attribute(_RTA_GATEWAY, route.gateway.packed)
 
 
-def _rule_body(rule: Rule) -> bytes:
+def _rule_body(rule: RoutingRule) -> bytes:
     body = _RULE.pack(_AF[rule.family], 0, 0, 0, 0, 0, 0, _TO_TABLE, 0)
     body += _numbered(_FRA_PRIORITY, rule.priority) + _numbered(_FRA_TABLE, rule.table)
     if rule.mask:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Listening sockets of this qube, what they mean for entries, and the end of a connection by its socket.
+"""Listening sockets of this network namespace, and the end of a connection by its socket.
 
 Formats: sock_diag(7), linux/inet_diag.h. read_sockets() and destroy() ask the kernel; the rest is pure. Listening means
 a TCP socket in state LISTEN or a UDP socket without a peer. Network namespaces inside the qube (containers) are not
@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 from portfwd.kernel.conntrack import Flow
 from portfwd.kernel.netlink import NETLINK_SOCK_DIAG, Message, Netlink, attributes
-from portfwd.wire.answers.report import Listening
-from portfwd.wire.entry import Entry
-from portfwd.wire.values import Family, IPAddress, PortRange, Proto
+from portfwd.wire.values import Family, IPAddress, Proto
 
 DESTROY_GROUPS = (1, 2, 3, 4)
 """SKNLGRP_INET_TCP_DESTROY, INET_UDP, INET6_TCP, INET6_UDP: sockets that closed. They need CAP_NET_ADMIN."""
@@ -123,21 +121,3 @@ def freed_ports(messages: Iterable[Message]) -> set[int]:
             if peer == b"\0\0":
                 ports.add(int.from_bytes(port, "big"))
     return ports
-
-
-def listening(entry: Entry, sockets: Iterable[Socket]) -> Listening:
-    """Whether a socket listens on at least one port of an accept entry, and whether clients can reach it."""
-    local = [s.local for s in sockets if _same(entry, s) and s.port in entry.listen]
-    if not local:
-        return Listening.NO
-    return Listening.LOCAL if all(local) else Listening.YES
-
-
-def occupied(entries: Iterable[Entry], sockets: Iterable[Socket]) -> dict[str, PortRange]:
-    """The entries with a port that others reach the qube itself on: key -> its ports."""
-    own = [socket for socket in sockets if not socket.local]
-    return {e.key: e.listen for e in entries if any(_same(e, s) and s.port in e.listen for s in own)}
-
-
-def _same(entry: Entry, socket: Socket) -> bool:
-    return entry.family is socket.family and entry.proto is socket.proto

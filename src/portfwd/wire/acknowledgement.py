@@ -34,7 +34,7 @@ class WayOut(enum.StrEnum):
     TUNNEL = "tunnel"
 
 
-class State(enum.StrEnum):
+class AgentState(enum.StrEnum):
     """How the agent stands to the generation that it names."""
 
     APPLIED = "applied"
@@ -107,7 +107,7 @@ class Acknowledgement:
     """The agent's answer to one generation."""
 
     generation: int
-    state: State
+    state: AgentState
 
     def __str__(self) -> str:
         return f"version={limits.PROTOCOL_VERSION} generation={self.generation} state={self.state.value}"
@@ -117,6 +117,6 @@ class Acknowledgement:
         """Read it back in dom0; raises RefusedError."""
         names = ("version", "generation", "state")
         words = parse_words(untrusted_text, names, names)
-        if words["version"] != str(limits.PROTOCOL_VERSION) or words["state"] not in list(State):
+        if words["version"] != str(limits.PROTOCOL_VERSION) or words["state"] not in list(AgentState):
             raise RefusedError(f"{shown(untrusted_text)} is not an acknowledgement")
-        return cls(parse_number(words["generation"]), State(words["state"]))
+        return cls(parse_number(words["generation"]), AgentState(words["state"]))

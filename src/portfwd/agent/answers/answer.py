@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from portfwd.agent.network.occupancy import occupied
 from portfwd.agent.rules import counters
 from portfwd.agent.rules.diff import lines
 from portfwd.agent.rules.firewall import Firewall
@@ -18,7 +19,7 @@ from portfwd.agent.rules.sweep import Judge
 from portfwd.base.clock import Moment
 from portfwd.kernel.conntrack import Flow, FlowTable
 from portfwd.kernel.nft import Nft, NftError
-from portfwd.kernel.sockets import Socket, destroy, occupied, read_sockets
+from portfwd.kernel.sockets import Socket, destroy, read_sockets
 from portfwd.wire import limits
 from portfwd.wire.answers.connections import Connection, Connections, Ended, format_result
 from portfwd.wire.answers.preview import Preview, parse_request

@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from portfwd.agent.answers.probe_table import TABLE, probe_table
-from portfwd.agent.answers.sight import Eyes, agent_runs
+from portfwd.agent.answers.sight import Inspection, agent_runs
 from portfwd.agent.network.networks import is_attachable
 from portfwd.agent.rules.skeleton import MARK_PROBE
-from portfwd.kernel import frames, inject
+from portfwd.kernel import ethernet, inject
 from portfwd.kernel.conntrack import Conntrack
 from portfwd.kernel.nft import LibNft, Nft, NftError
 from portfwd.kernel.sockets import read_sockets
@@ -56,16 +56,16 @@ def main() -> int:
     try:
         role, number = Request.parse_head(next(lines))
         asked = [Way.parse(next(lines)) for _ in range(number)]
-        eyes = Eyes(LibNft(), read_sockets())
+        inspection = Inspection(LibNft(), read_sockets())
     except (RefusedError, StopIteration, OSError) as error:
         print(f"no probe: {error}", file=sys.stderr)  # noqa: T201 - qrexec writes it to the qube's journal
         return 1
-    with contextlib.closing(eyes):
-        places = [_choose(eyes, way) if role is Role.ENTRANCE else (way, None) for way in asked]
+    with contextlib.closing(inspection):
+        places = [_choose(inspection, way) if role is Role.ENTRANCE else (way, None) for way in asked]
         ways = [way for way, _ in places]
         _say(head_of(len(ways), agent=agent_runs()))
         for way in ways:
-            _say(f"{way.entry.key} {eyes.sight(way.entry, way.port, way.client)}")
+            _say(f"{way.entry.key} {inspection.sight(way.entry, way.port, way.client)}")
     nft = LibNft()
     try:
         nft.run("".join(probe_table(family, ways, drops=role is Role.ENTRANCE) for family in _families(ways)))
@@ -106,9 +106,9 @@ def _families(ways: Sequence[Way]) -> list[Family]:
     return sorted({way.entry.family for way in ways if way.client is not None})
 
 
-def _choose(eyes: Eyes, way: Way) -> tuple[Way, _Target | None]:
+def _choose(inspection: Inspection, way: Way) -> tuple[Way, _Target | None]:
     """Find a client whom the rule lets in, and where it would come in."""
-    own = list(eyes.addresses(way.entry.family))
+    own = list(inspection.addresses(way.entry.family))
     outside = [(link, address) for link, address in own if link.uplink]
     client = way.client or _client_for(way, [address for _, address in outside])
     if client is None:
@@ -116,7 +116,7 @@ def _choose(eyes: Eyes, way: Way) -> tuple[Way, _Target | None]:
     # By the interface of the address's own network: by any other it would be refused.
     near = [(a.network.prefixlen, -place, link) for place, (link, a) in enumerate(outside) if client in a.network]
     near = [found for found in near if found[0] > 0]
-    link = max(near)[2] if near else eyes.way_to(client).link
+    link = max(near)[2] if near else inspection.egress_to(client).link
     if link is None or link.uplink is (way.entry.side is Side.DOWNSTREAM):
         return replace(way, client=client), None
     address = next((address.ip for at, address in own if at.index == link.index), None)
@@ -160,12 +160,12 @@ def _send(nft: Nft, places: Sequence[tuple[Way, _Target | None]]) -> Sent:
         return Sent.NO_UPLINK
     sequence = secrets.randbits(31)
     try:
-        _inject(ready, sequence, frames.SYN)
+        _inject(ready, sequence, ethernet.SYN)
         deadline = time.monotonic() + _ANSWER_SECONDS
         ways = [way for way, _ in ready]
         while time.monotonic() < deadline and not all(count.returned for count in _counts(nft, ways)):
             time.sleep(_LOOK_SECONDS)
-        _inject([(way, at) for way, at in ready if way.entry.proto is Proto.TCP], sequence + 1, frames.RST)
+        _inject([(way, at) for way, at in ready if way.entry.proto is Proto.TCP], sequence + 1, ethernet.RST)
     except OSError as error:
         print(f"no probe: {error}", file=sys.stderr)  # noqa: T201
         return Sent.NO_TC
@@ -183,8 +183,8 @@ def _frame(way: Way, target: _Target, sequence: int, flags: int) -> bytes:
         raise RefusedError("a probe has a client")
     ends = (way.client, way.sport, target.address, way.port)
     tcp = way.entry.proto is Proto.TCP
-    body = frames.tcp(*ends, sequence, flags) if tcp else frames.udp(*ends)
-    return frames.frame(target.mac, way.client, target.address, way.entry.proto, body)
+    body = ethernet.tcp(*ends, sequence, flags) if tcp else ethernet.udp(*ends)
+    return ethernet.frame(target.mac, way.client, target.address, way.entry.proto, body)
 
 
 def _counts(nft: Nft, ways: Sequence[Way]) -> list[Count]:

@@ -26,7 +26,7 @@ CALL_SECONDS = 5.0
 _HEADER_MAX = 512
 _CHUNK = 1 << 16
 
-Answer = Callable[[str, bytes], str]
+Answerer = Callable[[str, bytes], str]
 
 
 class _Call:
@@ -48,9 +48,9 @@ class Requests:
         self._calls: list[_Call] = []
         self._selector: selectors.BaseSelector | None = None
         self._listener: socket.socket | None = None
-        self._answer: Answer = lambda _service, _payload: ""
+        self._answer: Answerer = lambda _service, _payload: ""
 
-    def serve(self, selector: selectors.BaseSelector, answer: Answer) -> None:
+    def serve(self, selector: selectors.BaseSelector, answer: Answerer) -> None:
         """Register with a loop that calls the data of whatever is ready. Without the socket the agent works, too."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:

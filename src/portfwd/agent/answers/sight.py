@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from portfwd.agent.network.uplinks import Link, read_links
+from portfwd.agent.rules.accepts import listening
 from portfwd.agent.rules.kinds import kind_of
 from portfwd.agent.rules.skeleton import BASE_TABLE, COMMENT, TABLE, nft_family
 from portfwd.kernel.links import InterfaceAddress, read_addresses
 from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink
 from portfwd.kernel.nft import Nft, NftError
 from portfwd.kernel.routes import forwards, next_hop
-from portfwd.kernel.sockets import Socket, listening
+from portfwd.kernel.sockets import Socket
 from portfwd.wire.answers.probe import RouteWord, Sight
 from portfwd.wire.entry import Accept, Entry, Relay
 from portfwd.wire.values import Family, IPAddress
@@ -26,14 +27,14 @@ _AGENT = b"portfwd.agent"
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Egress:
     """Where a packet to an address would leave. `link` is None where that is no interface that is up."""
 
     word: RouteWord
     link: Link | None = None
 
 
-class Eyes:
+class Inspection:
     """One look at this network namespace."""
 
     def __init__(self, nft: Nft, sockets: Iterable[Socket]) -> None:
@@ -56,23 +57,23 @@ class Eyes:
             rule=bool(ours),
             before=ours[0] if ours else len(rules or ()),
             door=self._door(entry, port),
-            route=self.way_to(entry.to).word if isinstance(entry, Relay) else None,
+            route=self.egress_to(entry.to).word if isinstance(entry, Relay) else None,
             forwarding=forwards(entry.family),
             listening=listening(entry, self._sockets).value if isinstance(entry, Accept) else None,
         )
 
-    def way_to(self, address: IPAddress) -> Way:
+    def egress_to(self, address: IPAddress) -> Egress:
         """By which interface the kernel would send to an address."""
         try:
             found = next_hop(self._netlink, address)
         except OSError:
-            return Way(RouteWord.NONE)
+            return Egress(RouteWord.NONE)
         if found is not None and found.local:
-            return Way(RouteWord.LOCAL)
+            return Egress(RouteWord.LOCAL)
         link = self.links.get(found.link) if found is not None else None
         if link is None:
-            return Way(RouteWord.NONE)
-        return Way(RouteWord.VIF if link.downstream else RouteWord.UPLINK if link.uplink else RouteWord.TUNNEL, link)
+            return Egress(RouteWord.NONE)
+        return Egress(RouteWord.VIF if link.downstream else RouteWord.UPLINK if link.uplink else RouteWord.TUNNEL, link)
 
     def addresses(self, family: Family) -> Iterator[tuple[Link, InterfaceAddress]]:
         """The addresses of each interface that is up, link-local ones left out."""

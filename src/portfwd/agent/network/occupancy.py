@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from portfwd.agent.rules.kinds import kind_of
 from portfwd.kernel.netlink import NETLINK_SOCK_DIAG, Listener
-from portfwd.kernel.sockets import DESTROY_GROUPS, Socket, freed_ports, occupied, read_sockets
+from portfwd.kernel.sockets import DESTROY_GROUPS, Socket, freed_ports, read_sockets
 from portfwd.wire.acknowledgement import IN_KERNEL, Result
 from portfwd.wire.entry import Entry
-from portfwd.wire.values import PortRange
+from portfwd.wire.values import Family, PortRange, Proto
 
 log = logging.getLogger(__name__)
 
@@ -86,3 +86,12 @@ class Occupancy:
             return False
         self._hears = True
         return True
+
+
+def occupied(entries: Iterable[Entry], sockets: Iterable[Socket]) -> dict[str, PortRange]:
+    """The entries whose port a socket of this qube uses for others, with their ports, by key."""
+    used: dict[tuple[Family, Proto], list[int]] = {}
+    for socket in sockets:
+        if not socket.local:
+            used.setdefault((socket.family, socket.proto), []).append(socket.port)
+    return {e.key: e.listen for e in entries if any(port in e.listen for port in used.get((e.family, e.proto), ()))}

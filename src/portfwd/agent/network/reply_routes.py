@@ -17,7 +17,7 @@ from portfwd.kernel.links import read_devices
 from portfwd.kernel.netlink import NETLINK_ROUTE, Netlink
 from portfwd.kernel.routes import (
     Route,
-    Rule,
+    RoutingRule,
     add_route,
     add_rule,
     next_hop,
@@ -82,7 +82,7 @@ def without_way(addresses: Collection[IPAddress]) -> frozenset[IPAddress]:
     return frozenset(address for address, hop in hops.items() if hop is None or hop.link not in downstream)
 
 
-def _change(netlink: Netlink, ways: Ways, routes: set[Route], rules: set[Rule]) -> None:
+def _change(netlink: Netlink, ways: Ways, routes: set[Route], rules: set[RoutingRule]) -> None:
     """What leaves goes first, since one place takes one route; rules come when their tables are there."""
     # Attached networks before the gateways that stand in them.
     missing = sorted(ways.routes - routes, key=lambda r: (r.gateway is not None, -r.prefix.prefixlen))

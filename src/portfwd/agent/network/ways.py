@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from portfwd.agent.network.uplinks import Link
 from portfwd.agent.rules.skeleton import UPLINK_BITS, UPLINK_MAX, UPLINK_SHIFT
-from portfwd.kernel.routes import DEFAULT, LOCAL, MAIN, Route, Rule
+from portfwd.kernel.routes import DEFAULT, LOCAL, MAIN, Route, RoutingRule
 from portfwd.wire.values import Family, IPAddress, IPNetwork
 
 _STOCK_TABLES = {DEFAULT, MAIN, LOCAL}
@@ -27,7 +27,7 @@ _WIDE = {Family.V4: 3, Family.V6: 7}
 """A prefix so short is a default route, or a part of one that VPN programs put before it."""
 
 
-def is_ours(made: Route | Rule) -> bool:
+def is_ours(made: Route | RoutingRule) -> bool:
     """Whether the agent made it: by its protocol, and the table that it is in or leads to."""
     return made.protocol == PROTOCOL and 0 < made.table - TABLES <= UPLINK_MAX
 
@@ -38,13 +38,13 @@ class Ways:
 
     numbers: Mapping[int, int]
     routes: frozenset[Route] = frozenset()
-    rules: frozenset[Rule] = frozenset()
+    rules: frozenset[RoutingRule] = frozenset()
 
 
 def plan_ways(
     links: Iterable[Link],
     routes: Collection[Route],
-    rules: Iterable[Rule],
+    rules: Iterable[RoutingRule],
     families: Collection[Family],
     gateways: Mapping[Family, IPAddress],
     held: Mapping[int, int],
@@ -71,9 +71,9 @@ def plan_ways(
     return Ways(numbers, frozenset(wanted), frozenset(_leading(r.family, r.table) for r in wanted))
 
 
-def _leading(family: Family, table: int) -> Rule:
+def _leading(family: Family, table: int) -> RoutingRule:
     """The rule that leads packets with the number of an uplink to its table."""
-    return Rule(family, PRIORITY, table, (table - TABLES) << UPLINK_SHIFT, UPLINK_BITS, PROTOCOL)
+    return RoutingRule(family, PRIORITY, table, (table - TABLES) << UPLINK_SHIFT, UPLINK_BITS, PROTOCOL)
 
 
 def _number(index: int, taken: Mapping[int, int], held: Mapping[int, int]) -> int:
@@ -94,7 +94,7 @@ def _copies(index: int, number: int, family: Family, routes: Iterable[Route], ga
     return {r._replace(table=TABLES + number, metric=0, protocol=PROTOCOL) for r in best.values()}
 
 
-def leaves_by_tunnel(links: Iterable[Link], routes: Collection[Route], rules: Iterable[Rule]) -> bool:
+def leaves_by_tunnel(links: Iterable[Link], routes: Collection[Route], rules: Iterable[RoutingRule]) -> bool:
     """Whether this qube's own traffic leaves by a tunnel, in either family.
 
     It does by the best default route, by a wide route before it, or by a table that a rule of others leads to. An

@@ -2,15 +2,15 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Accept entries: what the qube at the end of a forward does to let connections in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from portfwd.agent.rules.elements import Elements, Facts, Kind, Results, Surroundings, add_door, hindrance
 from portfwd.agent.rules.skeleton import MARK_IN
 from portfwd.kernel.conntrack import Flow
-from portfwd.kernel.sockets import listening
+from portfwd.kernel.sockets import Socket
 from portfwd.wire.acknowledgement import Result
-from portfwd.wire.answers.report import AcceptReport, EntryReport
-from portfwd.wire.entry import Accept
+from portfwd.wire.answers.report import AcceptReport, EntryReport, Listening
+from portfwd.wire.entry import Accept, Entry
 from portfwd.wire.values import Family, PortRange, Proto
 
 _SIDE = "in"
@@ -74,3 +74,12 @@ def _segments(entries: list[Accept]) -> Iterator[tuple[PortRange, list[Accept]]]
         begins, ends = edges[edge]
         active = [e for e in active if e not in ends] + begins
         start = edge
+
+
+def listening(entry: Entry, sockets: Iterable[Socket]) -> Listening:
+    """Whether a socket listens on at least one port of an accept entry, and whether clients can reach it."""
+    mine = (s for s in sockets if (s.family, s.proto) == (entry.family, entry.proto) and s.port in entry.listen)
+    local = [socket.local for socket in mine]
+    if not local:
+        return Listening.NO
+    return Listening.LOCAL if all(local) else Listening.YES

@@ -25,7 +25,7 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _PROTOS = {"tcp": Proto.TCP, "6": Proto.TCP, "udp": Proto.UDP, "17": Proto.UDP}
 
 
-class Count(NamedTuple):
+class ElementCount(NamedTuple):
     """One element: the ports it stands for, what it has counted, and the seconds until it ends (0: never)."""
 
     proto: Proto
@@ -40,7 +40,7 @@ class Count(NamedTuple):
         return max(0, int(HITS_SECONDS - self.expires))
 
 
-def read(nft: Nft, family: Family, name: str) -> list[Count]:
+def read(nft: Nft, family: Family, name: str) -> list[ElementCount]:
     """All counters of a set or map of our table, by port. Raises NftError."""
     kind = "set" if name.endswith("-hits") else "map"
     try:
@@ -52,14 +52,14 @@ def read(nft: Nft, family: Family, name: str) -> list[Count]:
     return parse(listed)
 
 
-def parse(listed: str) -> list[Count]:
+def parse(listed: str) -> list[ElementCount]:
     """The elements of a listing whose key is a protocol and a port or range, in either order; by port."""
     body = _ELEMENTS.search(listed)
     items = body[1].split(",") if body else []
     return sorted((c for c in (_count(item.strip()) for item in items) if c), key=lambda c: c.ports.first)
 
 
-def _count(item: str) -> Count | None:
+def _count(item: str) -> ElementCount | None:
     one, _, rest = item.partition(" . ")
     other, _, rest = rest.partition(" ")
     proto, ports = (one, other) if one in _PROTOS and other not in _PROTOS else (other, one)
@@ -69,7 +69,7 @@ def _count(item: str) -> Count | None:
     if not 1 <= int(first) <= int(last or first) <= PORT_MAX:
         return None
     packets, size, expires = _PACKETS.search(" " + rest), _BYTES.search(" " + rest), _EXPIRES.search(" " + rest)
-    return Count(
+    return ElementCount(
         _PROTOS[proto],
         PortRange(int(first), int(last or first)),
         int(packets[1]) if packets else 0,
@@ -81,17 +81,17 @@ def _count(item: str) -> Count | None:
 class Counts:
     """Elements of one family and side, to be asked by entry."""
 
-    def __init__(self, counts: Iterable[Count]) -> None:
-        self._of: dict[Proto, list[Count]] = {proto: [] for proto in Proto}
+    def __init__(self, counts: Iterable[ElementCount]) -> None:
+        self._of: dict[Proto, list[ElementCount]] = {proto: [] for proto in Proto}
         for count in sorted(counts, key=lambda c: c.ports.first):
             self._of[count.proto].append(count)
         self._firsts = {proto: [count.ports.first for count in found] for proto, found in self._of.items()}
 
-    def within_any(self, entries: Iterable[Entry]) -> set[Count]:
+    def within_any(self, entries: Iterable[Entry]) -> set[ElementCount]:
         """The elements that begin at a port on which one of these entries listens."""
         return {count for entry in entries for count in self.within(entry)}
 
-    def within(self, entry: Entry) -> list[Count]:
+    def within(self, entry: Entry) -> list[ElementCount]:
         """The elements that begin at a port on which this entry listens."""
         firsts = self._firsts[entry.proto]
         low, high = bisect.bisect_left(firsts, entry.listen.first), bisect.bisect_right(firsts, entry.listen.last)

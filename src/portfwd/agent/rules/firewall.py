@@ -15,7 +15,7 @@ from portfwd.agent.rules.elements import Elements, Surroundings
 from portfwd.agent.rules.farewell import tell
 from portfwd.agent.rules.kinds import build, kind_of
 from portfwd.agent.rules.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
-from portfwd.agent.rules.sweep import GUARD_SECONDS, divide, lingers, mourning
+from portfwd.agent.rules.sweep import GUARD_SECONDS, divide, guard_elements, lingers
 from portfwd.kernel.conntrack import Flow, FlowTable, Which
 from portfwd.kernel.nft import Nft, NftError
 from portfwd.wire.acknowledgement import Result
@@ -302,7 +302,7 @@ class Firewall:
     def _watch_for(self, families: Iterable[Family], lost: list[Flow], now: float) -> None:
         chains = "".join(skeleton.guard(f) for f in sorted(families) if f not in self._guarded)
         try:
-            self._nft.run(chains + mourning(lost))
+            self._nft.run(chains + guard_elements(lost))
         except NftError as error:
             log.error("connections of removed forwards may come back, nothing watches for them: %s", error)
         else:

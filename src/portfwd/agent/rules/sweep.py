@@ -105,7 +105,7 @@ def _came_by(flow: Flow, around: Surroundings) -> str | None:
     return next((name for name, held in around.numbers.items() if held == number), None)
 
 
-def mourning(flows: Iterable[Flow]) -> str:
+def guard_elements(flows: Iterable[Flow]) -> str:
     """The nft text that adds doomed flows to the guard's sets."""
     places: dict[tuple[str, str], dict[str, None]] = {}
     for flow in flows:

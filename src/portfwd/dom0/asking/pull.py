@@ -21,7 +21,7 @@ from portfwd.wire.values import QubeName
 PULL_SECONDS = 1.0
 """Seconds for all answers together."""
 _CHUNK = 1 << 16
-Answer = TypeVar("Answer")
+Parsed = TypeVar("Parsed")
 
 
 class Puller:
@@ -52,13 +52,13 @@ async def _report(vm: Any) -> Report | None:
     return await ask(vm, limits.REPORT_SERVICE, Report.parse)
 
 
-async def ask(vm: Any, service: str, parse: Callable[[bytes], Answer], payload: bytes = b"") -> Answer | None:
+async def ask(vm: Any, service: str, parse: Callable[[bytes], Parsed], payload: bytes = b"") -> Parsed | None:
     """The parsed answer of a service; None without a valid one within PULL_SECONDS. Never raises for a qube.
 
     `parse` gets at most one byte more than an answer may have (limits.REPORT_MAX), and may raise RefusedError.
     """
 
-    async def answer() -> Answer:
+    async def answer() -> Parsed:
         untrusted = await _call(vm, service, payload)
         # In a thread: a long answer would hold up qubesd's loop.
         return parse(untrusted) if len(untrusted) <= _CHUNK // 4 else await asyncio.to_thread(parse, untrusted)

@@ -23,7 +23,7 @@ BUSY = "busy"
 """First word of the answer to who comes too late, for programs that look for it instead of the error's word."""
 
 
-class Turns:
+class CheckQueue:
     """The queue of probes, which go through the chains one at a time: few may wait, the next is refused at once.
 
     `most`: probes under way and waiting, in all; `each`: those of one caller.
@@ -50,7 +50,7 @@ class CheckService:
     """One per qubesd, beside the StatusService."""
 
     def __init__(self, status: StatusService) -> None:
-        self._status, self._prober, self._turns = status, Prober(), Turns()
+        self._status, self._prober, self._turns = status, Prober(), CheckQueue()
 
     async def check(self, vm: Any, untrusted_payload: str, caller: Caller = DOM0) -> str:
         """The diagnosis of one forward of a qube.

@@ -65,18 +65,18 @@ class Seat:
         kind = "external" if self.side is Side.UPLINK else "internal"
         return f"{kind} {'+'.join(p.value for p in self.protos)} port {self.ports.short} of '{self.qube}'"
 
-    def relays(self) -> "Iterator[Place]":
+    def relays(self) -> "Iterator[PortSpace]":
         """The places whose packets the forward takes."""
         for hop in self.hops:
             yield from ((hop, self.side, f, p) for f in self.families for p in self.protos)
 
-    def targets(self) -> "Iterator[Place]":
+    def targets(self) -> "Iterator[PortSpace]":
         """The places where it opens the qube's own ports. A qube without a net qube is its own entrance."""
         if self.hops[0] != self.qube:
             yield from ((self.qube, Side.UPLINK, f, p) for f in self.families for p in self.protos)
 
 
-Place = tuple[QubeName, Side, Family, Proto]
+PortSpace = tuple[QubeName, Side, Family, Proto]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ class Entrances:
     """
 
     def __init__(self) -> None:
-        self._relayed: dict[Place, list[tuple[int, int, Seat]]] = {}
-        self._opened: dict[Place, list[tuple[int, int, Seat]]] = {}
+        self._relayed: dict[PortSpace, list[tuple[int, int, Seat]]] = {}
+        self._opened: dict[PortSpace, list[tuple[int, int, Seat]]] = {}
 
     def clash(self, seat: Seat) -> Clash | None:
         """The first obstacle, or None."""
@@ -162,7 +162,7 @@ class Holders:
 
     def __init__(self, seats: Iterable[Seat] = ()) -> None:
         self.seats = frozenset(seats)
-        self._by_place: dict[tuple[QubeName, Place], list[PortRange]] | None = None
+        self._by_place: dict[tuple[QubeName, PortSpace], list[PortRange]] | None = None
 
     def order(self, claim: Claim) -> tuple[int, int, QubeName, RuleId]:
         """The order in which claims get ports: holders of all that they want, holders of some of it, then by age."""
@@ -178,7 +178,7 @@ class Holders:
         had = [self._had(seat.qube, place, seat.ports) for place in seat.relays()]
         return 0 if all(number == len(seat.ports) for number in had) else 1 if any(had) else 2
 
-    def _had(self, qube: QubeName, place: Place, ports: PortRange) -> int:
+    def _had(self, qube: QubeName, place: PortSpace, ports: PortRange) -> int:
         """How many of these ports a qube holds there; its holdings do not overlap."""
         if self._by_place is None:
             self._by_place = {}

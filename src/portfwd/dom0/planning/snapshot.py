@@ -16,7 +16,7 @@ from typing import Any
 
 from portfwd.base.qubesdb_client import Store
 from portfwd.dom0.planning.claims import Holders
-from portfwd.dom0.planning.tunnels import Said
+from portfwd.dom0.planning.tunnels import WayReport
 from portfwd.dom0.storage.store import StoredForward
 from portfwd.wire import limits
 from portfwd.wire.acknowledgement import WAY_OUT, Acknowledgement, WayOut
@@ -157,7 +157,7 @@ def may_run(vm: Any) -> bool:
         return True
 
 
-def speaks(vm: Any) -> bool:
+def reports_way_out(vm: Any) -> bool:
     """Whether a qube is a running net qube whose agent reports its way out. Never raises."""
     try:
         return vm.klass != "AdminVM" and bool(getattr(vm, "provides_network", False)) and runs(vm)
@@ -180,27 +180,27 @@ def sessions_of(vms: Iterable[Any]) -> dict[QubeName, str]:
     return found
 
 
-def hears_way_out(_name: QubeName, database: Store) -> Said:
+def read_way_out(_name: QubeName, database: Store) -> WayReport:
     """The way out that the qube's agent reports. A qube that lies closes forwards through it, or leads them astray.
 
     An agent that has acknowledged a commit has reported it before, if it knows.
     """
     try:
         said = _way_out(database)
-        if said is Said.UNTOLD:
+        if said is WayReport.NONE:
             untrusted_ack = database.read(limits.STATUS_BASE) or b""
             at_work = Acknowledgement.parse(untrusted_ack.decode("ascii", "replace")).generation > 0
             # Both keys may have been written since the first look.
-            return _way_out(database) if at_work else Said.UNHEARD
+            return _way_out(database) if at_work else WayReport.UNREAD
     except (RuntimeError, OSError, RefusedError):
-        return Said.UNHEARD
+        return WayReport.UNREAD
     return said
 
 
-def _way_out(database: Store) -> Said:
+def _way_out(database: Store) -> WayReport:
     untrusted_word = database.read(limits.STATUS + WAY_OUT)
-    words = {WayOut.TUNNEL.value.encode(): Said.TUNNEL, WayOut.UPLINK.value.encode(): Said.UPLINK}
-    return words.get(untrusted_word or b"", Said.UNTOLD)
+    words = {WayOut.TUNNEL.value.encode(): WayReport.TUNNEL, WayOut.UPLINK.value.encode(): WayReport.UPLINK}
+    return words.get(untrusted_word or b"", WayReport.NONE)
 
 
 def _address(value: object) -> IPAddress | None:

@@ -15,55 +15,55 @@ ABSENT_SECONDS = 3.0
 """Seconds for which only "no tunnel" must have been reported. A VPN that restarts takes about as long."""
 
 
-class Said(enum.Enum):
-    """What was read of a way out. UNTOLD: the agent works and does not report it; UNHEARD: nothing could be read."""
+class WayReport(enum.Enum):
+    """What was read of a way out. NONE: the agent works and does not report it; UNREAD: nothing could be read."""
 
     TUNNEL = enum.auto()
     UPLINK = enum.auto()
-    UNTOLD = enum.auto()
-    UNHEARD = enum.auto()
+    NONE = enum.auto()
+    UNREAD = enum.auto()
 
 
 class Tunnels:
     """`clock` gives seconds, of a clock that cannot be set.
 
-    `counted`: qubes that send into a tunnel; `untold`: those whose working agents have never reported their way out.
+    `counted`: qubes that send into a tunnel; `unreported`: those whose agents work and never report their way out.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._absent: dict[QubeName, float] = {}
-        self._heard: set[QubeName] = set()
+        self._reported: set[QubeName] = set()
         self.counted: frozenset[QubeName] = frozenset()
-        self.untold: frozenset[QubeName] = frozenset()
+        self.unreported: frozenset[QubeName] = frozenset()
 
-    def hear(self, said: Mapping[QubeName, Said]) -> bool:
+    def record(self, said: Mapping[QubeName, WayReport]) -> bool:
         """Take the reports just read; returns whether the plan may change."""
-        now, before = self._clock(), (self.counted, self.untold)
+        now, before = self._clock(), (self.counted, self.unreported)
         for name, word in said.items():
-            if word in (Said.TUNNEL, Said.UPLINK):
-                self._heard.add(name)
-                self.untold -= {name}
-            elif word is Said.UNTOLD and name not in self._heard:
-                self.untold |= {name}
-            if word is Said.TUNNEL:
+            if word in (WayReport.TUNNEL, WayReport.UPLINK):
+                self._reported.add(name)
+                self.unreported -= {name}
+            elif word is WayReport.NONE and name not in self._reported:
+                self.unreported |= {name}
+            if word is WayReport.TUNNEL:
                 self._absent.pop(name, None)
                 self.counted |= {name}
                 continue
-            absent = word is Said.UPLINK and name in self.counted
+            absent = word is WayReport.UPLINK and name in self.counted
             if absent and now - self._absent.setdefault(name, now) >= ABSENT_SECONDS:
                 self._absent.pop(name)
                 self.counted -= {name}
-        return (self.counted, self.untold) != before
+        return (self.counted, self.unreported) != before
 
     def forget(self, name: QubeName) -> None:
         """Forget a qube that has stopped; its next run reports anew."""
         self._absent.pop(name, None)
-        self._heard.discard(name)
+        self._reported.discard(name)
         self.counted -= {name}
-        self.untold -= {name}
+        self.unreported -= {name}
 
-    def said(self, name: QubeName) -> bool:
+    def reported(self, name: QubeName) -> bool:
         """Whether the last report of a qube is a tunnel."""
         return name in self.counted and name not in self._absent
 

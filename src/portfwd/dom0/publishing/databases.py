@@ -31,7 +31,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Identity(NamedTuple):
+class DaemonIdentity(NamedTuple):
     """Identifies one daemon: the socket file that it has bound, and the run of the qube in which it was found.
 
     A daemon outlives its domain by up to 20 s; that of the next run puts another file in the same place.
@@ -56,7 +56,7 @@ class Identity(NamedTuple):
         return self.session.partition("@")[0] != session.partition("@")[0]
 
 
-class Connection:
+class DatabaseConnection:
     """A connection to one daemon, opened by the first command, never to another one. Safe for several threads.
 
     `leaving` takes a socket whose answer is still due when the connection ends.
@@ -65,7 +65,7 @@ class Connection:
     def __init__(
         self,
         socket_path: Path,
-        identity: Identity,
+        identity: DaemonIdentity,
         leaving: Callable[[socket.socket], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -128,14 +128,14 @@ class Connection:
     def _meet(self) -> None:
         """Connect; the daemon's identity is certain, since the same file was there before and after."""
         for connect in (True, False):
-            if Identity.of(self._path, self.identity.session) != self.identity:
+            if DaemonIdentity.of(self._path, self.identity.session) != self.identity:
                 raise DisconnectedError("another QubesDB daemon has taken the place")
             if connect:
                 self._database.connect()
         self._met = True
 
 
-class Connections:
+class DatabaseConnections:
     """The one registry of the running qubes' daemons. `run` is the folder of their sockets (qubesdb.NAME.sock).
 
     Callers select from it; only connections of ended runs are closed, and no call closes one that another uses.
@@ -143,8 +143,8 @@ class Connections:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._open: dict[QubeName, Connection] = {}
-        self._met: dict[QubeName, Identity] = {}
+        self._open: dict[QubeName, DatabaseConnection] = {}
+        self._met: dict[QubeName, DaemonIdentity] = {}
         self._left: list[socket.socket] = []
 
     def of(self, running: Iterable[Any]) -> dict[QubeName, Store]:
@@ -157,7 +157,7 @@ class Connections:
         for vm in running:
             name = QubeName(str(vm.name))
             path = self._socket(name)
-            identity = Identity.of(path, session_of(vm))
+            identity = DaemonIdentity.of(path, session_of(vm))
             if identity is None:
                 continue
             met = self._met.setdefault(name, identity)
@@ -167,7 +167,7 @@ class Connections:
             known = self._open.get(name)
             if known is None or known.lost or known.identity != identity:
                 self.drop(name)
-                known = self._open[name] = Connection(path, identity, self._left.append)
+                known = self._open[name] = DatabaseConnection(path, identity, self._left.append)
             found[name] = known
         return found
 

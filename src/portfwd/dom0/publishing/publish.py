@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from portfwd.base.qubesdb_client import Store, TooLongError
 from portfwd.wire import limits
-from portfwd.wire.acknowledgement import Acknowledgement, State
+from portfwd.wire.acknowledgement import Acknowledgement, AgentState
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError, shown
 from portfwd.wire.values import QubeName
@@ -141,7 +141,7 @@ def _applied(database: Store) -> bool:
         said = Acknowledgement.parse((database.read(limits.STATUS_BASE) or b"").decode("ascii", "replace"))
     except RefusedError:
         return False
-    return said.state is State.APPLIED and said.generation == commit.generation
+    return said.state is AgentState.APPLIED and said.generation == commit.generation
 
 
 def _is_commit_of(untrusted_commit: bytes | None, wanted: Mapping[str, str]) -> bool:

@@ -3,7 +3,7 @@
 """The use cases of dom0, on top of store, plan and publish, called by qubesd's extension.
 
 get and set answer the Admin API; what is only looked at is in views/queries.py. The world is made equal to the rules in
-steps (running.py), after any event, as often as one likes: hear what net qubes say, prepare, publish. QubesDB is read
+steps (running.py), after any event, as often as one likes: record reports, prepare, publish. QubesDB is read
 and written beside qubesd's loop; all else here touches only dom0's files.
 """
 
@@ -24,8 +24,8 @@ from portfwd.base.expiry import Ends
 from portfwd.base.qubesdb_client import Store
 from portfwd.dom0.planning.holders_file import HoldersFile
 from portfwd.dom0.planning.plan import Plan, is_over, plan
-from portfwd.dom0.planning.snapshot import Qube, Snapshot, may_run, sessions_of, speaks, take_snapshot
-from portfwd.dom0.planning.tunnels import Said, Tunnels
+from portfwd.dom0.planning.snapshot import Qube, Snapshot, may_run, reports_way_out, sessions_of, take_snapshot
+from portfwd.dom0.planning.tunnels import Tunnels, WayReport
 from portfwd.dom0.publishing.publish import Publisher
 from portfwd.dom0.storage.forwards import UnstoredError, remedy
 from portfwd.dom0.storage.origin import Origin, Reason, save
@@ -178,29 +178,29 @@ class ForwardService:
         """The qubes to which the last plan could not be written, and why."""
         return MappingProxyType(self._unwritten)
 
-    def speakers(self) -> Mapping[QubeName, Store]:
-        """The databases of running net qubes, whose agents tell whether they send into a tunnel. Never raises."""
+    def reporting(self) -> Mapping[QubeName, Store]:
+        """The databases of running net qubes, whose agents report their way out. Never raises."""
         try:
-            return self._databases_of([vm for vm in self._app.domains if speaks(vm)])
+            return self._databases_of([vm for vm in self._app.domains if reports_way_out(vm)])
         except Exception:
             log.exception("port forwarding: net qubes cannot be asked for tunnels")
             return {}
 
     def sessions(self) -> Mapping[QubeName, str]:
-        """The runs that running net qubes are in, taken before one asks the speakers."""
-        return sessions_of(filter(speaks, self._app.domains))
+        """The runs that running net qubes are in, taken before their reports are read."""
+        return sessions_of(filter(reports_way_out, self._app.domains))
 
-    def hear(self, said: Mapping[QubeName, Said], sessions: Mapping[QubeName, str]) -> bool:
-        """What speakers said of a tunnel in these sessions. Whether another plan may be right now.
+    def record(self, said: Mapping[QubeName, WayReport], sessions: Mapping[QubeName, str]) -> bool:
+        """Record which net qubes reported a tunnel in these sessions; returns whether the plan may change.
 
-        An answer of a run that has ended meanwhile says nothing of the next one.
+        A report of a run that has ended meanwhile says nothing of the next one.
         """
         now = self.sessions()
         same = {name: word for name, word in said.items() if name in now and sessions.get(name) == now[name]}
-        return self._tunnels.hear(same)
+        return self._tunnels.record(same)
 
     def silence_due(self) -> float | None:
-        """In how many seconds the speakers should be asked again, because one says that its tunnel is gone."""
+        """Seconds until the reports should be read again, because one says that its tunnel is gone; None for never."""
         return self._tunnels.due()
 
     def prepare(self) -> Work | None:
@@ -284,7 +284,7 @@ class ForwardService:
 
     def _taken(self) -> Snapshot:
         tunnels = self._tunnels
-        return take_snapshot(self._app, int(self._now()), self._boot_id, tunnels.counted, tunnels.untold)
+        return take_snapshot(self._app, int(self._now()), self._boot_id, tunnels.counted, tunnels.unreported)
 
     def _left(self, snapshot: Snapshot) -> dict[tuple[QubeName, RuleId], float]:
         """Seconds left for each rule that expires at a time."""
@@ -345,7 +345,7 @@ class ForwardService:
         """
         for vm in self._app.domains:
             qube = snapshot.qubes.get(str(vm.name))  # type: ignore[call-overload]
-            if qube is None or not qube.tunnel or qube.vpn is not None or not self._tunnels.said(qube.name):
+            if qube is None or not qube.tunnel or qube.vpn is not None or not self._tunnels.reported(qube.name):
                 continue
             try:
                 vm.features[limits.FEATURE_VPN] = "1"

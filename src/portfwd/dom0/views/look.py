@@ -23,9 +23,9 @@ from portfwd.wire.acknowledgement import (
     IN_KERNEL,
     UPLINKS,
     Acknowledgement,
+    AgentState,
     Ignored,
     Result,
-    State,
 )
 from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
@@ -130,7 +130,7 @@ def confirmed(database: Store, wanted: Iterable[Entry]) -> bool | None:
         commit.covers({entry.key: entry.value for entry in wanted})
         and acknowledgement is not None
         and acknowledgement.generation == commit.generation
-        and acknowledgement.state is State.APPLIED
+        and acknowledgement.state is AgentState.APPLIED
     )
 
 
@@ -175,7 +175,7 @@ def standing(database: Store | None, wanted: Iterable[Entry], *, heard: bool) ->
         return _anything
     if acknowledgement is None and heard:
         return None
-    if acknowledgement is None or acknowledgement.state is State.FAILED:
+    if acknowledgement is None or acknowledgement.state is AgentState.FAILED:
         return _anything
 
     def by_its_words(keys: Iterable[str]) -> bool:
@@ -206,7 +206,7 @@ def _entry_states(
             yield entry, _since_before(database, entry, HopState.PLANNED)
         elif commit is None or acknowledgement is None or acknowledgement.generation != commit.generation:
             yield entry, _since_before(database, entry, HopState.WRITTEN)
-        elif acknowledgement.state is not State.APPLIED:
+        elif acknowledgement.state is not AgentState.APPLIED:
             yield entry, HopState(acknowledgement.state.value)
         else:
             untrusted_result = database.read(limits.STATUS + entry.key)

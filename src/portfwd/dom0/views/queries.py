@@ -49,7 +49,7 @@ _NOT_ENDED = {
 }
 
 
-Beside = Callable[..., Awaitable[Any]]
+InThread = Callable[..., Awaitable[Any]]
 Fare = tuple[Qube, StoredForward, tuple[tuple[QubeName, Entry], ...]]
 """A rule, its qube, and its path, which is empty for a problem."""
 
@@ -83,7 +83,7 @@ class StatusService:
     """
 
     def __init__(
-        self, app: Any, service: ForwardService, beside: Beside = asyncio.to_thread, compute: Beside | None = None
+        self, app: Any, service: ForwardService, beside: InThread = asyncio.to_thread, compute: InThread | None = None
     ) -> None:
         self._app, self._service, self._puller = app, service, Puller()
         self._beside, self._compute = beside, compute or beside

@@ -19,7 +19,7 @@ from PyQt6.QtWidgets import (
     QWidget,
 )
 
-from portfwd.client.network import Qube
+from portfwd.client.network import NetworkQube
 from portfwd.client.text.sentences import local_time
 from portfwd.gui.dashboard.details import Details
 from portfwd.gui.dashboard.network_view import NetworkView
@@ -133,7 +133,7 @@ class Dashboard(QMainWindow):
         self._on_chosen()
         self._show_status()
 
-    def _on_network(self, qubes: tuple[Qube, ...]) -> None:
+    def _on_network(self, qubes: tuple[NetworkQube, ...]) -> None:
         self.table.forwards.show_labels({qube.name: qube.label for qube in qubes})
         self._qubes_menu.clear()
         for qube in qubes:

@@ -12,7 +12,7 @@ from portfwd.client.text.sentences import local_time
 from portfwd.gui.qube.outbound_dialog import OutboundDialog
 from portfwd.gui.shared.appearance import plain_label
 from portfwd.gui.shared.fields import RowsTable, button, heading
-from portfwd.gui.state.outbound_draft import OutboundList, Rules, describe, hint, target_text
+from portfwd.gui.state.outbound_draft import OrdinaryRules, OutboundList, describe, hint, target_text
 from portfwd.model.ordinary import Action, OrdinaryRule
 
 _NONE = QModelIndex()
@@ -23,9 +23,9 @@ class RulesModel(QAbstractTableModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._rules: Rules = ()
+        self._rules: OrdinaryRules = ()
 
-    def show_rules(self, rules: Rules) -> None:
+    def show_rules(self, rules: OrdinaryRules) -> None:
         self.beginResetModel()
         self._rules = rules
         self.endResetModel()
@@ -111,12 +111,12 @@ class OutboundView(QWidget):
         layout.addWidget(self.hint)
         self._show()
 
-    def show_rules(self, rules: Rules) -> None:
+    def show_rules(self, rules: OrdinaryRules) -> None:
         """Show these rules, as dom0 has them."""
         self.list = OutboundList(rules, rules)
         self._show()
 
-    def rules(self) -> Rules:
+    def rules(self) -> OrdinaryRules:
         """The rules as edited."""
         return self.list.rules
 

@@ -13,7 +13,7 @@ from portfwd.gui.qube.panel import Panel
 from portfwd.gui.shared.appearance import plain_label
 from portfwd.gui.shared.tasks import Failure
 from portfwd.gui.shared.watch import Watch
-from portfwd.gui.state.outbound_draft import Rules
+from portfwd.gui.state.outbound_draft import OrdinaryRules
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import QubeName
 
@@ -23,7 +23,7 @@ _OK, _APPLY = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButto
 class ChangedError(RefusedError):
     """Another editor has changed the ordinary rules since they were read."""
 
-    def __init__(self, newer: Rules) -> None:
+    def __init__(self, newer: OrdinaryRules) -> None:
         super().__init__("the rules were changed by someone else meanwhile")
         self.newer = newer
 
@@ -67,7 +67,7 @@ class QubeWindow(QWidget):
         qube = self._qube
         self._watch.tasks.run(self, lambda _: self._watch.client.rules(qube), self._show, self._on_unreadable)
 
-    def _show(self, rules: Rules) -> None:
+    def _show(self, rules: OrdinaryRules) -> None:
         self.outbound.show_rules(rules)
         self.outbound.setEnabled(True)
         self._say("")
@@ -82,7 +82,7 @@ class QubeWindow(QWidget):
             after()
             return
 
-        def work(client: AdminClient) -> Rules:
+        def work(client: AdminClient) -> OrdinaryRules:
             present = client.rules(qube)
             if present not in (edited.read, edited.rules):
                 raise ChangedError(present)
@@ -92,7 +92,7 @@ class QubeWindow(QWidget):
             except RefusedError as error:
                 raise CallError(f"they cannot be read again: {error}") from None
 
-        def done(rules: Rules) -> None:
+        def done(rules: OrdinaryRules) -> None:
             self._show(rules)
             after()
 
@@ -111,7 +111,7 @@ class QubeWindow(QWidget):
         else:
             self._say(self.tr("It is not known whether the rules were saved: {0}").format(error))
 
-    def _ask_which(self, newer: Rules) -> None:
+    def _ask_which(self, newer: OrdinaryRules) -> None:
         """Ask which version to keep: two editors have changed the list, and neither version is lost silently."""
         box = QMessageBox(QMessageBox.Icon.Question, self.windowTitle(), "", parent=self)
         box.setText(self.tr("Somebody else has changed the firewall rules of {0} meanwhile.").format(self._qube))

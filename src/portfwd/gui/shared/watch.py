@@ -11,7 +11,7 @@ from portfwd.api.status import Doors
 from portfwd.client.adminapi import AdminClient
 from portfwd.client.events import EventTransport
 from portfwd.client.gathering import Gathered, gather, gather_each
-from portfwd.client.network import Qube, read_qubes
+from portfwd.client.network import NetworkQube, read_qubes
 from portfwd.gui.shared.feed import Feed
 from portfwd.gui.shared.tasks import Failure, Tasks
 from portfwd.gui.state.overview import Changes, Overview
@@ -61,7 +61,7 @@ class Watch(QObject):
         self.client, self.tasks = client, tasks
         self.overview = Overview()
         self.traffic = Traffic()
-        self.qubes: tuple[Qube, ...] = ()
+        self.qubes: tuple[NetworkQube, ...] = ()
         self.untold: dict[QubeName, str] = {}
         self.known = False
         self._wanted: set[QubeName | None] = set()
@@ -151,11 +151,11 @@ class Watch(QObject):
         self._looking = True
         client = self.client
 
-        def work(_: Callable[[object], None]) -> tuple[Gathered, tuple[Qube, ...] | None]:
+        def work(_: Callable[[object], None]) -> tuple[Gathered, tuple[NetworkQube, ...] | None]:
             gathered = gather(client) if scope is None else gather_each(client, [scope], gone=True)
             return gathered, read_qubes(client) if network else None
 
-        def done(result: tuple[Gathered, tuple[Qube, ...] | None]) -> None:
+        def done(result: tuple[Gathered, tuple[NetworkQube, ...] | None]) -> None:
             self._looking = False
             self._take(scope, *result)
             self._go_on()
@@ -171,7 +171,7 @@ class Watch(QObject):
 
         self.tasks.run(self, work, done, failed)
 
-    def _take(self, scope: QubeName | None, gathered: Gathered, qubes: tuple[Qube, ...] | None) -> None:
+    def _take(self, scope: QubeName | None, gathered: Gathered, qubes: tuple[NetworkQube, ...] | None) -> None:
         statuses, untold = gathered
         changes: Changes = self.overview.update(statuses, scope, untold)
         self.untold = {qube: why for qube, why in self.untold.items() if scope not in (None, qube)} | dict(untold)

@@ -171,15 +171,15 @@ def hint(rules: tuple[OrdinaryRule, ...]) -> str:
     return ""
 
 
-Rules = tuple[OrdinaryRule, ...]
+OrdinaryRules = tuple[OrdinaryRule, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class OutboundList:
     """The rules as they were read, and as they are edited."""
 
-    read: Rules = ()
-    rules: Rules = ()
+    read: OrdinaryRules = ()
+    rules: OrdinaryRules = ()
 
     @property
     def dirty(self) -> bool:
@@ -211,11 +211,11 @@ class OutboundList:
         """The list replaced by a single rule with this action."""
         return self._with((OrdinaryRule(action),))
 
-    def onto(self, newer: Rules) -> "OutboundList":
+    def onto(self, newer: OrdinaryRules) -> "OutboundList":
         """The edited rules, to replace a list that another editor has stored meanwhile."""
         return dataclasses.replace(self, read=newer)
 
-    def _with(self, rules: Rules) -> "OutboundList":
+    def _with(self, rules: OrdinaryRules) -> "OutboundList":
         return dataclasses.replace(self, rules=rules)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from portfwd.client.forward_state import RuleStatus
-from portfwd.client.network import Qube
+from portfwd.client.network import NetworkQube
 from portfwd.gui.state.overview import Key, key_of
 from portfwd.model.forward import ForwardType
 from portfwd.wire.values import QubeName
@@ -22,7 +22,7 @@ class Box:
     """A qube, or the LAN (`qube` is None). x and y: its upper left corner."""
 
     name: str
-    qube: Qube | None
+    qube: NetworkQube | None
     x: float
     y: float
 
@@ -47,7 +47,7 @@ class Picture:
     height: float
 
 
-def lay_out(qubes: Iterable[Qube], statuses: Iterable[RuleStatus], *, everything: bool = False) -> Picture:
+def lay_out(qubes: Iterable[NetworkQube], statuses: Iterable[RuleStatus], *, everything: bool = False) -> Picture:
     """Place the qubes that have forwards and their net qubes, or (everything) each one that has a net qube."""
     known = {qube.name: qube for qube in qubes}
     told = tuple(statuses)
@@ -71,7 +71,7 @@ def lay_out(qubes: Iterable[Qube], statuses: Iterable[RuleStatus], *, everything
     return Picture(tuple(boxes), paths, width, 2 * _MARGIN + max(1.0, rows) * _ROW)
 
 
-def chain(name: QubeName, known: Mapping[QubeName, Qube]) -> tuple[QubeName, ...]:
+def chain(name: QubeName, known: Mapping[QubeName, NetworkQube]) -> tuple[QubeName, ...]:
     """A qube and its net qubes, towards the LAN. dom0 allows no loop; if there is one, the chain ends there."""
     found: list[QubeName] = []
     at: QubeName | None = name
@@ -81,7 +81,7 @@ def chain(name: QubeName, known: Mapping[QubeName, Qube]) -> tuple[QubeName, ...
     return tuple(found)
 
 
-def _networked(qube: Qube) -> bool:
+def _networked(qube: NetworkQube) -> bool:
     return qube.netvm is not None or qube.provides_network
 
 
@@ -100,7 +100,7 @@ def _place(
     return row
 
 
-def _path(status: RuleStatus, known: Mapping[QubeName, Qube]) -> Path:
+def _path(status: RuleStatus, known: Mapping[QubeName, NetworkQube]) -> Path:
     inwards = chain(status.qube, known)[::-1]
     internal = status.rule.forwardtype is ForwardType.INTERNAL
     names: tuple[str, ...] = inwards[-2:] if internal else (LAN, *inwards)

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from portfwd.api.status import Interface
 from portfwd.client.forward_state import RuleStatus
-from portfwd.client.network import Qube
+from portfwd.client.network import NetworkQube
 from portfwd.gui.state.draft import Holder, Place
 from portfwd.gui.state.picture import chain
 from portfwd.model.forward import ForwardType
 from portfwd.wire.values import Family, QubeName
 
 
-def place_of(qube: QubeName, qubes: Iterable[Qube], statuses: Iterable[RuleStatus]) -> Place:
+def place_of(qube: QubeName, qubes: Iterable[NetworkQube], statuses: Iterable[RuleStatus]) -> Place:
     """The place of a qube; a port is taken only where both qubes share the entrance.
 
     Other forwards contribute only the uplinks of that entrance: which of them this one's clients can use depends on
