@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from portfwd.client.stock import hook
+from portfwd.client import hook
+from portfwd.client.stock import tools
 
 STAND_IN = Path(__file__).with_name("stand_in")
 WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8443-8443"
@@ -24,7 +25,7 @@ WEB = "action=forward forwardtype=external proto=tcp srcports=443-443 dstports=8
 def stock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(STAND_IN))
     monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, hook.Finder)])
-    hook.install()
+    tools.install()
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "qubesadmin"]:
         del sys.modules[name]
@@ -173,8 +174,8 @@ def test_a_function_that_fails_leaves_the_module_as_it_is(
 
 
 def test_it_costs_every_other_program_next_to_nothing() -> None:
-    code = "import sys; before = set(sys.modules); import portfwd.client.stock.hook as h; h.install(); "
+    code = "import sys; before = set(sys.modules); import portfwd.client.stock.tools as h; h.install(); "
     code += "print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    ours = ["portfwd", "portfwd.client", "portfwd.client.stock", "portfwd.client.stock.hook"]
+    ours = ["portfwd", "portfwd.client", "portfwd.client.hook", "portfwd.client.stock", "portfwd.client.stock.tools"]
     assert done.stdout.split() == ours

@@ -184,8 +184,18 @@ def test_what_every_python_imports_is_next_to_nothing(tmp_path: Path) -> None:
     code = f"import site, sys; old = set(sys.modules); site.addsitedir({str(tmp_path) + SITE!r}); "
     code += "print(*sorted(set(sys.modules) - old))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
-    hook = ["portfwd.client", "portfwd.client.stock", "portfwd.client.stock.hook"]
+    hook = ["portfwd.client", "portfwd.client.hook", "portfwd.client.stock", "portfwd.client.stock.tools"]
     ours = ["portfwd", *hook, "portfwd.gui", "portfwd.gui.stock_hook"]
     # Newer Pythons import a codec, to read any .pth file.
     found = [name for name in done.stdout.split() if not name.startswith("encodings.")]
     assert (found, done.stderr) == (ours, "")
+
+
+def test_an_upgrade_package_by_package_prints_nothing_in_other_programs(tmp_path: Path) -> None:
+    """Mistake: a module moved that the windows of before import; every Python told of it until they followed."""
+    make("install-gui", tmp_path)
+    before = "from portfwd.client.hook import when_imported\n\n\ndef install():\n    when_imported('x', print)\n"
+    (tmp_path / SITE.lstrip("/") / "portfwd/gui/stock_hook.py").write_text(before)
+    code = f"import site; site.addsitedir({str(tmp_path) + SITE!r})"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

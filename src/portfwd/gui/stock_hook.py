@@ -6,7 +6,7 @@ A .pth file runs this in every Python program of dom0, so it does nothing but wa
 to nothing. A failure is a line in the log: the stock window opens in any case.
 """
 
-from portfwd.client.stock.hook import when_imported
+from portfwd.client.hook import when_imported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

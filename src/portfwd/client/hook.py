@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""Hooks the import of other packages' modules. A .pth file imports this in every Python of dom0.
+"""Hooks the import of other packages' modules. Every Python of dom0 imports this, for the .pth files.
 
-So it is tiny and imports next to nothing. A failure is a line in the log; the module then works without us.
+So it is tiny and imports nothing of ours: packages that are upgraded one by one find it in its place. A failure is a
+line in the log; the module then works without us.
 """
 
 import sys
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
-
-_FIREWALL_TOOL = "qubesadmin.tools.qvm_firewall"
-_RESTORE = "qubesadmin.backup.core3"
 
 
 class Finder:
@@ -55,12 +53,6 @@ def when_imported(name: str, function: "Callable[[ModuleType], None]") -> None:
     finder.waiting[name] = function
 
 
-def install() -> None:
-    """Replace the stock's qvm-firewall by ours, and make the restore of backups bring forwards back."""
-    when_imported(_FIREWALL_TOOL, _replace_tool)
-    when_imported(_RESTORE, _extend_restore)
-
-
 def _show(module: "ModuleType", function: "Callable[[ModuleType], None]") -> None:
     try:
         function(module)
@@ -68,20 +60,3 @@ def _show(module: "ModuleType", function: "Callable[[ModuleType], None]") -> Non
         import logging
 
         logging.getLogger(__name__).exception("port forwarding: %s stays as it is", module.__name__)
-
-
-def _replace_tool(module: "ModuleType") -> None:
-    from portfwd.client.commands.qvm_firewall import main
-
-    def tool(args: "Sequence[str] | None" = None, app: object = None) -> int:
-        # Callers with an application of their own, such as the stock's tests, mean the stock's tool.
-        return main(args) if app is None else stock(args, app)
-
-    stock: Callable[..., int] = module.main
-    module.main = tool  # type: ignore[attr-defined]
-
-
-def _extend_restore(module: "ModuleType") -> None:
-    from portfwd.client.stock.restoring import extend
-
-    extend(module)
