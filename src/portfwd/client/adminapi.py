@@ -43,7 +43,7 @@ _EDIT_ATTEMPTS = 100
 """Attempts at an edit. Each failure is another editor's success, so this many would have to be faster than we are."""
 
 ListChange = Callable[[tuple[ForwardRule, ...]], tuple[ForwardRule, ...]]
-"""From the present forwards of a qube to the wanted ones; may refuse. Can be asked again for a newer list."""
+"""Turns the present forwards of a qube into the wanted ones, or refuses. Called again for a newer list."""
 
 
 class CallError(Exception):

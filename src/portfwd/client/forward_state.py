@@ -71,7 +71,7 @@ _OF_SERVER = {
     None: State.SERVER_UNKNOWN,
 }
 NOT_UNDERSTOOD = "not-understood"
-"""The reason where a newer dom0 tells of a hop what is not known here, and it matters."""
+"""The reason for a hop whose words of a newer dom0 are not understood here, where that matters."""
 FamilyProto = tuple[Family, Proto]
 
 
@@ -215,7 +215,7 @@ def heard(hops: Iterable[HopStatus]) -> Listening | None:
 
 
 def judge(rule: ForwardRule, hops: Sequence[HopStatus]) -> tuple[State, Fault | None]:
-    """How a forward fares whose entries stand on these hops, way by way from the entrance to the qube."""
+    """The state of a forward with entries on these hops, way by way from the entrance to the qube."""
     ways: dict[FamilyProto, HopStatus | None] = {}
     for hop in hops:
         way = (hop.entry.family, hop.entry.proto)

@@ -132,12 +132,12 @@ def remove_route(netlink: Netlink, route: Route) -> None:
 
 
 def add_rule(netlink: Netlink, rule: RoutingRule) -> None:
-    """Raises FileExistsError when it is there."""
+    """Add a rule. Raises FileExistsError when it exists."""
     netlink.request(_NEWRULE, _rule_body(rule), NLM_F_NEW)
 
 
 def remove_rule(netlink: Netlink, rule: RoutingRule) -> None:
-    """Raises FileNotFoundError when it is not there."""
+    """Remove a rule. Raises FileNotFoundError when there is none."""
     netlink.request(_DELRULE, _rule_body(rule))
 
 

@@ -35,7 +35,7 @@ class WayOut(enum.StrEnum):
 
 
 class AgentState(enum.StrEnum):
-    """How the agent stands to the generation that it names."""
+    """What the agent did with the generation that it names."""
 
     APPLIED = "applied"
     INCOMPLETE = "incomplete"

@@ -28,14 +28,14 @@ _AGENT = b"portfwd.agent"
 
 @dataclass(frozen=True, slots=True)
 class Egress:
-    """Where a packet to an address would leave. `link` is None where that is no interface that is up."""
+    """The route of a packet to an address. `link` is None where no interface that is up takes it."""
 
     word: RouteWord
     link: Link | None = None
 
 
 class Inspection:
-    """One look at this network namespace."""
+    """Reads this network namespace for one probe."""
 
     def __init__(self, nft: Nft, sockets: Iterable[Socket]) -> None:
         self._nft = nft
@@ -63,7 +63,7 @@ class Inspection:
         )
 
     def egress_to(self, address: IPAddress) -> Egress:
-        """By which interface the kernel would send to an address."""
+        """The interface by which the kernel would send to an address."""
         try:
             found = next_hop(self._netlink, address)
         except OSError:

@@ -83,7 +83,7 @@ def without_way(addresses: Collection[IPAddress]) -> frozenset[IPAddress]:
 
 
 def _change(netlink: Netlink, ways: Ways, routes: set[Route], rules: set[RoutingRule]) -> None:
-    """What leaves goes first, since one place takes one route; rules come when their tables are there."""
+    """Remove first, since one place takes one route; add rules after their tables."""
     # Attached networks before the gateways that stand in them.
     missing = sorted(ways.routes - routes, key=lambda r: (r.gateway is not None, -r.prefix.prefixlen))
     steps: list[Callable[[], None]] = [
