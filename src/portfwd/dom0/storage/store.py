@@ -2,10 +2,9 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """firewall.xml: the forwards of one qube, read and written beside its ordinary rules.
 
-The ordinary rules are somebody else's (the stock's own class): their <properties> are written as they are given, in the
-same file and the same step, durably. Between words and XML there are only `key=value` words of the wire line, so this
-module knows no key of the rule language. What is in force while a file cannot be written or read is the business of
-forwards.py.
+The ordinary rules belong to the stock's own class: their <properties> are written as they are given, in the same file
+and the same step, durably. Between words and XML there are only `key=value` words of the wire line, so this module
+knows no key of the rule language. forwards.py keeps what is in force while a file cannot be written or read.
 
     <firewall version="2">
       <rules><rule><properties><property name="action">accept</property>...</properties></rule></rules>

@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """The use cases of dom0, on top of store, plan and publish, called by qubesd's extension.
 
-get and set answer the Admin API; what is only looked at is in views/queries.py. The world is made equal to the rules in
-steps (running.py), after any event, as often as one likes: record reports, prepare, publish. QubesDB is read
-and written beside qubesd's loop; all else here touches only dom0's files.
+get and set answer the Admin API; views/queries.py answers what only looks. After any event, any number of times,
+running.py makes the databases equal to the rules in steps: record reports, prepare, publish. QubesDB is read and
+written outside of qubesd's loop; everything else here touches only dom0's files.
 """
 
 import contextlib
