@@ -24,10 +24,10 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _RUN = Path("/run/qubes")
 _RUNNING = "port_forward_running"
 _QUBE = qubes.vm.qubesvm.QubesVM
-Method = Callable[..., None]
+Handler = Callable[..., None]
 
 
-def _safely(method: Method) -> Method:
+def _safely(method: Handler) -> Handler:
     """Make a handler log its errors, which must not stop qubesd."""
 
     @functools.wraps(method)

@@ -31,7 +31,7 @@ from portfwd.wire.entry import Commit, Entry
 from portfwd.wire.errors import RefusedError
 from portfwd.wire.values import Family, IPAddress, QubeName, RuleId, parse_address
 
-Place = tuple[QubeName, str]
+EntryPlace = tuple[QubeName, str]
 """An entry on a qube: its name, and the entry's key."""
 
 _OWN_ADDRESS = {Family.V4: "/qubes-ip", Family.V6: "/qubes-ip6"}
@@ -48,7 +48,7 @@ class Look:
     and `ignored`, the interfaces and networks that the agent ignores.
     """
 
-    states: Mapping[Place, HopState]
+    states: Mapping[EntryPlace, HopState]
     uplinks: Mapping[QubeName, tuple[Interface, ...]]
     ignored: Mapping[QubeName, tuple[Ignored, ...]] = field(default_factory=dict)
 
@@ -72,10 +72,10 @@ def look_at(
     """
     wanted: dict[QubeName, list[Entry]] = {}
     entrances = set()
-    before: dict[Place, Place] = {}
+    before: dict[EntryPlace, EntryPlace] = {}
     for rule in rules:
         path = planned.paths.get(rule, ())
-        last: dict[str, Place] = {}
+        last: dict[str, EntryPlace] = {}
         for name, entry in path:
             wanted.setdefault(name, []).append(entry)
             place = (name, entry.key)
@@ -84,8 +84,8 @@ def look_at(
             else:
                 before[place] = last[entry.key]
             last[entry.key] = place
-    moved: set[Place] = set()
-    states: dict[Place, HopState] = {}
+    moved: set[EntryPlace] = set()
+    states: dict[EntryPlace, HopState] = {}
     uplinks: dict[QubeName, tuple[Interface, ...]] = {}
     ignored: dict[QubeName, tuple[Ignored, ...]] = {}
     for name, entries in wanted.items():
@@ -144,7 +144,9 @@ def _words(database: Store) -> tuple[Commit | None, Acknowledgement | None]:
     )
 
 
-def _tell_restarts(states: dict[Place, HopState], moved: Iterable[Place], before: Mapping[Place, Place]) -> None:
+def _tell_restarts(
+    states: dict[EntryPlace, HopState], moved: Iterable[EntryPlace], before: Mapping[EntryPlace, EntryPlace]
+) -> None:
     """What arrives at places that have moved is for an address that their qube gets with its restart.
 
     Until then the place before each of them has no way there, which is not that one's fault.
