@@ -99,6 +99,24 @@ def test_a_removal_that_no_hop_has_confirmed_is_told(
     qtbot.waitUntil(lambda: page(lab) in ("timeout", "refused"), timeout=10_000)
 
 
+def test_what_the_entrance_leaves_out_of_account_is_told(
+    panel: Panel, lab: Lab, until: Until, client: AdminClient
+) -> None:
+    """Hosts of such a network cannot connect, and the row says open."""
+    address = ["198.51.100.1/8", "dev", "ens6"]
+    lab.run("sys-net", ["ip", "address", "add", *address], check=True)
+    try:
+        client.edit_forwards(WORK, lambda _: (parse_forward(WEB),))
+        until(lambda: rows(panel) == [State.OPEN])
+        fares, note = panel.line.text().split("\n")
+        assert note.startswith("Note: sys-net says that ")
+        assert "198.0.0.0/8" in note
+        panel.table.selectRow(0)
+        assert panel.line.text().split("\n") == [fares, note]
+    finally:
+        lab.run("sys-net", ["ip", "address", "delete", *address], check=True)
+
+
 def test_the_outcome_can_be_closed_whatever_the_forwards_become(panel: Panel, qtbot: QtBot, until: Until) -> None:
     dialog = add_web(panel, qtbot, until)
     until(lambda: rows(panel) == [State.OPEN])

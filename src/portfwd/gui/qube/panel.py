@@ -3,11 +3,12 @@
 """The forwards of one qube: the lower half of the Firewall tab, in our own window and in the stock settings."""
 
 import time
+from collections.abc import Sequence
 
 from PyQt6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
 from portfwd.client.forward_state import RuleStatus, State
-from portfwd.client.text.sentences import explained, told
+from portfwd.client.text.sentences import explained, notes, told
 from portfwd.gui.forward.actions import Actions
 from portfwd.gui.forward.forwards_table import ForwardsTable
 from portfwd.gui.shared.appearance import plain_label
@@ -74,7 +75,7 @@ class Panel(QWidget):
         self._show_line()
 
     def _show_line(self) -> None:
-        """Show why the table may be out of date, else the selected forward's problem, else the traffic of all."""
+        """Show why the table may be out of date, else a forward's problem or the traffic, and the notes."""
         mine = self._mine(self.watch.overview.statuses)
         chosen = self.table.selected()
         if self.watch.problem:
@@ -85,12 +86,16 @@ class Panel(QWidget):
             self.line.setText(self.tr("Not told: {0}").format(self.watch.untold[self._qube]))
         elif not mine:
             self.line.setText(self.tr("Nobody can reach {0} from outside.").format(self._qube))
-        elif len(chosen) == 1 and chosen[0].in_doubt:
-            self.line.setText(told(chosen[0], time.time()))
-        elif len(chosen) == 1 and chosen[0].fault is not None and chosen[0].state is not State.PAUSED:
-            what, advice = explained(chosen[0], chosen[0].fault)
-            self.line.setText(f"{what}; {advice}" if advice else what)
         else:
-            rates = [self.watch.traffic.rates(key_of(status)) for status in mine]
-            lately = sum(rate[-1] for rate in rates if rate)
-            self.line.setText(traffic.line(mine, (lately,) if any(rates) else ()))
+            shown = chosen if len(chosen) == 1 else mine
+            self.line.setText("\n".join([self._fares(mine, chosen), *notes(shown)]))
+
+    def _fares(self, mine: Sequence[RuleStatus], chosen: Sequence[RuleStatus]) -> str:
+        if len(chosen) == 1 and chosen[0].in_doubt:
+            return told(chosen[0], time.time())
+        if len(chosen) == 1 and chosen[0].fault is not None and chosen[0].state is not State.PAUSED:
+            what, advice = explained(chosen[0], chosen[0].fault)
+            return f"{what}; {advice}" if advice else what
+        rates = [self.watch.traffic.rates(key_of(status)) for status in mine]
+        lately = sum(rate[-1] for rate in rates if rate)
+        return traffic.line(mine, (lately,) if any(rates) else ())
