@@ -33,6 +33,7 @@ from tests.chain.faults import (
     table_of_the_user,
     taken_port,
     tor,
+    way_untold,
     without_net,
 )
 from tests.chain.world import LAPTOP, PHONE, SERVER
@@ -265,6 +266,14 @@ FAULTS = [
         "vpn",
         "'sys-firewall' is a VPN qube (feature port-forward.vpn); "
         "its feature port-forward.allow-transit lets forwards cross",
+    ),
+    Fault(
+        "a net qube does not tell by what its packets leave",
+        way_untold,
+        AGENT,
+        "way-unknown",
+        "'sys-firewall' does not tell whether what it sends leaves by a tunnel; its feature port-forward.allow-transit "
+        "lets forwards cross",
     ),
     Fault(
         "a net qube has no agent",

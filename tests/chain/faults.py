@@ -12,6 +12,7 @@ from pathlib import Path
 
 from portfwd.base.qubesdb_client import QubesDB
 from portfwd.wire import limits
+from portfwd.wire.acknowledgement import WAY_OUT
 from portfwd.wire.entry import Commit
 from portfwd.wire.values import QubeName
 from tests.chain.world import World, agents_stopped, wait_until
@@ -269,6 +270,20 @@ def feature(qube: str, name: str, value: str | None, back: str | None) -> Making
             world.settle()
 
     return make
+
+
+@contextlib.contextmanager
+def way_untold(world: World) -> Iterator[None]:
+    """As by an agent that has never been able to read its routes; what it has said before, qubesd has forgotten."""
+    world.lab.agent("sys-firewall", "stop")
+    world.output("sys-firewall", "qubesdb-rm", limits.STATUS + WAY_OUT)
+    world.lab.service("dom0", "qubesd", "restart")
+    wait_until(lambda: "problem" in _states(world, "work"), lambda: "dom0 has heard nothing of its way out")
+    try:
+        yield
+    finally:
+        world.lab.agent("sys-firewall", "start")
+        world.wait_applied("work")
 
 
 @contextlib.contextmanager
