@@ -16,6 +16,7 @@ from portfwd.wire.entry import Entry
 from portfwd.wire.values import Family, Proto
 from tests.agent.cards import BEYOND, ENS7, NEXT, add_card, client, ip
 from tests.agent.kernel_world import KernelWorld
+from tests.agent.machine import run
 from tests.agent.process import RunningAgent
 from tests.agent.world import LAPTOP, STRANGER, UPSTREAM, Attempt, Client, Life, Node, check, relay, through
 
@@ -121,6 +122,27 @@ def test_f1_who_comes_by_the_wrong_card_is_cut_when_the_network_turns_up(agent: 
         agent.world.wait_until(lambda: agent.world.probe([Attempt(BEYOND, 443)], 0) == [None], 20)
         # The door is shut; its old connections are ended right after that.
         agent.world.wait_until(lambda: agent.world.client_speaks(handle) is not Life.ALIVE, 20)
+
+
+@pytest.mark.parametrize("name", ['odd"0', "odd*", "odd\\0"])
+def test_f2_an_interface_whose_name_cannot_be_written_in_a_rule_shuts_nothing_else(
+    agent: RunningAgent, name: str
+) -> None:
+    """Its network is the only one that it costs its clients."""
+    agent.publish(ANYONE)
+    hop = agent.world.machine("hop")
+    hop.call(run, ["ip", "link", "add", name, "type", "veth", "peer", "name", "odd1"])
+    stranger = Client("outside", "ens6", {V4: ipaddress.ip_address("10.0.9.7")}, LAPTOP.dials)
+    try:
+        hop.call(run, ["ip", "link", "set", name, "up"])
+        hop.call(run, ["ip", "address", "add", "10.0.9.1/24", "dev", name])
+        ignored(agent, f"odd_{name[4:]}:name:veth")
+        check(agent.world, every(LAPTOP))
+        with address(agent, "outside", "lan0", "10.0.9.7/32"):
+            check(agent.world, {}, [Attempt(stranger, 443)])
+    finally:
+        hop.call(run, ["ip", "link", "delete", name])
+    ignored(agent, "")
 
 
 @pytest.mark.parametrize(("own", "prefix"), [("203.0.113.1/1", "128.0.0.0/1"), ("203.0.113.1/0", "0.0.0.0/0")])

@@ -20,6 +20,8 @@ from portfwd.wire.acknowledgement import IGNORED_MAX, Ignored, InterfaceName, Wh
 from portfwd.wire.values import IPNetwork
 
 _UNCLEAN = re.compile(r"[^A-Za-z0-9_.@-]")
+_UNWRITABLE = re.compile(r'[^!-~]|["*\\]')
+"""What the kernel allows in a name, and nft text does not, or takes for a wildcard."""
 _PRIVATE = tuple(ipaddress.IPv4Network(p) for p in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"))
 """RFC 1918, and RFC 6598 between a customer and a provider: a private network may use a whole block."""
 _PUBLIC_BITS = 16
@@ -110,7 +112,7 @@ def _home(links: Collection[Link], addresses: Iterable[Address], routes: Iterabl
     Addresses of interfaces decide first. Where they leave it open, routes of uplinks to hosts on the link decide:
     with DHCPv6 a network stands in a route alone.
     """
-    names = {link.index: link.name for link in links}
+    names = {link.index: _UNWRITABLE.sub("_", link.name) for link in links}
     stated = {Network(names[a.link], a.network) for a in addresses if is_attachable(a.network)}
     routed: dict[str, set[Network]] = {}
     uplinks = {link.index for link in links if link.uplink}
