@@ -2,15 +2,19 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """Netlink framing, and what is read from it: any bytes give a result, never an exception."""
 
+import contextlib
+import errno
 import ipaddress
+import socket
 import struct
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from portfwd.agent.rules.ruleset_watch import RulesetWatch
 from portfwd.kernel.conntrack import Flow, _flow
-from portfwd.kernel.netlink import Message, attribute, attributes, messages, nested
+from portfwd.kernel.netlink import NETLINK_ROUTE, Message, Netlink, attribute, attributes, messages, nested
 from portfwd.wire.values import Family, Proto
 
 blobs = st.binary(max_size=200)
@@ -43,6 +47,22 @@ def test_messages_come_back(found: list[tuple[int, bytes]]) -> None:
     for kind, body in found:
         data += struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body + b"\0" * (-len(body) % 4)
     assert list(messages(data)) == [Message(*message) for message in found]
+
+
+def test_a_listing_that_the_kernel_broke_off_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistake: what it had listed until then is taken for the whole."""
+    netlink = Netlink(NETLINK_ROUTE)
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with contextlib.closing(netlink), ours, kernel, monkeypatch.context() as patched:
+        patched.setattr(netlink, "_socket", ours)
+        for code in (0, errno.ENOMEM):
+            kernel.send(struct.pack("=IHHII", 20, 16, 2, 0, 0) + b"link")
+            kernel.send(struct.pack("=IHHIIi", 20, 3, 2, 0, 0, -code))
+            if not code:
+                assert [message.body for message in netlink.dump(18, b"")] == [b"link"]
+                continue
+            with pytest.raises(OSError, match="memory"):
+                netlink.dump(18, b"")
 
 
 parts = st.dictionaries(st.integers(0, 25), blobs, max_size=8)

@@ -83,9 +83,9 @@ class Netlink:
         found: list[Message] = []
         while True:
             for message in messages(self._socket.recv(_RECEIVE)):
+                _raise_error(message)
                 if message.kind == _NLMSG_DONE:
                     return found
-                _raise_error(message)
                 found.append(message)
 
     def request(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
@@ -106,9 +106,10 @@ class Netlink:
 
 
 def _raise_error(message: Message) -> None:
-    if message.kind == _NLMSG_ERROR:
+    """Raise what a message says of its request. The end of a dump, too, says when the kernel could not go on."""
+    if message.kind in (_NLMSG_ERROR, _NLMSG_DONE) and len(message.body) >= 4:
         code = -struct.unpack_from("=i", message.body)[0]
-        if code:
+        if code > 0:
             raise OSError(code, os.strerror(code))
 
 
