@@ -127,7 +127,9 @@ class Bed:
     ) -> None:
         """Let the product bring a node to these entries. RuntimeError when one of them does not work."""
         wanted = list(entries)
-        results = self.firewalls[node].bring(wanted, around(len(wanted), time.time(), clients, numbered))
+        surroundings = around(len(wanted), time.time(), clients, numbered)
+        results = self.firewalls[node].bring(wanted, surroundings)
+        self.firewalls[node].revoke_all(surroundings.now)
         failed = [key for key, result in results.items() if result is not Result.OK]
         if failed:
             raise RuntimeError(f"{len(failed)} entries did not work at {node}, such as {failed[0]}")

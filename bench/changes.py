@@ -55,7 +55,7 @@ class TimedFlows:
         """As Conntrack.marked()."""
         begin = time.perf_counter()
         try:
-            return self._flows.marked(bit, which)
+            return list(self._flows.marked(bit, which))
         finally:
             self._clock.flows += time.perf_counter() - begin
 
@@ -63,7 +63,7 @@ class TimedFlows:
         """As Conntrack.unmarked()."""
         begin = time.perf_counter()
         try:
-            return self._flows.unmarked(bit, which)
+            return list(self._flows.unmarked(bit, which))
         finally:
             self._clock.flows += time.perf_counter() - begin
 
@@ -119,6 +119,7 @@ class Stopwatch:
         self._clock.nft = self._clock.flows = 0.0
         begin = time.perf_counter()
         results = self._firewall.bring(wanted, surroundings)
+        self._firewall.revoke_all(surroundings.now)
         total = time.perf_counter() - begin
         if set(results.values()) - {"ok"}:
             raise RuntimeError("an entry did not work")
@@ -155,9 +156,9 @@ def sweeps(
             watch.bring(more, count)
             _open(bed, middle(count), others)
             _open(bed, SPARE_PORT, doomed)
-            before = len(bed.conntrack[NODE].marked(MARK_OURS))
+            before = len(list(bed.conntrack[NODE].marked(MARK_OURS)))
             costs.append(watch.bring(many, count))
-            after = len(bed.conntrack[NODE].marked(MARK_OURS))
+            after = len(list(bed.conntrack[NODE].marked(MARK_OURS)))
             if before - after != doomed or after < others:
                 raise RuntimeError(f"{before} flows became {after}, {doomed} should have gone")
         yield SweepRow(others, doomed, count, _middle(costs))

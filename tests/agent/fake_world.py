@@ -114,9 +114,9 @@ class FakeWorld:
             Node.WORK: [e for e in wanted if isinstance(e, Accept)],
         }
         around = Surroundings(self._time if now is None else now, self._near, names or {}, home=self._home)
-        hop = self._agents[Node.HOP].bring(self._wanted[Node.HOP], around)
+        hop = self.agents[Node.HOP].bring(self._wanted[Node.HOP], around)
         away = Surroundings(around.now, (), around.names)
-        return Applied(hop, self._agents[Node.WORK].bring(self._wanted[Node.WORK], away))
+        return Applied(hop, self.agents[Node.WORK].bring(self._wanted[Node.WORK], away))
 
     def ask(self, node: Node, service: str, payload: str = "") -> bytes:
         """What the agent of a qube answers dom0 about the entries that it was brought to last."""
@@ -124,7 +124,7 @@ class FakeWorld:
         answers = Answers(
             self._picky[node],
             self._flows[node],
-            self._agents[node],
+            self.agents[node],
             sockets=lambda: frozenset(served if node is Node.WORK else ()),
             # The guard does the work of the kernel's resets.
             destroy_socket=lambda _flow: False,
@@ -238,21 +238,21 @@ class FakeWorld:
     def restart_agent(self) -> None:
         """Both agents are started anew and know nothing of before."""
         self._flows = {n: FakeFlows(host) for n, host in self._hosts.items()}
-        self._agents = {n: Firewall(self._picky[n], self._flows[n], self._tell) for n in Node}
+        self.agents = {n: Firewall(self._picky[n], self._flows[n], self._tell) for n in Node}
 
     def forget(self) -> None:
         """Both agents are told that somebody changed the ruleset."""
-        for agent in self._agents.values():
+        for agent in self.agents.values():
             agent.forget()
 
     def tend(self, node: Node, now: float) -> float | None:
         """The agent of a qube looks after its guards."""
-        return self._agents[node].tend(now)
+        return self.agents[node].tend(now)
 
     def leave(self) -> None:
         """The agent of both qubes is removed; it has been started anew for that."""
         self.restart_agent()
-        for agent in self._agents.values():
+        for agent in self.agents.values():
             agent.leave(self.now())
 
     @contextlib.contextmanager

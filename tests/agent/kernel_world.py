@@ -62,9 +62,10 @@ def bring(
 ) -> dict[str, Result]:
     """Command: Firewall.bring with the surroundings as they are."""
     agent: Firewall = machine.kept["agent"]
-    machine.kept["entries"] = entries
-    found = read_networks()
-    return agent.bring(entries, Surroundings(now, found.near, names, home=found.home, shut=found.shut))
+    machine.kept["entries"], found = entries, read_networks()
+    results = agent.bring(entries, Surroundings(now, found.near, names, home=found.home, shut=found.shut))
+    agent.revoke_all(now)
+    return results
 
 
 def ask(machine: Machine, service: str, payload: bytes) -> bytes:

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""A stranger fills the connection table by datagrams with sources that are not his, while a connection has to end."""
+"""Connection tables with tens of thousands of connections, of strangers who begin or clients who hold them."""
 
 import contextlib
 import ipaddress
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from portfwd.agent.rules.skeleton import MARK_OURS
+from portfwd.agent.rules.skeleton import MARK_OURS, MARK_UP, TABLE
 from portfwd.kernel.conntrack import Conntrack
+from portfwd.kernel.netlink import NETLINK_NETFILTER, NLM_F_NEW, Netlink, attribute, nested
+from portfwd.wire.acknowledgement import Acknowledgement, AgentState
 from portfwd.wire.values import Family, IPAddress
 from tests.agent import sockets
 from tests.agent.kernel_world import KernelWorld, bring
 from tests.agent.machine import Machine
-from tests.agent.world import LAPTOP, UDP, Attempt, Life, accept, relay
+from tests.agent.process import RunningAgent
+from tests.agent.world import LAPTOP, UDP, WORK, Attempt, Life, Node, accept, relay
 
 FLOOD = 40_000
+_CT_NEW = 0x100
 SPOOFED = {Family.V4: ipaddress.ip_address("11.0.0.0"), Family.V6: ipaddress.ip_address("2001:db8:f00d::")}
 
 
@@ -52,7 +57,7 @@ def tracked(_machine: Machine) -> int:
 def walk(_machine: Machine) -> float:
     """Command: how long one walk over all of them takes, in seconds."""
     begin = time.monotonic()
-    Conntrack().marked(MARK_OURS)
+    list(Conntrack().marked(MARK_OURS))
     return time.monotonic() - begin
 
 
@@ -80,3 +85,51 @@ def test_f20_a_flood_of_spoofed_datagrams_keeps_no_connection_of_a_removed_forwa
     if not left:
         assert hop.call(tracked) < 100, "the rest is ended, too, only later"
     kernel.forget_connections()
+
+
+def hold(_machine: Machine, number: int) -> None:
+    """Command: the table as when clients hold that many TCP connections open through port 443."""
+    netlink = Netlink(NETLINK_NETFILTER)
+    hop, work = LAPTOP.dials[Family.V4].packed, WORK[Family.V4].packed
+    state = nested(4, nested(1, attribute(1, b"\x03")))
+    # Seen in both directions, assured, confirmed, with a translated destination.
+    rest = state + attribute(3, struct.pack(">I", 0xAE)) + attribute(7, struct.pack(">I", 600))
+    rest += attribute(8, struct.pack(">I", MARK_UP))
+    for place in range(number):
+        client = (ipaddress.IPv4Address("11.0.0.0") + place).packed
+        ends = nested(1, _ends(client, hop, 4444, 443)), nested(2, _ends(work, client, 443, 4444))
+        netlink.request(_CT_NEW, struct.pack("=BBH", socket.AF_INET, 0, 0) + b"".join(ends) + rest, NLM_F_NEW)
+    netlink.close()
+
+
+def _ends(source: bytes, target: bytes, source_port: int, target_port: int) -> bytes:
+    ports = attribute(2, struct.pack(">H", source_port)) + attribute(3, struct.pack(">H", target_port))
+    return nested(1, attribute(1, source), attribute(2, target)) + nested(2, attribute(1, b"\x06"), ports)
+
+
+@pytest.fixture
+def agent(kernel: KernelWorld) -> Iterator[RunningAgent]:
+    kernel.reset()
+    running = RunningAgent(kernel)
+    yield running
+    running.close()
+
+
+def test_f20_another_port_is_shut_while_the_connections_of_a_removed_forward_are_ended(agent: RunningAgent) -> None:
+    """Mistake: the agent hears nothing until the last of tens of thousands of connections has ended."""
+    held, other = relay(443), relay(22)
+    agent.publish([held, other])
+    hop = agent.world.machine("hop")
+    hop.call(hold, FLOOD)
+    agent.write([other])
+    agent.commit([other])
+    agent.world.wait_until(lambda: hop.call(tracked) < FLOOD, 30)
+    agent.write([])
+    generation = agent.commit([])
+    agent.world.wait_until(lambda: "goto" not in agent.world.nft(Node.HOP, f"list map ip {TABLE} up-port"), 30)
+    assert hop.call(tracked) > 100, "connections are left to be ended"
+    acknowledged = Acknowledgement(generation, AgentState.APPLIED)
+    assert agent.acknowledged() != acknowledged, "what is confirmed is done"
+    agent.world.wait_until(lambda: agent.acknowledged() == acknowledged, 60)
+    assert hop.call(tracked) < 100
+    agent.world.forget_connections()

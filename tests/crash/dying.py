@@ -5,7 +5,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from types import FrameType
 from typing import Any
 
@@ -72,12 +72,12 @@ class DyingFlows:
     def __init__(self, flows: FlowTable, fuse: Fuse) -> None:
         self._flows, self._fuse = flows, fuse
 
-    def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
+    def marked(self, bit: int, which: Which = ALL) -> Iterable[Flow]:
         """As the table inside."""
         self._fuse.burn()
         return self._flows.marked(bit, which)
 
-    def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
+    def unmarked(self, bit: int, which: Which = ALL) -> Iterable[Flow]:
         """As inside."""
         return self._flows.unmarked(bit, which)
 

@@ -45,7 +45,7 @@ class DyingWorld(FakeWorld):
 
     def restart_agent(self) -> None:
         self.fuse.arm(0)
-        self._agents = {
+        self.agents = {
             node: Firewall(DyingNft(self._picky[node], self.fuse), DyingFlows(FakeFlows(host), self.fuse))
             for node, host in self._hosts.items()
         }

@@ -98,6 +98,7 @@ class Agent:
             "start": self._bring,
             "incomplete": self._shut_incomplete,
             "names": self._resolve,
+            "revoke": self._revoke,
         }
 
     def run(self) -> None:
@@ -281,7 +282,20 @@ class Agent:
         self._deadlines.pop("apply", None)
         if again:
             self._deadlines["apply"] = min(again)
+        if self._firewall.revoking:
+            # What is reported is done: not before the last connection has been looked at.
+            self._deadlines["revoke"] = now
+            return
         self._report(state, results | dict.fromkeys(self._desired.refused, Result.REFUSED))
+
+    def _revoke(self) -> None:
+        """End some more connections; whatever else has happened comes before the next ones."""
+        now = read_clocks().monotonic
+        self._firewall.revoke(now)
+        if self._firewall.revoking:
+            self._deadlines["revoke"] = now
+        else:
+            self._bring()
 
     def _reached(self, results: dict[str, Result]) -> dict[str, Result]:
         """Which relays of the kernel lead to a qube: a vif comes in steps, and qubes-network may come after us."""

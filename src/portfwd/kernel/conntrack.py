@@ -12,7 +12,7 @@ import functools
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from portfwd.kernel.netlink import NETLINK_NETFILTER, Netlink, attribute, attributes, nested
@@ -71,10 +71,10 @@ ALL = Which()
 class FlowTable(Protocol):
     """Anything that tracks connections: the kernel, or the fake of the tests."""
 
-    def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
+    def marked(self, bit: int, which: Which = ALL) -> Iterable[Flow]:
         """The connections with that bit in their mark; may give more than `which` selects."""
 
-    def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
+    def unmarked(self, bit: int, which: Which = ALL) -> Iterable[Flow]:
         """The connections without that bit whose destination was translated (DNAT)."""
 
     def forget(self, flow: Flow) -> None:
@@ -87,24 +87,29 @@ class Conntrack:
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_NETFILTER)
 
-    def marked(self, bit: int, which: Which = ALL) -> list[Flow]:
+    def marked(self, bit: int, which: Which = ALL) -> Iterable[Flow]:
         """The connections with that bit in their mark; may give more than `which` selects."""
-        return [flow for flow in self._dump(_masked(bit, bit), which) if flow.mark & bit]
+        return (flow for flow in self._dump(_masked(bit, bit), which) if flow.mark & bit)
 
-    def unmarked(self, bit: int, which: Which = ALL) -> list[Flow]:
+    def unmarked(self, bit: int, which: Which = ALL) -> Iterable[Flow]:
         """The connections without that bit whose destination was translated (DNAT)."""
         found = self._dump(_masked(0, bit), which, _DST_NAT)
-        return [flow for flow in found if flow.translated and not flow.mark & bit]
+        return (flow for flow in found if flow.translated and not flow.mark & bit)
 
     def _dump(self, filters: bytes, which: Which, status: int = 0) -> Iterator[Flow]:
+        """Reads on as the flows are taken, from a socket of its own: others may be asked for and deleted meanwhile."""
         if self._is_empty():
             return
-        # The kernel filters by protocol within one family only.
-        for family in (socket.AF_UNSPEC,) if which.proto is None else (socket.AF_INET, socket.AF_INET6):
-            body = struct.pack("=BBH", family, 0, 0) + filters + _filters(which, status)
-            for message in self._netlink.dump(_CT_GET, body):
-                if (flow := _flow(message.body)) is not None:
-                    yield flow
+        netlink = Netlink(NETLINK_NETFILTER)
+        try:
+            # The kernel filters by protocol within one family only.
+            for family in (socket.AF_UNSPEC,) if which.proto is None else (socket.AF_INET, socket.AF_INET6):
+                body = struct.pack("=BBH", family, 0, 0) + filters + _filters(which, status)
+                for message in netlink.stream(_CT_GET, body):
+                    if (flow := _flow(message.body)) is not None:
+                        yield flow
+        finally:
+            netlink.close()
 
     def _is_empty(self) -> bool:
         # A dump walks all buckets of the kernel's table, however few connections this namespace has.

@@ -79,26 +79,34 @@ class Netlink:
 
     def dump(self, kind: int, body: bytes) -> list[Message]:
         """Send a dump request; returns all messages of the answer."""
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 0, 0) + body)
-        found: list[Message] = []
-        while True:
-            for message in messages(self._socket.recv(_RECEIVE)):
-                _raise_error(message)
-                if message.kind == _NLMSG_DONE:
-                    return found
-                found.append(message)
+        return list(self.stream(kind, body))
+
+    def stream(self, kind: int, body: bytes) -> Iterator[Message]:
+        """Send a dump request; gives the messages of the answer as the kernel makes them.
+
+        Until the last one is taken, nothing else may be asked for on this socket.
+        """
+        for message in self._ask(kind, body, NLM_F_DUMP):
+            if message.kind == _NLMSG_DONE:
+                return
+            yield message
 
     def request(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
         """Send a request that is acknowledged; returns the messages before the acknowledgement."""
-        header = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0)
-        self._socket.send(header + body)
         found: list[Message] = []
+        for message in self._ask(kind, body, NLM_F_ACK | flags):
+            if message.kind == _NLMSG_ERROR:
+                break
+            found.append(message)
+        return found
+
+    def _ask(self, kind: int, body: bytes, flags: int) -> Iterator[Message]:
+        header = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 0, 0)
+        self._socket.send(header + body)
         while True:
             for message in messages(self._socket.recv(_RECEIVE)):
                 _raise_error(message)
-                if message.kind == _NLMSG_ERROR:
-                    return found
-                found.append(message)
+                yield message
 
     def close(self) -> None:
         """Close the socket."""

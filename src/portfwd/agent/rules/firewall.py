@@ -6,6 +6,7 @@ Takes entries and surroundings, gives a result per entry. Only here skeleton, el
 meet; the pure modules beside this one make the texts and decisions.
 """
 
+import errno
 import logging
 from collections.abc import Callable, Iterable
 
@@ -14,9 +15,10 @@ from portfwd.agent.rules.diff import difference, differing, everything, settle
 from portfwd.agent.rules.elements import Elements, Surroundings
 from portfwd.agent.rules.farewell import tell
 from portfwd.agent.rules.kinds import build, kind_of
+from portfwd.agent.rules.revoke import Revoker
 from portfwd.agent.rules.skeleton import BASE_RULES, BASE_TABLE, COMMENT, GUARDS, TABLE, nft_family
 from portfwd.agent.rules.sweep import GUARD_SECONDS, divide, guard_elements, lingers
-from portfwd.kernel.conntrack import Flow, FlowTable, Which
+from portfwd.kernel.conntrack import Flow, FlowTable
 from portfwd.kernel.nft import Nft, NftError
 from portfwd.wire.acknowledgement import Result
 from portfwd.wire.entry import Entry
@@ -78,8 +80,9 @@ class Firewall:
         self._guarded: dict[Family, float] = {}
         self._handing: set[Family] = set()
         """Where the chain stands that asks for the door of what this qube hands on."""
-        self._uncut = False
-        """Whether connections could not be looked at when some had to end."""
+        self._revoker = Revoker(flows, lambda lost, now: self._watch_for({f.family for f in lost}, lost, now), tell)
+        self._not_ended = ""
+        """Why connections could not be ended, as it was last said."""
         self._printed: dict[tuple[Family, str], str] = {}
 
     def bring(self, entries: Iterable[Entry], around: Surroundings) -> dict[str, Result]:
@@ -95,12 +98,46 @@ class Firewall:
             self._close(around)
             return dict.fromkeys(results, Result.FAILED)
         open_entries = [e for e in wanted_entries if results[e.key] is Result.OK]
-        if removed or self._uncut or around.home != self._around.home:
-            self._cut(open_entries, around, self._concerned(open_entries, around) if known else None)
+        if removed or around.home != self._around.home:
+            concerned = self._concerned(open_entries, around) if known else set(Proto)
+            self._revoker.begin(self._open, self._around, concerned)
             self._uncount(open_entries)
-            self._drop_handing()
+        elif self._revoker.failed:
+            self._revoker.retry()
         self._open, self._around = open_entries, around
+        self._revoke_by_now(around.now)
         return results
+
+    @property
+    def revoking(self) -> bool:
+        """Whether connections are left to be looked at since something was taken away."""
+        return self._revoker.walking
+
+    def revoke(self, now: float) -> None:
+        """Look at some more connections, and end those that no entry allows any more."""
+        try:
+            self._revoker.step(now)
+        except OSError as error:
+            if str(error) != self._not_ended:
+                # Said once, not at each try.
+                log.error("connections of removed forwards could not be ended, trying again: %s", error)
+                self._not_ended = str(error)
+        if self._revoker.failed:
+            # What is asked for its door ends all the same, as long as the chain that asks stands.
+            self._watch_for(self._handing, [], now)
+        elif not self.revoking:
+            self._not_ended = ""
+            self._drop_handing()
+
+    def revoke_all(self, now: float) -> None:
+        """Look at all connections that are left to be looked at."""
+        while self.revoking:
+            self.revoke(now)
+
+    def _revoke_by_now(self, now: float) -> None:
+        if self.revoking:
+            self._revoker.judge_by(self._open, self._around)
+            self.revoke(now)
 
     @property
     def opened(self) -> tuple[list[Entry], Surroundings]:
@@ -131,7 +168,7 @@ class Firewall:
                 self._try("".join(parts))
                 del self._guarded[family]
                 self._drop_handing()
-        return min([*self._guarded.values(), *([now + _AGAIN_SECONDS] if self._uncut else [])], default=None)
+        return min([*self._guarded.values(), *([now + _AGAIN_SECONDS] if self._revoker.failed else [])], default=None)
 
     def leave(self, now: float) -> None:
         """Remove everything of ours for good. Raises NftError or OSError when that fails.
@@ -139,6 +176,9 @@ class Firewall:
         Where connections were ended an empty table stays, which keeps them from being picked up again.
         """
         self._close(Surroundings(now))
+        self.revoke_all(now)
+        if self._revoker.failed:
+            raise OSError(errno.EIO, "connections could not be ended")
         for family in Family:
             for chain in BASE_RULES:
                 place = f"{nft_family(family)} {BASE_TABLE} {chain}"
@@ -223,44 +263,9 @@ class Firewall:
         self._printed[(family, chain)] = printed[-1] if printed else rule
         return True
 
-    def _cut(self, entries: list[Entry], around: Surroundings, concerned: set[Proto] | None = None) -> None:
-        """End every connection that came through us and that no entry allows any more.
-
-        Where a script has overwritten the whole mark, what the entries of before allowed is taken for ours. Without
-        guard some may be picked up again by what the qube behind us says; but left alone, all would go on. `concerned`:
-        the protocols in which something may have to end, all without it.
-        """
-        protos = set(Proto) if concerned is None else concerned
-        rest = [Which(assured=False)] if len(protos) == len(Proto) else [Which(proto, False) for proto in protos]
-        ended = 0
-        try:
-            # First what both sides have taken up: the rest may be any number that strangers have begun.
-            for which in (Which(assured=True), *rest):
-                ended += self._end_lost(entries, around, which)
-        except OSError as error:
-            log.error("connections of removed forwards could not be ended, trying again: %s", error)
-            self._uncut = True
-            # What is asked for its door ends all the same, as long as the chain that asks stands.
-            self._watch_for(self._handing, [], around.now)
-            return
-        self._uncut = False
-        if ended:
-            log.info("ended %d connections of forwards that are gone", ended)
-
-    def _end_lost(self, entries: list[Entry], around: Surroundings, which: Which) -> int:
-        hidden, _ = divide(self._flows.unmarked(skeleton.MARK_OURS, which), self._open, self._around)
-        _, lost = divide([*self._flows.marked(skeleton.MARK_OURS, which), *hidden], entries, around)
-        if lost:
-            self._watch_for({flow.family for flow in lost}, lost, around.now)
-            for flow in lost:
-                if not lingers(flow, entries):
-                    self._flows.forget(flow)
-            self._tell(lost)
-        return len(lost)
-
     def _concerned(self, entries: list[Entry], around: Surroundings) -> set[Proto]:
         """The protocols in which a change of entries may end something; all where it is not known what stood before."""
-        if self._uncut or not self._open or _who(around) != _who(self._around):
+        if not self._open or _who(around) != _who(self._around):
             return set(Proto)
         return {entry.proto for entry in set(self._open).difference(entries)}
 
@@ -321,8 +326,9 @@ class Firewall:
             places = [f"{nft_family(family)} {TABLE}" for family in Family]
             self._handing.clear()
             self._nft.run("".join(f"add table {place}\ndelete table {place}\n" for place in places))
-        self._cut([], around)
-        self._open = []
+        self._revoker.begin(self._open, self._around, set(Proto))
+        self._open, self._around = [], around
+        self._revoke_by_now(around.now)
 
     def _try(self, text: str) -> str | None:
         try:
