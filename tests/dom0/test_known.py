@@ -34,6 +34,29 @@ def test_f6_a_net_qube_of_the_way_before_has_to_confirm_too(app: FakeApp, servic
     assert not any("sys-firewall" in line for line in confirmed(app, service))
 
 
+def test_f6_a_hop_where_something_could_not_be_taken_away_confirms_nothing(
+    app: FakeApp, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commit is right, and beside what is wanted there stands what dom0 failed to remove."""
+    for vm in (app.net, app.firewall, app.work):
+        apply(vm)
+    service.refresh()
+    told = "hop=sys-net internal=no confirmed="
+    assert f"{told}yes" in confirmed(app, service)
+
+    def full(_: str) -> None:
+        raise OSError("no daemon")
+
+    app.net.database.write(f"{limits.ENTRIES}other", "what an earlier dom0 wrote")
+    with monkeypatch.context() as patch:
+        patch.setattr(app.net.database, "rm", full)
+        service.refresh()
+        assert f"{told}no" in confirmed(app, service)
+    service.refresh()
+    apply(app.net)
+    assert f"{told}yes" in confirmed(app, service)
+
+
 def test_f6_after_a_restart_of_qubesd_it_is_not_known_what_a_silent_net_qube_holds(
     app: FakeApp, service: Service
 ) -> None:
