@@ -63,25 +63,28 @@ def _forwards(name: str, view: str = "") -> str:
     return answer[2:].decode("ascii", "replace") if answer.startswith(b"0\0") else ""
 
 
-def converge(seconds: float, dead: frozenset[str]) -> list[str]:
+def converge(seconds: float, dead: frozenset[str], unplugged: frozenset[str] = frozenset()) -> list[str]:
     """Wait until every hop has done what dom0 wants; what is still missing when the time is over.
 
     That is: each line of each qube's plan is a problem, paused, or an entry that stands in its hop's QubesDB with the
     agent's word that it is open, and each agent has acknowledged the last commit in its QubesDB, also where that takes
-    something away. Paused qubes, and those in `dead`, are not waited for.
+    something away. Paused qubes, and those in `dead`, are not waited for; nor is the way to a qube that is paused or
+    `unplugged`, which may have no interface.
     """
     deadline = time.monotonic() + seconds
     while True:
-        missing = list(_missing(dead))
+        missing = list(_missing(dead, unplugged))
         if not missing or time.monotonic() > deadline:
             return missing
         time.sleep(_LOOK)
 
 
-def _missing(dead: frozenset[str]) -> Iterator[str]:
+def _missing(dead: frozenset[str], unplugged: frozenset[str]) -> Iterator[str]:
     qubes = dict(list_qubes())
-    present = set(_addresses(name for name, state in qubes.items() if state != "Halted"))
-    silent = dead | {name for name, state in qubes.items() if state == "Paused"}
+    paused = {name for name, state in qubes.items() if state == "Paused"}
+    away = paused | unplugged
+    present = set(_addresses(name for name, state in qubes.items() if state != "Halted" and name not in away))
+    silent = dead | paused
     for name, state in qubes.items():
         # Not the status: for that dom0 asks every qube on the way what its programs do.
         for line in _forwards(name, ".plan").splitlines():
@@ -104,7 +107,7 @@ def _addresses(names: Iterable[str]) -> Iterator[bytes]:
 def _open(words: dict[str, str], line: str, present: Container[bytes]) -> bool:
     """Whether the entry of a line of the plan stands in the hop's QubesDB, and the agent says ok.
 
-    Or that it has no way to an address that no qube has before it is restarted.
+    Or that it has no way to an address that no qube has, or none that can be reached.
     """
     key = f"{words['rule']}.{words['family']}.{words['proto']}"
     value = line[line.index("kind=") : line.index(" state=")]

@@ -55,14 +55,17 @@ class Events(abc.ABC):
     def run(self, machine: str, argv: Sequence[str], **options: Any) -> Any:
         """Run a program inside a machine."""
 
-    def converge(self, seconds: float = CONVERGENCE_DEADLINE, dead: Iterable[str] = ()) -> float:
+    def converge(
+        self, seconds: float = CONVERGENCE_DEADLINE, dead: Iterable[str] = (), unplugged: Iterable[str] = ()
+    ) -> float:
         """Wait until every hop has done what dom0 wants, and give the seconds it took (see lab.dom0.converge).
 
-        dead: qubes that cannot answer, as their agent or their QubesDB is gone. Raises NotConvergedError.
+        dead: qubes that cannot answer, as their agent or their QubesDB is gone; unplugged: running ones without an
+        interface in their net qube. Raises NotConvergedError.
         """
         began = time.monotonic()
         self.ask("settle")
-        if missing := self.call("dom0", dom0.converge, seconds, frozenset(dead)):
+        if missing := self.call("dom0", dom0.converge, seconds, frozenset(dead), frozenset(unplugged)):
             raise NotConvergedError("\n".join(missing))
         return time.monotonic() - began
 

@@ -130,8 +130,8 @@ class Driver(Protocol):
     def pause(self, qube: str, on: bool) -> None:
         """Stop a qube's time, or let it go on."""
 
-    def reboot(self) -> None:
-        """End everything at once, and start what ran."""
+    def reboot(self, names: Sequence[str]) -> None:
+        """End everything at once, and start these, whose net qubes stand before them."""
 
     def disturb(self, qube: str, mischief: Mischief) -> None:
         """Somebody else changes a qube's nftables."""

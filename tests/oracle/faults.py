@@ -37,16 +37,21 @@ class FaultEvents(Base):
 
     @event
     def reboot(self, data: st.DataObject) -> None:
-        """The whole computer loses its power; what ran before is started again."""
+        """The whole computer loses its power; what ran before is started again, with its net qubes."""
         del data
         if "reboot" not in self.driver.can:
             return
-        for qube in [q for q in self.home.qubes.values() if q.running]:
+        ran = [q for q in self.home.qubes.values() if q.running]
+        for qube in ran:
             self.end(qube)
-            qube.running = qube.base = True
+        # Whoever is started has its net qubes started first, whether they ran or not.
+        ways = [[*reversed([*self.home.above(q.name)]), q] for q in ran if q.name in self.home.qubes]
+        names = list(dict.fromkeys(one.name for way in ways for one in way))
+        for one in map(self.home.qubes.__getitem__, names):
+            one.running = one.base = True
         for qube in self.home.qubes.values():
             qube.rules = [placed for placed in qube.rules if placed[1].expire != "reboot"]
-        self.happen("reboot", self.driver.reboot, EVERYBODY)
+        self.happen("reboot", lambda: self.driver.reboot(names), EVERYBODY)
 
     @event
     def restart_while_busy(self, data: st.DataObject) -> None:
@@ -96,6 +101,9 @@ class FaultEvents(Base):
         outermost = [self.home.qubes[name] for name in self.outermost]
         touched = set()
         if what == "kill":
+            if any(self.home.qubes[name].paused for name in self.home.behind(qube.name)):
+                # qubesd gives a paused qube its interface back only if it saw the end of its net qube.
+                return
             self.end(qube)
             touched = {qube.name}
 

@@ -251,22 +251,20 @@ class House(HouseNet):
         self._began()
         (self.lab.pause if on else self.lab.unpause)(qube)
 
-    def reboot(self) -> None:
+    def reboot(self, names: Sequence[str]) -> None:
         """See Driver. The power fails: nobody is told, and what was kept for as long as the host runs is gone."""
         listed = self.lab.api("dom0", "admin.vm.List").splitlines()
         running = [line.split(" ")[0] for line in listed if "state=Running" in line or "state=Paused" in line]
         self.lab.service("dom0", "qubesd", "stop")
-        qubes = [name for name in running if name != "dom0"]
-        for name in qubes:
-            self.lab.ask("destroy", name=name)
+        for name in running:
+            if name != "dom0":
+                self.lab.ask("destroy", name=name)
         words = f"echo oracle-{next(self._boots)} > /run/boot_id; rm -f /var/run/qubes/port-forward-ends"
         self.lab.run("dom0", ["sh", "-c", words], check=True)
         self.lab.service("dom0", "qubesd", "start")
-        there = self.lab.api("dom0", "admin.vm.List")
-        for name in (name for name in qubes if f"{name} class=" in there):
-            if f"{name} class=DispVM" not in there:
-                self.lab.start(name)
-                self._serve(name)
+        for name in names:
+            self.lab.start(name)
+            self._serve(name)
         self._began()
 
     # Faults
@@ -300,7 +298,9 @@ class House(HouseNet):
 
     def settle(self, home: Home) -> Iterator[None]:
         """See Driver."""
-        self.lab.converge(DEADLINE, [q.name for q in home.qubes.values() if q.silent or not q.agent])
+        qubes = home.qubes.values()
+        dead = [q.name for q in qubes if q.silent or not q.agent]
+        self.lab.converge(DEADLINE, dead, [q.name for q in qubes if q.unplugged])
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
             home.now = self.now()
