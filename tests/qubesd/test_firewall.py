@@ -100,7 +100,7 @@ def test_rules_stand_in_the_net_qube_of_a_running_qube(world: World) -> None:
 
 
 def test_an_expired_rule_goes_away_by_itself(world: World) -> None:
-    world.api("work", SET, f"action=accept\naction=drop expire={int(time.time()) + 1}\n")
+    world.api("work", SET, f"action=accept\naction=drop expire={int(time.time()) + 3}\n")
     assert len(world.api("work", GET).splitlines()) == 2
     eventually(lambda: world.api("work", GET) == "action=accept\n", "the end of the rule")
     eventually(lambda: "0001" not in world.firewall_of("sys-firewall", "10.137.0.4"), "its removal from QubesDB")
