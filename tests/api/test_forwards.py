@@ -59,7 +59,7 @@ def test_a_qube_has_a_bounded_number_of_forwards() -> None:
 
 
 def test_where_a_file_is_kept_is_read_as_it_was_meant() -> None:
-    path = PurePosixPath("/var/lib/qubes/appvms/work/firewall.xml.damaged-2026-11-28-12:00:00")
+    path = PurePosixPath("/var/lib/qubes/appvms/personal/firewall.xml.damaged-2026-11-28-12:00:00")
     assert format_kept(path) == f"kept={path}\n"
     assert parse_kept(format_kept(path)) == path
     assert parse_kept("") is None

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
 """What a stock qubesd has in memory when a file cannot be read or written, and what its clients are told."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def test_f10_every_call_names_file_line_and_reason(qubesd: Qubesd) -> None:
         ("Set", "forward", f"{SSH}\n"),
         ("Set", f"forward.{'0' * 32}", ""),
     ):
-        reason = r"/work/[^']*', line 1\d, forward 0: .*99999.*qvm-firewall --reload work.*qvm-firewall work reset"
+        folder = re.escape(str(qubesd.folder / "work"))
+        reason = rf"{folder}/[^']*', line 1\d, forward 0: .*99999.*qvm-firewall --reload work.*qvm-firewall work reset"
         with pytest.raises(qubesd.error("QubesValueError"), match=reason) as caught:
             qubesd.call(method, arg, payload)
         assert type(caught.value).__name__ == "ForwardsUnreadableError"
