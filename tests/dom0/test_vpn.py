@@ -223,10 +223,10 @@ def test_f26_what_a_run_said_that_ended_while_it_was_asked_is_not_held_against_t
 ) -> None:
     """The answer arrives after the end of the qube, and after the user has taken the memory of the tunnel away."""
     app.firewall.database.write(WAY_OUT, "tunnel")
-    sessions, said = service.sessions(), {QubeName("sys-firewall"): WayReport.TUNNEL}
+    asked, said = service.reporting(), {QubeName("sys-firewall"): WayReport.TUNNEL}
     service.stopped(app.firewall)
     app.firewall.xid, app.firewall.database = 7, FakeQubesDB().connect()
-    service.record(said, sessions)
+    service.record(said, asked)
     service.refresh()
     assert limits.FEATURE_VPN not in app.firewall.features
     assert open_hops(app) == [1, 2, 2]

@@ -42,8 +42,8 @@ class Service(ForwardService):
 
     def refresh(self) -> Plan | None:
         """Make every qube's QubesDB equal to the plan; what was planned."""
-        sessions = self.sessions()
-        self.record({name: read_way_out(name, database) for name, database in self.reporting().items()}, sessions)
+        reporting = self.reporting()
+        self.record({name: read_way_out(name, database) for name, database in reporting.items()}, reporting)
         work = self.prepare()
         if work is None:
             return None

@@ -156,9 +156,8 @@ class Running:
 
     async def _ask_way_out(self, name: str) -> None:
         """Read one net qube's report. Everything is looked at anew only if that changes what counts."""
-        sessions = self.service.sessions()
         databases = {n: database for n, database in self.service.reporting().items() if n == name}
-        if self.service.record(await self._workers.each(read_way_out, databases), sessions):
+        if self.service.record(await self._workers.each(read_way_out, databases), databases):
             self.ask()
         self._wake_for_silence()
 
@@ -174,8 +173,8 @@ class Running:
     async def _refresh(self) -> None:
         """Make every qube's QubesDB equal to the plan."""
         service = self.service
-        sessions = service.sessions()
-        service.record(await self._workers.each(read_way_out, service.reporting()), sessions)
+        reporting = service.reporting()
+        service.record(await self._workers.each(read_way_out, reporting), reporting)
         if not self._read_in:
             for _ in service.read_in():
                 await asyncio.sleep(0)

@@ -6,9 +6,8 @@ Takes the `qubes.Qubes` application object (or the laboratory's, which has the s
 A qube that cannot be read is left out of the snapshot, so no port is opened for or through it.
 """
 
-import contextlib
 import logging
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
@@ -169,15 +168,6 @@ def reports_way_out(vm: Any) -> bool:
 def session_of(vm: Any) -> str:
     """A name of the qube's present run: the same during one run, another for the next."""
     return f"{getattr(vm, 'xid', -1)}@{getattr(vm, 'start_time', None) or 0}"
-
-
-def sessions_of(vms: Iterable[Any]) -> dict[QubeName, str]:
-    """The runs of these qubes, of those that can be asked."""
-    found: dict[QubeName, str] = {}
-    for vm in vms:
-        with contextlib.suppress(Exception):
-            found[QubeName(str(vm.name))] = session_of(vm)
-    return found
 
 
 def read_way_out(_name: QubeName, database: Store) -> WayReport:

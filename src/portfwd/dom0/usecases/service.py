@@ -24,7 +24,7 @@ from portfwd.base.expiry import Ends
 from portfwd.base.qubesdb_client import Store
 from portfwd.dom0.planning.holders_file import HoldersFile
 from portfwd.dom0.planning.plan import Plan, is_over, plan
-from portfwd.dom0.planning.snapshot import Qube, Snapshot, may_run, reports_way_out, sessions_of, take_snapshot
+from portfwd.dom0.planning.snapshot import Qube, Snapshot, may_run, reports_way_out, take_snapshot
 from portfwd.dom0.planning.tunnels import Tunnels, WayReport
 from portfwd.dom0.publishing.publish import Publisher
 from portfwd.dom0.storage.forwards import UnstoredError, remedy
@@ -186,18 +186,13 @@ class ForwardService:
             log.exception("port forwarding: net qubes cannot be asked for tunnels")
             return {}
 
-    def sessions(self) -> Mapping[QubeName, str]:
-        """The runs that running net qubes are in, taken before their reports are read."""
-        return sessions_of(filter(reports_way_out, self._app.domains))
+    def record(self, said: Mapping[QubeName, WayReport], databases: Mapping[QubeName, Store]) -> bool:
+        """Record which net qubes reported a tunnel in these databases; returns whether the plan may change.
 
-    def record(self, said: Mapping[QubeName, WayReport], sessions: Mapping[QubeName, str]) -> bool:
-        """Record which net qubes reported a tunnel in these sessions; returns whether the plan may change.
-
-        A report of a run that has ended meanwhile says nothing of the next one.
+        Only a database that is still the one of its qube counts: a run that has ended says nothing of the next one.
         """
-        now = self.sessions()
-        same = {name: word for name, word in said.items() if name in now and sessions.get(name) == now[name]}
-        return self._tunnels.record(same)
+        now = self.reporting()
+        return self._tunnels.record({n: word for n, word in said.items() if n in now and now[n] is databases[n]})
 
     def silence_due(self) -> float | None:
         """Seconds until the reports should be read again, because one says that its tunnel is gone; None for never."""
