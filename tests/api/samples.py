@@ -4,11 +4,12 @@
 
 import ipaddress
 
+from lab.qubesd.api.frames import format_error, format_event
 from portfwd.api.connections import Client, Clients, format_connections
 from portfwd.api.diagnosis import Cause, CheckResult, Diagnosis, Finding, format_check
 from portfwd.api.errors import ErrorWord
 from portfwd.api.forwards import format_forwards
-from portfwd.api.frames import ErrorFrame, Event, format_error, format_event
+from portfwd.api.frames import ErrorFrame, Event
 from portfwd.api.hops import Confirmation, format_hops
 from portfwd.api.plan import PlanAnswer, format_plan
 from portfwd.api.status import (

@@ -4,8 +4,9 @@
 
 import pytest
 
+from lab.qubesd.api.frames import format_error
 from portfwd.api.errors import NO_QUBE, UNEXPECTED, ErrorWord, WordedError
-from portfwd.api.frames import ErrorFrame, format_error, parse_answer
+from portfwd.api.frames import ErrorFrame, parse_answer
 from portfwd.wire.errors import RefusedError
 
 

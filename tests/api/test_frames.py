@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.qubesd.api.frames import format_content, format_error, format_event
 from portfwd.api.frames import (
     ErrorFrame,
     Event,
-    format_content,
-    format_error,
-    format_event,
     parse_answer,
     parse_events,
 )

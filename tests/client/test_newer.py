@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from lab.qubesd.api.frames import format_event
 from portfwd.api.forwards import Forwards
-from portfwd.api.frames import Event, format_event
+from portfwd.api.frames import Event
 from portfwd.api.lines import TAKE_THE_REST
 from portfwd.api.status import Doors, parse_status
 from portfwd.client.commands import qvm_port_forward

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.qubesd.api.frames import format_content, format_error, format_event
 from lab.qubesd.api.permission import Permissions
 from lab.qubesd.base.errors import (
     PermissionDenied,
@@ -30,7 +31,7 @@ from lab.qubesd.base.errors import (
 from lab.qubesd.base.events import Emitter
 from lab.qubesd.base.holder import check_name
 from lab.qubesd.qubes.app import App
-from portfwd.api.frames import ErrorFrame, Event, format_content, format_error, format_event
+from portfwd.api.frames import ErrorFrame, Event
 from portfwd.wire.limits import API_REQUEST_MAX
 
 log = logging.getLogger("api")

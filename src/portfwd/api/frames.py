@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # SPDX-FileCopyrightText: 2026 The Qubes Port Forwarding authors
-"""The frames of qubesd's answers: a content, an error, or endless events. Printers and parsers; no I/O.
+"""The frames of qubesd's answers: a content, an error, or endless events. Their parsers; no I/O.
 
     0 NUL CONTENT
     2 NUL CLASS NUL TRACEBACK NUL TEXT NUL
     1 NUL SUBJECT NUL NAME NUL (KEY NUL VALUE NUL)... NUL            again and again
 
-Source: the Admin API of Qubes OS. The printers are those of the laboratory's qubesd; a real one has its own.
+Source: the Admin API of Qubes OS. qubesd prints them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,16 +34,6 @@ class Event:
     name: str
 
 
-def format_content(content: str) -> bytes:
-    """Frame a content."""
-    return b"0\0" + content.encode()
-
-
-def format_error(error: ErrorFrame) -> bytes:
-    """Frame an error. qubesd sends clients no traceback."""
-    return f"2\0{error.kind}\0\0{error.text}\0".encode()
-
-
 def parse_answer(answer: bytes) -> bytes | ErrorFrame:
     """The content, or the error. Raises RefusedError for what is neither."""
     kind, nul, content = answer.partition(b"\0")
@@ -54,12 +43,6 @@ def parse_answer(answer: bytes) -> bytes | ErrorFrame:
     if kind == b"2" and len(fields) >= 4:
         return ErrorFrame(fields[0], fields[2])
     raise RefusedError("Invalid response format")
-
-
-def format_event(event: Event, details: Mapping[str, str]) -> bytes:
-    """Frame an event. No key may be empty."""
-    fields = [event.subject, event.name, *(part for pair in details.items() for part in pair), ""]
-    return EVENT + b"\0" + "\0".join(fields).encode("ascii") + b"\0"
 
 
 def parse_events(received: bytes) -> tuple[list[Event], bytes]:
