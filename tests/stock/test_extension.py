@@ -226,7 +226,7 @@ def test_forwards_among_the_rules_are_read_and_moved(qubesd: Qubesd) -> None:
 def test_a_damaged_forward_opens_nothing_and_is_never_overwritten(qubesd: Qubesd) -> None:
     qubesd.call("Set", "forward", f"{WEB}\n")
     path = qubesd.folder / "work/firewall.xml"
-    path.write_text(qubesd.file().replace("443", "99999", 1))
+    path.write_text(qubesd.file().replace(">443<", ">99999<", 1))
     before = path.read_text()
     again = qubesd.load()
     firewall = again.domains["work"].firewall

@@ -19,7 +19,7 @@ def damage(qubesd: Qubesd, qube: str = "work") -> str:
     """One forward of the file becomes unreadable while qubesd does not run; what the file then holds."""
     qubesd.call("Set", "forward", f"{WEB}\n{SSH}\n", dest=qube)
     path = qubesd.folder / qube / "firewall.xml"
-    path.write_text(path.read_text().replace("443", "99999", 1))
+    path.write_text(path.read_text().replace(">443<", ">99999<", 1))
     restart(qubesd)
     return path.read_text()
 
@@ -158,7 +158,7 @@ def test_f13_a_port_is_shut_at_once_although_that_cannot_be_stored(qubesd: Qubes
     assert type(told.value).__name__ == "ForwardsUnstoredError"
     for qube in ("sys-net", "sys-firewall", "work"):
         assert len(qubesd.entries(qube)) == 1, qube
-    assert "8443" in qubesd.file()
+    assert ">8443<" in qubesd.file()
     qubesd.app.domains["work"].firewall.load()
     restart(qubesd)
     assert qubesd.call("Get", "forward") == f"{SSH}\n", "a new qubesd does not take the old file for the truth"
@@ -168,7 +168,7 @@ def test_f13_a_port_is_shut_at_once_although_that_cannot_be_stored(qubesd: Qubes
     room_again(qubesd.folder)
     qubesd.app.domains["personal"].fire_event("domain-start")
     qubesd.turn()
-    assert "8443" not in qubesd.file()
+    assert ">8443<" not in qubesd.file()
     restart(qubesd)
     assert qubesd.call("Get", "forward") == f"{SSH}\n"
     assert list((qubesd.folder / "port-forward-unstored").iterdir()) == []
@@ -196,6 +196,6 @@ def test_f13_a_file_that_somebody_has_written_since_is_newer_than_what_could_not
     with pytest.raises(qubesd.error("QubesException")):
         qubesd.call("Set", "forward", "")
     path = qubesd.folder / "work/firewall.xml"
-    path.write_text(path.read_text().replace("8443", "9443"))
+    path.write_text(path.read_text().replace(">8443<", ">9443<"))
     restart(qubesd)
     assert qubesd.call("Get", "forward") == f"{WEB.replace('8443-8443', '9443-9443')}\n{SSH}\n"
